@@ -1,0 +1,48 @@
+"""Encode, decode and sample with diffusion models through the ODE of DDIM (arXiv 2010.02502, Eq. (14)).
+
+    from ddim_ode import decode, encode, load_model, make_grid
+    from solvers import get_solver
+
+Importing this package is cheap; a name brings its module, and torch, when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddim_ode.codec import decode as decode
+    from ddim_ode.codec import encode as encode
+    from ddim_ode.grids import Grid as Grid
+    from ddim_ode.grids import full_range as full_range
+    from ddim_ode.grids import grid_of_timesteps as grid_of_timesteps
+    from ddim_ode.grids import make_grid as make_grid
+    from ddim_ode.images import load_image as load_image
+    from ddim_ode.images import save_image as save_image
+    from ddim_ode.latents import Latent as Latent
+    from ddim_ode.latents import load_latent as load_latent
+    from ddim_ode.latents import save_latent as save_latent
+    from ddim_ode.models import Model as Model
+    from ddim_ode.models import load_model as load_model
+    from ddim_ode.ode import ProbabilityFlowODE as ProbabilityFlowODE
+    from ddim_ode.schedule import NoiseSchedule as NoiseSchedule
+    from ddim_ode.schedule import make_schedule as make_schedule
+
+_MODULES = {
+    "codec": ("decode", "encode"),
+    "grids": ("Grid", "full_range", "grid_of_timesteps", "make_grid"),
+    "images": ("load_image", "save_image"),
+    "latents": ("Latent", "load_latent", "save_latent"),
+    "models": ("Model", "load_model"),
+    "ode": ("ProbabilityFlowODE",),
+    "schedule": ("NoiseSchedule", "make_schedule"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ddim_ode' has no attribute '{name}'")
+    return getattr(import_module(f"ddim_ode.{_HOMES[name]}"), name)

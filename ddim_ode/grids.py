@@ -1,0 +1,218 @@
+"""Grids: which noise levels to visit on the way between an image and its latent.
+
+Notation: ``tau`` is a sub-sequence of the timesteps of training (DDIM, arXiv 2010.02502, Section 4.2), ``steps`` the
+number of intervals. A grid has steps + 1 nodes in rising sigma; encoding walks it upwards, decoding downwards.
+
+The clean end is the node where the image is:
+
+``zero``       sigma = 0, alpha_bar = 1, as in the paper, its code and diffusers; the network is called there with
+               t = 0. The other ``steps`` nodes are the timesteps of tau.
+``sigma-min``  the smallest sigma of training, at t = 0; the image is taken as x_bar there, as in dpm-solver, and
+               the network is never called outside of what it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim_ode.schedule import NoiseSchedule
+
+CLEAN_ENDS = ("zero", "sigma-min")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The nodes of a walk: ``sigmas``, rising, and ``timesteps``, the indices of training they stand for.
+
+    ``name``       how the nodes were chosen: a key of ``GRIDS``, or 'explicit'.
+    ``clean_end``  'zero' or 'sigma-min'.
+
+    Raises:
+        ValueError: if the sigmas do not rise strictly from >= 0, or the two lists differ in length.
+    """
+
+    name: str
+    clean_end: str
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.clean_end not in CLEAN_ENDS:
+            raise ValueError(f"unknown clean end '{self.clean_end}'; choose one of: {', '.join(CLEAN_ENDS)}")
+        if len(self.sigmas) < 2 or len(self.sigmas) != len(self.timesteps):
+            raise ValueError(
+                f"a grid needs at least two sigmas and as many timesteps, "
+                f"but it has {len(self.sigmas)} and {len(self.timesteps)}"
+            )
+        if not self.sigmas[0] >= 0:
+            raise ValueError(f"sigma must not be negative, but the grid begins at {self.sigmas[0]:g}")
+        for i, (sigma, following) in enumerate(pairwise(self.sigmas)):
+            if not following > sigma:
+                raise ValueError(f"sigmas must rise strictly, but sigma[{i + 1}] = {following:g} follows {sigma:g}")
+
+    @property
+    def steps(self) -> int:
+        """The number of intervals, one less than the number of nodes."""
+        return len(self.sigmas) - 1
+
+    @property
+    def sigma_T(self) -> float:
+        """The noise level of the latent."""
+        return self.sigmas[-1]
+
+    def upward(self) -> Tensor:
+        """The sigmas in the order of encoding; float64, shape ``(steps + 1,)``."""
+        import torch
+
+        return torch.tensor(self.sigmas, dtype=torch.float64)
+
+    def downward(self) -> Tensor:
+        """The sigmas in the order of decoding; float64, shape ``(steps + 1,)``."""
+        return self.upward().flip(0)
+
+
+def make_grid(
+    schedule: NoiseSchedule,
+    name: str,
+    steps: int,
+    *,
+    clean_end: str | None = None,
+    t_end: int | None = None,
+) -> Grid:
+    """The grid called ``name`` with exactly ``steps`` steps.
+
+    ``clean_end``  'zero' or 'sigma-min'; None for the default of the named grid.
+    ``t_end``      the last timestep in use, T - 1 unless given; a ``tau`` may stop short of it.
+
+    Raises:
+        ValueError: for an unknown name, fewer than one step, or more than there are timesteps to choose from.
+    """
+    if name not in GRIDS:
+        raise ValueError(f"unknown grid '{name}'; choose one of: {', '.join(sorted(GRIDS))}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, but it is {steps}")
+    last = len(schedule) - 1 if t_end is None else t_end
+    if not 1 <= last <= len(schedule) - 1:
+        raise ValueError(f"t_end must lie in [1, {len(schedule) - 1}], but it is {t_end}")
+    kind = GRIDS[name]
+    clean_end = clean_end or kind.clean_end
+    nodes = steps if clean_end == "zero" else steps + 1
+    if isinstance(kind, Tau):
+        if nodes > last + 1:
+            raise ValueError(
+                f"grid '{name}' with clean end '{clean_end}' and {steps} steps needs {nodes} timesteps, "
+                f"but there are {last + 1}; take fewer steps"
+            )
+        tau: Sequence[float] = kind.timesteps(steps, last + 1)
+        if clean_end == "sigma-min":
+            tau = kind.timesteps(nodes, last + 1) if tau[0] == 0 else [0, *tau]
+        return grid_of_timesteps(schedule, tau, name=name, clean_end=clean_end)
+    sigma_end = float(schedule.sigma(last))
+    sigmas = kind.sigmas(nodes, schedule.sigma_min, sigma_end) if nodes > 1 else [sigma_end]
+    return _grid(schedule, name, clean_end, sigmas, [float(t) for t in schedule.t(_tensor(sigmas))])
+
+
+def grid_of_timesteps(
+    schedule: NoiseSchedule, tau: Sequence[float], *, name: str = "explicit", clean_end: str = "zero"
+) -> Grid:
+    """The grid of an explicit ``tau``, rising within [0, T - 1]; fractional timesteps are allowed.
+
+    With the clean end 'zero' the node sigma = 0 is put before them: as many steps as timesteps. With 'sigma-min' tau
+    must begin at 0: one step less.
+
+    Raises:
+        ValueError: for timesteps out of range, repeated or falling, or a 'sigma-min' tau that begins elsewhere.
+    """
+    if clean_end == "sigma-min" and (not tau or tau[0] != 0):
+        raise ValueError(f"with clean end 'sigma-min' tau must begin at 0, but it is {list(tau[:3])}...; put 0 first")
+    for previous, t in pairwise(tau):
+        if not t > previous:
+            raise ValueError(f"timesteps must rise strictly, but {t:g} follows {previous:g}")
+    sigmas = [float(sigma) for sigma in schedule.sigma(_tensor(tau))]
+    return _grid(schedule, name, clean_end, sigmas, [float(t) for t in tau])
+
+
+def full_range(schedule: NoiseSchedule, *, clean_end: str = "sigma-min") -> Grid:
+    """One step over the whole range of training, for methods that use the two ends only and step by themselves."""
+    return make_grid(schedule, "log-snr", 1, clean_end=clean_end)
+
+
+def _grid(schedule: NoiseSchedule, name: str, clean_end: str, sigmas: list[float], timesteps: list[float]) -> Grid:
+    if clean_end == "zero":
+        sigmas, timesteps = [0.0, *sigmas], [0.0, *timesteps]
+    return Grid(name, clean_end, tuple(sigmas), tuple(timesteps))
+
+
+def _tensor(values: Sequence[float]) -> Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _linear(n: int, T: int) -> list[int]:
+    return [i * T // n for i in range(n)]
+
+
+def _quad(n: int, T: int) -> list[int]:
+    tau = [0 if n > 1 else T - 1]
+    for i in range(1, n):
+        # Where the parabola is so flat that it would repeat a timestep, take the next one that is free.
+        tau.append(max(i * i * (T - 1) // (n - 1) ** 2, tau[-1] + 1))
+    return tau
+
+
+def _leading(n: int, T: int) -> list[int]:
+    return [i * (T // n) for i in range(n)]
+
+
+def _trailing(n: int, T: int) -> list[int]:
+    return [round(T - i * T / n) - 1 for i in reversed(range(n))]
+
+
+def _linspace(n: int, T: int) -> list[int]:
+    return [round(i * ((T - 1) / (n - 1))) for i in range(n)] if n > 1 else [0]
+
+
+def _karras(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return [(low + i / (n - 1) * (high - low)) ** rho for i in range(n)]
+
+
+def _log_snr(n: int, sigma_min: float, sigma_max: float) -> list[float]:
+    return [sigma_min * (sigma_max / sigma_min) ** (i / (n - 1)) for i in range(n)]
+
+
+@dataclass(frozen=True)
+class Tau:
+    """A rule that picks ``n`` of ``T`` timesteps, rising: ``timesteps(n, T)``."""
+
+    timesteps: Callable[[int, int], list[int]]
+    source: str
+    clean_end: str = "zero"
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """A rule that puts ``n`` >= 2 sigmas between two ends, rising: ``sigmas(n, sigma_min, sigma_max)``."""
+
+    sigmas: Callable[[int, float, float], list[float]]
+    source: str
+    clean_end: str = "sigma-min"
+
+
+# The registry: command line, tests, plots and docs read it.
+GRIDS: dict[str, Tau | Spacing] = {
+    "linear": Tau(_linear, "floor(i T / S), i < S: DDIM's linear tau as its code has it where S divides T"),
+    "quad": Tau(_quad, "floor(c i^2), i < S, up to t_end: DDIM's quadratic tau; its code has t_end = 0.8 T"),
+    "leading": Tau(_leading, "i (T // S), i < S: diffusers' 'leading' with steps_offset 0"),
+    "trailing": Tau(_trailing, "round(T - i T / S) - 1, i < S: diffusers' 'trailing'"),
+    "linspace": Tau(_linspace, "round(i (T - 1) / (S - 1)), i < S: diffusers' 'linspace'"),
+    "karras": Spacing(_karras, "equal steps in sigma^(1/7): Karras et al., arXiv 2206.00364, Eq. (5)"),
+    "log-snr": Spacing(_log_snr, "equal steps in log sigma: Lu et al., arXiv 2206.00927, Section 3.3"),
+}

@@ -1,0 +1,135 @@
+"""Pictures in files and images as tensors: reading, fitting to a model's size, writing.
+
+Notation: an image tensor is ``(B, C, H, W)``, float64, pixels in [-1, 1]; a picture is what Pillow opens.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf, log10
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from ddim_ode.files import write_file
+
+# The rule by which a picture of any size becomes an image of the model's; it is stored with the latent.
+FIT = "exif-rotate, alpha over white, center-crop to the model's aspect, lanczos"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an image came from: the file's name, the picture's ``(width, height)``, and how it was fitted."""
+
+    name: str
+    size: tuple[int, int]
+    fit: str = FIT
+
+
+class ImageFileError(ValueError):
+    """A file that is no picture, or not a whole one."""
+
+
+def load_image(path: Path, channels: int, height: int, width: int) -> tuple[Tensor, Source]:
+    """The picture in ``path``, fitted to ``(1, channels, height, width)``, pixels in [-1, 1]; and where it came from.
+
+    Any mode that Pillow opens: the EXIF rotation is applied, transparency is laid over white, 16-bit grey keeps its
+    depth, colour becomes luminance for a model of one channel, and of an animation the first frame is taken. The
+    largest centred part of the model's aspect is resized by Lanczos filtering; at its own size no pixel changes.
+
+    Raises:
+        ImageFileError: if the file is missing, empty, a folder, truncated, too large, or not a picture.
+    """
+    if channels not in (1, 3):
+        raise ImageFileError(f"pictures have 1 or 3 channels, but the model takes {channels}")
+    picture = _open(path)
+    source = Source(path.name, picture.size)
+    bands = _bands(picture, channels)
+    fitted = [ImageOps.fit(band, (width, height), method=Image.Resampling.LANCZOS) for band in bands]
+    pixels = np.stack([np.asarray(band, dtype=np.float64) for band in fitted])
+    return torch.from_numpy(pixels * 2 - 1).clamp(-1, 1)[None], source
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        if path.is_dir():
+            raise ImageFileError(f"'{path}' is a folder, not a picture; name the files in it")
+        if path.stat().st_size == 0:
+            raise ImageFileError(f"'{path}' is empty")
+        with Image.open(path) as picture:
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except FileNotFoundError:
+        raise ImageFileError(f"'{path}' does not exist") from None
+    except UnidentifiedImageError:
+        raise ImageFileError(f"'{path}' is not a picture that Pillow can open") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageFileError):
+            raise
+        raise ImageFileError(f"cannot read the picture '{path}': {error}") from error
+
+
+def _bands(picture: Image.Image, channels: int) -> list[Image.Image]:
+    """The picture as ``channels`` bands of mode F with values in [0, 1]."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float32)
+        # Pillow keeps 16-bit grey in I;16 or I; float pictures are taken as [0, 1].
+        return [Image.fromarray(values / (1.0 if picture.mode == "F" else 65535.0))] * channels
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB" if channels == 3 else "L")
+    return [Image.fromarray(np.asarray(band, dtype=np.float32) / 255) for band in picture.split()]
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """The image ``(C, H, W)``, pixels in [-1, 1], as an 8-bit picture; here, and only here, values are clipped."""
+    values = ((image.detach().double().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def tile(images: Tensor, columns: int, *, gap: int = 2) -> Tensor:
+    """Images ``(B, C, H, W)`` as one ``(C, H', W')``, row by row, with white gaps of ``gap`` pixels."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = images.new_ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_image(
+    image: Tensor, path: Path, *, settings: Mapping[str, object], zoom: int = 1, overwrite: bool = False
+) -> None:
+    """Write the image ``(C, H, W)``, pixels in [-1, 1], as an 8-bit PNG that carries ``settings`` as JSON text.
+
+    ``zoom``  each pixel becomes a square of this side, for small images that people are to look at.
+
+    Raises:
+        OSError: if the file exists and ``overwrite`` is false, or cannot be written.
+    """
+    picture = to_picture(image)
+    if zoom > 1:
+        picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("ddim-ode", json.dumps(settings))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=text)
+    write_file(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def pixel_mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared error of each image, shape ``(B,)``, on the scale [0, 1], of images ``(B, C, H, W)`` in [-1, 1]."""
+    return ((a.double() - b.double()) / 2).square().flatten(1).mean(1)
+
+
+def psnr(mse: float) -> float:
+    """Peak signal-to-noise ratio in dB of an ``mse`` on the scale [0, 1]."""
+    return inf if mse == 0 else -10 * log10(mse)

@@ -1,0 +1,179 @@
+"""The latent file ``latent.pt``: one latent and all that is needed to decode it rightly.
+
+It is a dict of tensors, numbers, strings, lists and dicts, so that ``torch.load(path, weights_only=True)`` opens it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim_ode.files import write_file
+from ddim_ode.grids import Grid
+from ddim_ode.images import Source
+from ddim_ode.models import Model
+from ddim_ode.schedule import NoiseSchedule
+
+FORMAT = "ddim-ode latent"
+VERSION = 1
+SCALE = "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
+
+
+class LatentError(ValueError):
+    """A file that is no latent, is damaged, or belongs to another model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """A latent with its history.
+
+    ``x_T``            ``(1, C, H, W)``, about unit variance, float64 or float32.
+    ``grid``           the grid it was encoded on; its last sigma is the noise level of x_T.
+    ``solver``         the settings of the solver, ``name`` among them.
+    ``schedule``       the noise schedule of the model.
+    ``model``, ``fingerprint``  the name of the model and the fingerprint of its weights.
+    ``source``         the picture it was made from.
+    ``nfe``            network evaluations spent on it.
+
+    Raises:
+        LatentError: if x_T has another shape or holds NaN or infinity.
+    """
+
+    x_T: Tensor
+    grid: Grid
+    solver: Mapping[str, str | float]
+    schedule: NoiseSchedule
+    model: str
+    fingerprint: str
+    source: Source
+    nfe: int
+
+    def __post_init__(self) -> None:
+        if self.x_T.ndim != 4 or self.x_T.shape[0] != 1 or not self.x_T.is_floating_point():
+            raise LatentError(
+                f"x_T must be a float tensor of shape (1, C, H, W), but it is {self.x_T.dtype} {tuple(self.x_T.shape)}"
+            )
+        if not bool(self.x_T.isfinite().all()):
+            raise LatentError("x_T holds NaN or infinity; encode the image again")
+
+    def check_fits(self, model: Model, *, any_model: bool = False) -> None:
+        """Raise LatentError unless ``model`` can decode this latent rightly.
+
+        ``any_model``  accept other weights and another schedule; the shape must fit all the same.
+        """
+        expected = (1, model.channels, model.height, model.width)
+        if tuple(self.x_T.shape) != expected:
+            raise LatentError(
+                f"the latent has shape {tuple(self.x_T.shape)}, but model '{model.name}' takes {expected}; "
+                f"decode it with the model it names: '{self.model}'"
+            )
+        if any_model:
+            return
+        if not self.schedule.matches(model.schedule):
+            raise LatentError(
+                f"the latent was encoded with schedule '{self.schedule.name}', sigma up to {self.grid.sigma_T:.6g}, "
+                f"but model '{model.name}' has '{model.schedule.name}', up to {model.schedule.sigma_max:.6g}; "
+                f"decode it with the model it names: '{self.model}'"
+            )
+        if self.fingerprint != model.fingerprint:
+            raise LatentError(
+                f"the latent was encoded with model '{self.model}' (weights {self.fingerprint[:12]}), but "
+                f"'{model.name}' has other weights ({model.fingerprint[:12]}); decode it with the model it names"
+            )
+
+
+def save_latent(latent: Latent, path: Path, *, overwrite: bool = False) -> None:
+    """Write the latent file; it is there whole or not at all.
+
+    Raises:
+        OSError: if the file exists and ``overwrite`` is false, or cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "x_T": latent.x_T.detach().cpu().clone(),
+        "dtype": str(latent.x_T.dtype).removeprefix("torch."),
+        "scale": SCALE,
+        "sigma_T": latent.grid.sigma_T,
+        "grid": {
+            "name": latent.grid.name,
+            "clean_end": latent.grid.clean_end,
+            "sigmas": list(latent.grid.sigmas),
+            "timesteps": list(latent.grid.timesteps),
+        },
+        "solver": dict(latent.solver),
+        "schedule": {"name": latent.schedule.name, "alpha_bar": latent.schedule.alpha_bar},
+        "model": {"name": latent.model, "fingerprint": latent.fingerprint},
+        "source": asdict(latent.source),
+        "nfe": latent.nfe,
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue(), overwrite=overwrite)
+
+
+def load_latent(path: Path) -> Latent:
+    """Read a latent file; nothing in it is ever executed.
+
+    Raises:
+        LatentError: if it is missing, empty, truncated, no latent file, of another version, or inconsistent.
+    """
+    content = _unpickle(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise LatentError(f"'{path}' is not a latent file of ddim-ode; make one with: encode")
+    if content.get("version") != VERSION:
+        raise LatentError(
+            f"'{path}' has format version {content.get('version')}, but this program reads version {VERSION}; "
+            "use the version of ddim-ode that wrote it"
+        )
+    try:
+        return _from_content(content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise LatentError(f"the latent file '{path}' is damaged: {what}") from error
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        if path.is_dir():
+            raise LatentError(f"'{path}' is a folder, not a latent file; name the files in it")
+        if path.stat().st_size == 0:
+            raise LatentError(f"'{path}' is empty")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except LatentError:
+        raise
+    except FileNotFoundError:
+        raise LatentError(f"'{path}' does not exist") from None
+    except Exception as error:  # whatever a broken or malicious pickle provokes
+        raise LatentError(
+            f"'{path}' is not a latent file, or a truncated one: torch.load(weights_only=True) refuses it"
+        ) from error
+
+
+def _from_content(content: dict[str, Any]) -> Latent:
+    grid = content["grid"]
+    return Latent(
+        x_T=content["x_T"],
+        grid=Grid(
+            str(grid["name"]),
+            str(grid["clean_end"]),
+            tuple(float(sigma) for sigma in grid["sigmas"]),
+            tuple(float(t) for t in grid["timesteps"]),
+        ),
+        solver={str(key): value for key, value in content["solver"].items()},
+        schedule=NoiseSchedule(str(content["schedule"]["name"]), content["schedule"]["alpha_bar"]),
+        model=str(content["model"]["name"]),
+        fingerprint=str(content["model"]["fingerprint"]),
+        source=Source(
+            name=str(content["source"]["name"]),
+            size=(int(content["source"]["size"][0]), int(content["source"]["size"][1])),
+            fit=str(content["source"]["fit"]),
+        ),
+        nfe=int(content["nfe"]),
+    )

@@ -1,0 +1,179 @@
+"""Diffusion models in diffusers' folder formats, ready for the ODE.
+
+A model is a U-Net that takes ``(x, t)``, the schedule it was trained with, and what it predicts. It comes from
+
+- a pipeline folder: ``unet/`` and ``scheduler/`` (also reached by naming its ``unet`` folder),
+- a flat folder: the U-Net's ``config.json`` and weights, and ``scheduler_config.json`` beside them,
+- ``org/name`` on the Hugging Face Hub, in either layout, where there is a network,
+- this package, for the name 'default'.
+
+Weights are read from safetensors if there are any, else from a pickle of tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddim_ode.ode import PREDICTIONS, ProbabilityFlowODE
+from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
+
+DEFAULT_MODEL = "default"
+_DEFAULT_FOLDER = Path(__file__).parent / "pretrained" / "ddpm-cifar10"
+_WEIGHTS = "diffusion_pytorch_model"
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the message says what is missing or not supported."""
+
+
+class UNet(nn.Module):
+    """diffusers' ``UNet2DModel`` as a plain function of x and t; of a learned variance only the mean is kept."""
+
+    def __init__(self, unet: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.unet = unet
+        self.channels = channels
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``."""
+        return self.unet(x, t, return_dict=False)[0][:, : self.channels]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with what is needed to use it; images are ``(B, channels, height, width)``."""
+
+    name: str
+    network: nn.Module
+    schedule: NoiseSchedule
+    prediction: str
+    channels: int
+    height: int
+    width: int
+
+    def ode(self, *, max_nfe: int | None = None) -> ProbabilityFlowODE:
+        """A fresh ODE of this model, with its count of evaluations at zero."""
+        return ProbabilityFlowODE(self.network, self.schedule, prediction=self.prediction, max_nfe=max_nfe)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, shapes and values of the weights; the same in every file format and folder."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu") -> Model:
+    """The model in the folder ``name``, on the Hub under ``name``, or the embedded one for 'default'.
+
+    Raises:
+        ModelError: if there is no such model, or it is of a kind that is not supported.
+    """
+    folder = _DEFAULT_FOLDER if name == DEFAULT_MODEL else _find(name)
+    unet_folder, scheduler_file = _layout(folder)
+    scheduler = _read_json(scheduler_file)
+    prediction = str(scheduler.get("prediction_type", "epsilon"))
+    if prediction not in PREDICTIONS:
+        raise ModelError(
+            f"model '{name}' predicts '{prediction}', which is not supported yet; "
+            f"supported are: {', '.join(sorted(PREDICTIONS))}"
+        )
+    if scheduler.get("clip_sample", False):
+        warnings.warn(
+            f"the scheduler of model '{name}' asks for clip_sample; nothing is clipped here, "
+            "because a clipped step is no step of the ODE",
+            stacklevel=2,
+        )
+    try:
+        schedule = schedule_from_diffusers(scheduler)
+    except ValueError as error:
+        raise ModelError(f"model '{name}': {error}") from error
+    unet = _load_unet(name, unet_folder)
+    size = unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = int(unet.config["in_channels"])
+    network = UNet(unet, channels).to(device).eval().requires_grad_(False)
+    return Model(name, network, schedule, prediction, channels, height, width)
+
+
+def _find(name: str) -> Path:
+    """The folder ``name``, or a local copy of what the Hub has under that name."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ModelError(f"there is no model folder '{name}', and it is not a Hub name of the form org/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", f"*{_WEIGHTS}.safetensors", f"*{_WEIGHTS}.bin"]))
+    except Exception as error:  # the Hub's client raises many kinds, from HTTP to validation
+        raise ModelError(
+            f"there is no model folder '{name}', and it could not be fetched from the Hub: {_first_line(error)}"
+        ) from error
+
+
+def _layout(folder: Path) -> tuple[Path, Path]:
+    """The U-Net's folder and the scheduler's file of a model folder, in any of the three layouts."""
+    if (folder / "unet" / "config.json").is_file():
+        unet, candidates = folder / "unet", [folder / "scheduler", folder]
+    elif (folder / "config.json").is_file():
+        unet, candidates = folder, [folder, folder.parent / "scheduler"]
+    else:
+        raise ModelError(f"'{folder}' is not a model folder: it has neither unet/config.json nor config.json")
+    for candidate in candidates:
+        if (candidate / "scheduler_config.json").is_file():
+            return unet, candidate / "scheduler_config.json"
+    raise ModelError(
+        f"'{folder}' has no scheduler_config.json, so the noise schedule of its training is not known; "
+        "put diffusers' file there, in scheduler/ or beside config.json"
+    )
+
+
+def _load_unet(name: str, folder: Path) -> Any:
+    config = _read_json(folder / "config.json")
+    kind = config.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise ModelError(f"model '{name}' is a {kind}; only diffusers' UNet2DModel is supported")
+    has_safetensors = any(folder.glob(f"{_WEIGHTS}*.safetensors"))
+    if not has_safetensors and not any(folder.glob(f"{_WEIGHTS}*.bin")):
+        raise ModelError(f"'{folder}' holds no weights: neither {_WEIGHTS}.safetensors nor {_WEIGHTS}.bin")
+    from diffusers import UNet2DModel
+
+    try:
+        return UNet2DModel.from_pretrained(
+            folder, use_safetensors=has_safetensors, low_cpu_mem_usage=False, local_files_only=True
+        )
+    except Exception as error:  # damaged weights fail in diffusers, safetensors, torch or json, each in its own way
+        raise ModelError(f"cannot load the U-Net of model '{name}' from '{folder}': {_first_line(error)}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read '{path}': {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"'{path}' must hold a JSON object, but it holds a {type(content).__name__}")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

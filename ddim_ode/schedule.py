@@ -1,0 +1,152 @@
+"""The noise schedule: how much noise there is at each timestep of training.
+
+Notation, after Song et al., "Denoising Diffusion Implicit Models" (arXiv 2010.02502):
+
+``t``          index of training, 0 ... T - 1; index 0 already has noise. Fractional values are allowed.
+``alpha_bar``  prod_{i<=t} (1 - beta_i), falling from about 1 to about 0. DDIM calls it alpha_t.
+``sigma``      sqrt((1 - alpha_bar) / alpha_bar), rising: the noise level of x_bar = x / sqrt(alpha_bar).
+
+Between the indices log sigma is linear in t, as in k-diffusion. sigma = 0, the clean image, lies below index 0; its
+timestep is 0, because that is the least noise a network has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+class NoiseSchedule:
+    """``alpha_bar`` for each timestep of training: float64 on the CPU, shape ``(T,)``, strictly falling in (0, 1).
+
+    Raises:
+        ValueError: if the table is not such a one.
+    """
+
+    def __init__(self, name: str, alpha_bar: Tensor) -> None:
+        alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
+        if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
+            raise ValueError(f"alpha_bar must have shape (T,) with T >= 2, but its shape is {tuple(alpha_bar.shape)}")
+        if not bool(((alpha_bar > 0) & (alpha_bar < 1)).all()):
+            raise ValueError(
+                f"alpha_bar of schedule '{name}' must lie strictly between 0 and 1, but it spans "
+                f"[{float(alpha_bar.min()):g}, {float(alpha_bar.max()):g}]; at 0 (zero terminal SNR) sigma is infinite"
+            )
+        if not bool((alpha_bar.diff() < 0).all()):
+            raise ValueError(f"alpha_bar of schedule '{name}' must fall strictly with t")
+        self.name = name
+        self.alpha_bar = alpha_bar
+        self._log_sigma = ((1 - alpha_bar) / alpha_bar).log() / 2
+
+    def __len__(self) -> int:
+        """T, the number of timesteps of training."""
+        return len(self.alpha_bar)
+
+    @property
+    def sigma_min(self) -> float:
+        """The smallest sigma of training, at t = 0."""
+        return float(self._log_sigma[0].exp())
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest sigma of training, at t = T - 1."""
+        return float(self._log_sigma[-1].exp())
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """sigma at timestep ``t``, any shape, within [0, T - 1]; float64, same shape.
+
+        Raises:
+            ValueError: if a timestep lies outside [0, T - 1].
+        """
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        last = len(self) - 1
+        if not bool(((t >= 0) & (t <= last)).all()):
+            raise ValueError(f"timesteps must lie in [0, {last}], but they span [{float(t.min())}, {float(t.max())}]")
+        left = t.floor().long().clamp(max=last - 1)
+        return torch.lerp(self._log_sigma[left], self._log_sigma[left + 1], t - left).exp()
+
+    def t(self, sigma: Tensor | float) -> Tensor:
+        """Timestep of ``sigma``, any shape, sigma >= 0; float64, same shape, within [0, T - 1].
+
+        The inverse of ``sigma(t)``; below sigma_min it is 0 and above sigma_max T - 1, the ends of training.
+        """
+        log_sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").log()
+        log_sigma = log_sigma.clamp(float(self._log_sigma[0]), float(self._log_sigma[-1]))
+        right = torch.searchsorted(self._log_sigma, log_sigma).clamp(1, len(self) - 1)
+        low, high = self._log_sigma[right - 1], self._log_sigma[right]
+        return right - 1 + (log_sigma - low) / (high - low)
+
+    def matches(self, other: NoiseSchedule) -> bool:
+        """True if both have the same table, up to the rounding of its making."""
+        return len(self) == len(other) and torch.allclose(self.alpha_bar, other.alpha_bar, rtol=1e-9, atol=0)
+
+
+def _linear(beta_start: float, beta_end: float, steps: int) -> Tensor:
+    return torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+
+
+def _scaled_linear(beta_start: float, beta_end: float, steps: int) -> Tensor:
+    return torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), steps, dtype=torch.float64) ** 2
+
+
+def _cosine(beta_start: float, beta_end: float, steps: int) -> Tensor:
+    """Nichol and Dhariwal, arXiv 2102.09672, Eq. (17); the two betas play no part."""
+    time = torch.arange(steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+def _sigmoid(beta_start: float, beta_end: float, steps: int) -> Tensor:
+    ramp = torch.linspace(-6, 6, steps, dtype=torch.float64)
+    return torch.sigmoid(ramp) * (beta_end - beta_start) + beta_start
+
+
+# Betas by the name that diffusers gives them.
+BETA_SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": _cosine,
+    "sigmoid": _sigmoid,
+}
+
+
+def make_schedule(
+    name: str = "linear", *, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> NoiseSchedule:
+    """A named schedule with ``timesteps`` = T indices; the defaults are DDPM's (Ho et al., arXiv 2006.11239, 4).
+
+    Raises:
+        ValueError: for an unknown name, or betas that are not inside (0, 1).
+    """
+    if name not in BETA_SCHEDULES:
+        raise ValueError(f"unknown schedule '{name}'; choose one of: {', '.join(sorted(BETA_SCHEDULES))}")
+    return _from_betas(f"{name}-{timesteps}", BETA_SCHEDULES[name](beta_start, beta_end, timesteps))
+
+
+def schedule_from_diffusers(config: Mapping[str, object]) -> NoiseSchedule:
+    """The schedule of a diffusers ``scheduler_config.json``; absent keys have the defaults of diffusers.
+
+    Raises:
+        ValueError: for a schedule that has no finite sigma (zero terminal SNR) or that is unknown here.
+    """
+    if config.get("rescale_betas_zero_snr"):
+        raise ValueError("rescale_betas_zero_snr = true is not supported: its last sigma is infinite")
+    betas = config.get("trained_betas")
+    if betas is not None:
+        table = torch.as_tensor(betas, dtype=torch.float64)
+        return _from_betas(f"trained_betas-{len(table)}", table)
+    return make_schedule(
+        str(config.get("beta_schedule", "linear")),
+        timesteps=int(config.get("num_train_timesteps", 1000)),  # type: ignore[call-overload]
+        beta_start=float(config.get("beta_start", 1e-4)),  # type: ignore[arg-type]
+        beta_end=float(config.get("beta_end", 0.02)),  # type: ignore[arg-type]
+    )
+
+
+def _from_betas(name: str, betas: Tensor) -> NoiseSchedule:
+    if not bool(((betas > 0) & (betas < 1)).all()):
+        raise ValueError(f"betas of '{name}' must lie in (0, 1), but span [{float(betas.min())}, {float(betas.max())}]")
+    return NoiseSchedule(name, torch.cumprod(1 - betas, dim=0))

@@ -1,0 +1,36 @@
+"""Solvers of initial value problems in torch: ``solver(field, x, grid) -> x``. See ``solvers.base``.
+
+Importing this package is cheap: torch, torchdiffeq and scipy are imported when a solver runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
+from solvers.base import Solver as Solver
+from solvers.base import SolverError as SolverError
+from solvers.fixed import FIXED_STEP_SOLVERS
+from solvers.scipy_adapter import SCIPY_SOLVERS
+from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
+
+# The registry: command line, tests, plots and docs read it.
+SOLVERS: dict[str, Solver] = {s.name: s for s in (*FIXED_STEP_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)}
+
+
+def get_solver(name: str, *, rtol: float | None = None, atol: float | None = None) -> Solver:
+    """The solver called ``name``, with tolerances other than its own where they are given.
+
+    Raises:
+        ValueError: if there is no such solver, if a fixed-step solver is given a tolerance, or if a tolerance
+            lies outside [1e-13, 1).
+    """
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver '{name}'; choose one of: {', '.join(sorted(SOLVERS))}")
+    solver = SOLVERS[name]
+    tolerances = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    if tolerances and not isinstance(solver, AdaptiveSolver):
+        raise ValueError(
+            f"solver '{name}' takes fixed steps and has no {' or '.join(tolerances)}; set the steps instead"
+        )
+    return replace(solver, **tolerances)

@@ -1,0 +1,88 @@
+"""What a solver is, and the little that all solvers share.
+
+A solver integrates dx/dsigma = field(sigma, x) along a grid:
+
+    x_end = solver(field, x_start, grid)
+
+``field``   right-hand side ``(sigma, x) -> dx/dsigma``; ``sigma`` is a float64 tensor of shape ``()`` on the
+            CPU, ``x`` and the result have one shape, with the batch first: ``(B, ...)``.
+``grid``    float64 tensor of shape ``(steps + 1,)`` on the CPU, strictly monotone, in either direction: the
+            values of sigma to visit. The clock stays in float64 whatever the dtype and device of ``x``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Field = Callable[[Tensor, Tensor], Tensor]
+
+
+class SolverError(RuntimeError):
+    """A solver could not reach the end of its grid; the message says where it stopped and what to try."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(ABC):
+    """A way to integrate ``dx/dsigma = field(sigma, x)``; immutable, and without memory between calls.
+
+    ``order``   p such that the error of one pass over a grid of spacing h is O(h^p).
+    ``source``  where the method is written down.
+    """
+
+    name: str
+    order: int
+    source: str
+
+    @abstractmethod
+    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
+        """Integrate ``x``, shape ``(B, ...)``, from ``grid[0]`` to ``grid[-1]``; returns the same shape.
+
+        Raises:
+            ValueError: if the grid is not strictly monotone or has fewer than two points.
+            SolverError: if the end cannot be reached, naming the sigma where it stopped.
+        """
+
+    @abstractmethod
+    def nfe(self, steps: int) -> int | None:
+        """Number of field evaluations for ``steps`` steps; None where the method decides for itself."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, str | float]:
+        """What to write down beside a result to be able to repeat it."""
+
+    @property
+    def adaptive(self) -> bool:
+        """True if the method chooses its own steps and uses of the grid only the two ends."""
+        return self.nfe(1) is None
+
+
+def check_grid(grid: Tensor) -> None:
+    """Raise ValueError unless ``grid``, shape ``(steps + 1,)``, is float64 and strictly monotone."""
+    values = grid.tolist()
+    if not isinstance(values, list) or len(values) < 2:
+        raise ValueError(f"grid must be a 1-D tensor of at least two points, but its shape is {tuple(grid.shape)}")
+    if grid.element_size() < 8:
+        raise ValueError(f"grid must be float64, but it is {grid.dtype}; make it with dtype=torch.float64")
+    upwards = values[-1] > values[0]
+    for i in range(1, len(values)):
+        if not (values[i] > values[i - 1] if upwards else values[i] < values[i - 1]):
+            raise ValueError(
+                f"grid must be strictly monotone, but grid[{i}] = {values[i]:g} "
+                f"follows grid[{i - 1}] = {values[i - 1]:g}"
+            )
+
+
+def check_finite(x: Tensor, name: str, what: str, sigma: Tensor | float) -> None:
+    """Raise SolverError if ``x``, any shape, holds a NaN or an infinity; ``what`` names it in the message."""
+    if not bool(x.isfinite().all()):
+        raise SolverError(
+            f"{name}: the {what} is not finite at sigma = {float(sigma):.6g}; "
+            "try more steps, another grid or a smaller tolerance, and check the input and the network"
+        )

@@ -1,0 +1,70 @@
+"""scipy's initial value solvers as solvers: ``scipy-NAME``. They run in float64 on the CPU, without gradients.
+
+Virtanen et al., "SciPy 1.0", Nature Methods 17 (2020); scipy.integrate.solve_ivp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
+from solvers.base import SolverError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from solvers.base import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScipySolver(AdaptiveSolver):
+    """A method of ``scipy.integrate.solve_ivp``, in the chart's variable.
+
+    The implicit ones (``Radau``, and ``LSODA`` where it turns stiff) estimate a Jacobian at the cost of one
+    evaluation per component of the state: they are for small states, or for a great deal of patience.
+    """
+
+    method: str
+
+    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
+        import torch
+        from scipy.integrate import solve_ivp
+
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(f"{self.name} cannot be differentiated; use one of our own or torchdiffeq's solvers")
+        watch = Watch(field, self.name, grid)
+        field_in_u = self.chart.pull_back(watch)
+
+        def func(u: float, y: np.ndarray) -> np.ndarray:
+            state = torch.from_numpy(y).reshape(x.shape).to(x)
+            return field_in_u(torch.tensor(u, dtype=torch.float64), state).double().cpu().numpy().ravel()
+
+        begin, end = self.chart.u(grid[[0, -1]]).tolist()
+        solution = solve_ivp(
+            func,
+            (begin, end),
+            x.detach().double().cpu().numpy().ravel(),
+            method=self.method,
+            t_eval=[end],  # otherwise every step is kept
+            rtol=self.rtol,
+            atol=self.atol,
+            first_step=FIRST_STEP * abs(end - begin),
+        )
+        if not solution.success:
+            raise SolverError(watch.stopped(solution.message.rstrip(".")))
+        return torch.from_numpy(solution.y[:, -1]).reshape(x.shape).to(x)
+
+
+def _solver(method: str, order: int) -> ScipySolver:
+    source = f"scipy.integrate.solve_ivp, method '{method}'"
+    return ScipySolver(name=f"scipy-{method}", order=order, method=method, source=source)
+
+
+SCIPY_SOLVERS: tuple[ScipySolver, ...] = (
+    _solver("RK45", 5),
+    _solver("DOP853", 8),
+    _solver("LSODA", 12),  # of variable order, at most 12
+    _solver("Radau", 5),
+)
