@@ -60,6 +60,15 @@ def decode(
     return _integrate(ode, x_bar_T, grid.downward(), solver, differentiable)
 
 
+def draw_latents(count: int, shape: tuple[int, int, int], *, seed: int) -> Tensor:
+    """``count`` latents x_T from N(0, I), ``(count, C, H, W)`` for ``shape`` (C, H, W); float64 on the CPU.
+
+    The first ones do not depend on ``count``, nor any on the device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)])
+
+
 def state_dtype(device: torch.device) -> torch.dtype:
     """float64 where ``device`` has it, else float32."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -18,7 +18,9 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write '{path}': there is no folder '{path.parent}'; make it first")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"'{path}' exists already; choose another name, or allow to overwrite it")
+        raise FileExistsError(
+            f"'{path}' exists already; choose another name, or ask for it with --overwrite (overwrite=True)"
+        )
 
 
 def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:

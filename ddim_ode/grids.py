@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import floor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def make_grid(
     steps: int,
     *,
     clean_end: str | None = None,
-    t_end: int | None = None,
+    t_end: float | None = None,
 ) -> Grid:
     """The grid called ``name`` with exactly ``steps`` steps.
 
@@ -104,14 +105,15 @@ def make_grid(
     clean_end = clean_end or kind.clean_end
     nodes = steps if clean_end == "zero" else steps + 1
     if isinstance(kind, Tau):
-        if nodes > last + 1:
+        count = floor(last) + 1
+        if nodes > count:
             raise ValueError(
                 f"grid '{name}' with clean end '{clean_end}' and {steps} steps needs {nodes} timesteps, "
-                f"but there are {last + 1}; take fewer steps"
+                f"but there are {count}; take fewer steps"
             )
-        tau: Sequence[float] = kind.timesteps(steps, last + 1)
+        tau: Sequence[float] = kind.timesteps(steps, count)
         if clean_end == "sigma-min":
-            tau = kind.timesteps(nodes, last + 1) if tau[0] == 0 else [0, *tau]
+            tau = kind.timesteps(nodes, count) if tau[0] == 0 else [0, *tau]
         return grid_of_timesteps(schedule, tau, name=name, clean_end=clean_end)
     sigma_end = float(schedule.sigma(last))
     sigmas = kind.sigmas(nodes, schedule.sigma_min, sigma_end) if nodes > 1 else [sigma_end]
@@ -138,9 +140,12 @@ def grid_of_timesteps(
     return _grid(schedule, name, clean_end, sigmas, [float(t) for t in tau])
 
 
-def full_range(schedule: NoiseSchedule, *, clean_end: str = "sigma-min") -> Grid:
-    """One step over the whole range of training, for methods that use the two ends only and step by themselves."""
-    return make_grid(schedule, "log-snr", 1, clean_end=clean_end)
+def full_range(schedule: NoiseSchedule, *, clean_end: str | None = None, t_end: float | None = None) -> Grid:
+    """One step over the whole range, for methods that use the two ends only and step by themselves.
+
+    Arguments and errors are those of ``make_grid``.
+    """
+    return make_grid(schedule, "log-snr", 1, clean_end=clean_end, t_end=t_end)
 
 
 def _grid(schedule: NoiseSchedule, name: str, clean_end: str, sigmas: list[float], timesteps: list[float]) -> Grid:

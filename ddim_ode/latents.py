@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,31 @@ class Latent:
                 f"'{model.name}' has other weights ({model.fingerprint[:12]}); decode it with the model it names"
             )
 
+    def check_reaches(self, grid: Grid) -> None:
+        """Raise LatentError unless decoding on ``grid`` begins at this latent's noise level."""
+        if not isclose(grid.sigma_T, self.grid.sigma_T, rel_tol=1e-9):
+            raise LatentError(
+                f"the latent lies at sigma = {self.grid.sigma_T:.6g} (t = {self.grid.timesteps[-1]:g}), but grid "
+                f"'{grid.name}' with {grid.steps} steps begins at {grid.sigma_T:.6g} (t = {grid.timesteps[-1]:g}); "
+                "take one that reaches any end, such as linspace or log-snr"
+            )
+
+    def summary(self) -> str:
+        """What is in it, in a few lines for people to read."""
+        solver = ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in self.solver.items())
+        width, height = self.source.size
+        moment = float((self.x_T**2).mean())
+        return "\n".join(
+            (
+                f"latent of '{self.source.name}' ({width} x {height}; {self.source.fit})",
+                f"  x_T        {tuple(self.x_T.shape)} {self.x_T.dtype}, second moment {moment:.4f}",
+                f"  sigma_T    {self.grid.sigma_T:.6g} at t = {self.grid.timesteps[-1]:g}; scale: {SCALE}",
+                f"  grid       {self.grid.name}, {self.grid.steps} steps, clean end {self.grid.clean_end}",
+                f"  solver     {solver}, {self.nfe} NFE",
+                f"  model      {self.model}, weights {self.fingerprint[:12]}, schedule {self.schedule.name}",
+            )
+        )
+
 
 def save_latent(latent: Latent, path: Path, *, overwrite: bool = False) -> None:
     """Write the latent file; it is there whole or not at all.
@@ -134,7 +160,7 @@ def load_latent(path: Path) -> Latent:
         )
     try:
         return _from_content(content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a wrong structure provokes
         what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise LatentError(f"the latent file '{path}' is damaged: {what}") from error
 

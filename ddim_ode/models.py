@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``."""
-        return self.unet(x, t, return_dict=False)[0][:, : self.channels]
+        output: Tensor = self.unet(x, t, return_dict=False)[0]
+        return output[:, : self.channels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,22 @@ class Model:
         digest = hashlib.sha256()
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def summary(self) -> str:
+        """What it is, in a few lines for people to read."""
+        schedule = self.schedule
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        return "\n".join(
+            (
+                f"model '{self.name}'",
+                f"  images     {self.channels} x {self.height} x {self.width}",
+                f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
+                f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
+                f"  weights    {self.fingerprint}",
+            )
+        )
 
 
 def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu") -> Model:
@@ -106,6 +122,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     except ValueError as error:
         raise ModelError(f"model '{name}': {error}") from error
     unet = _load_unet(name, unet_folder)
+    _check_supported(name, unet.config)
     size = unet.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     channels = int(unet.config["in_channels"])
@@ -152,17 +169,43 @@ def _load_unet(name: str, folder: Path) -> Any:
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ModelError(f"model '{name}' is a {kind}; only diffusers' UNet2DModel is supported")
-    has_safetensors = any(folder.glob(f"{_WEIGHTS}*.safetensors"))
-    if not has_safetensors and not any(folder.glob(f"{_WEIGHTS}*.bin")):
+    # The weights themselves or, of weights in parts, the index.
+    has_safetensors = any(folder.glob(f"{_WEIGHTS}.safetensors*"))
+    if not has_safetensors and not any(folder.glob(f"{_WEIGHTS}.bin*")):
         raise ModelError(f"'{folder}' holds no weights: neither {_WEIGHTS}.safetensors nor {_WEIGHTS}.bin")
     from diffusers import UNet2DModel
 
     try:
-        return UNet2DModel.from_pretrained(
-            folder, use_safetensors=has_safetensors, low_cpu_mem_usage=False, local_files_only=True
+        unet, report = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
+            folder,
+            use_safetensors=has_safetensors,
+            low_cpu_mem_usage=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except Exception as error:  # damaged weights fail in diffusers, safetensors, torch or json, each in its own way
         raise ModelError(f"cannot load the U-Net of model '{name}' from '{folder}': {_first_line(error)}") from error
+    if report["missing_keys"]:
+        raise ModelError(f"the weights in '{folder}' lack: {', '.join(sorted(report['missing_keys']))}")
+    return unet
+
+
+def _check_supported(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ModelError unless the U-Net of this ``config`` is a function of x and a fractional t alone."""
+    if config["sample_size"] is None:
+        raise ModelError(f"model '{name}' does not say its image size; write sample_size into its config.json")
+    if config["num_class_embeds"] is not None or config["class_embed_type"] is not None:
+        raise ModelError(f"model '{name}' needs a class label for every image; that is not supported")
+    if config["time_embedding_type"] != "positional":
+        raise ModelError(
+            f"model '{name}' has time_embedding_type '{config['time_embedding_type']}'; only 'positional' is supported"
+        )
+    channels, out = config["in_channels"], config["out_channels"]
+    if out not in (channels, 2 * channels):
+        raise ModelError(
+            f"model '{name}' turns {channels} channels into {out}; it should be {channels}, "
+            f"or {2 * channels} with a learned variance"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -69,11 +69,12 @@ class NoiseSchedule:
         return torch.lerp(self._log_sigma[left], self._log_sigma[left + 1], t - left).exp()
 
     def t(self, sigma: Tensor | float) -> Tensor:
-        """Timestep of ``sigma``, any shape, sigma >= 0; float64, same shape, within [0, T - 1].
+        """Timestep of ``sigma``, any shape; float64, same shape, within [0, T - 1].
 
-        The inverse of ``sigma(t)``; below sigma_min it is 0 and above sigma_max T - 1, the ends of training.
+        The inverse of ``sigma(t)``; below sigma_min it is 0 and above sigma_max T - 1, the ends of training. That
+        holds below sigma = 0 too, where adaptive methods look when they step over the clean end.
         """
-        log_sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").log()
+        log_sigma = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").clamp(min=0).log()
         log_sigma = log_sigma.clamp(float(self._log_sigma[0]), float(self._log_sigma[-1]))
         right = torch.searchsorted(self._log_sigma, log_sigma).clamp(1, len(self) - 1)
         low, high = self._log_sigma[right - 1], self._log_sigma[right]
@@ -119,10 +120,12 @@ def make_schedule(
     """A named schedule with ``timesteps`` = T indices; the defaults are DDPM's (Ho et al., arXiv 2006.11239, 4).
 
     Raises:
-        ValueError: for an unknown name, or betas that are not inside (0, 1).
+        ValueError: for an unknown name, fewer than 2 timesteps, or betas that are not inside (0, 1).
     """
     if name not in BETA_SCHEDULES:
         raise ValueError(f"unknown schedule '{name}'; choose one of: {', '.join(sorted(BETA_SCHEDULES))}")
+    if timesteps < 2:
+        raise ValueError(f"a schedule needs at least 2 timesteps, but it has {timesteps}")
     return _from_betas(f"{name}-{timesteps}", BETA_SCHEDULES[name](beta_start, beta_end, timesteps))
 
 
@@ -136,14 +139,24 @@ def schedule_from_diffusers(config: Mapping[str, object]) -> NoiseSchedule:
         raise ValueError("rescale_betas_zero_snr = true is not supported: its last sigma is infinite")
     betas = config.get("trained_betas")
     if betas is not None:
-        table = torch.as_tensor(betas, dtype=torch.float64)
+        try:
+            table = torch.as_tensor(betas, dtype=torch.float64).reshape(-1)
+        except TypeError as error:
+            raise ValueError(f"trained_betas must be a list of numbers: {error}") from error
         return _from_betas(f"trained_betas-{len(table)}", table)
     return make_schedule(
         str(config.get("beta_schedule", "linear")),
-        timesteps=int(config.get("num_train_timesteps", 1000)),  # type: ignore[call-overload]
-        beta_start=float(config.get("beta_start", 1e-4)),  # type: ignore[arg-type]
-        beta_end=float(config.get("beta_end", 0.02)),  # type: ignore[arg-type]
+        timesteps=int(_number(config, "num_train_timesteps", 1000)),
+        beta_start=_number(config, "beta_start", 1e-4),
+        beta_end=_number(config, "beta_end", 0.02),
     )
+
+
+def _number(config: Mapping[str, object], key: str, default: float) -> float:
+    value = config.get(key, default)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{key} must be a number, but it is {value!r}")
+    return value
 
 
 def _from_betas(name: str, betas: Tensor) -> NoiseSchedule:

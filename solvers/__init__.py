@@ -28,9 +28,8 @@ def get_solver(name: str, *, rtol: float | None = None, atol: float | None = Non
     if name not in SOLVERS:
         raise ValueError(f"unknown solver '{name}'; choose one of: {', '.join(sorted(SOLVERS))}")
     solver = SOLVERS[name]
-    tolerances = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
-    if tolerances and not isinstance(solver, AdaptiveSolver):
-        raise ValueError(
-            f"solver '{name}' takes fixed steps and has no {' or '.join(tolerances)}; set the steps instead"
-        )
-    return replace(solver, **tolerances)
+    if rtol is None and atol is None:
+        return solver
+    if not isinstance(solver, AdaptiveSolver):
+        raise ValueError(f"solver '{name}' takes fixed steps and has no tolerances; set the number of steps instead")
+    return replace(solver, rtol=solver.rtol if rtol is None else rtol, atol=solver.atol if atol is None else atol)

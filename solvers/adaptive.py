@@ -1,4 +1,4 @@
-"""What the adaptive adapters share: tolerances, the chart they integrate in, and the watch over each slope."""
+"""What the adapters share: tolerances and the chart of the adaptive ones, and the watch over each slope."""
 
 from __future__ import annotations
 
@@ -46,19 +46,25 @@ class AdaptiveSolver(Solver):
 
 
 class Watch:
-    """A field that remembers the last sigma it was asked for, and refuses to return NaN or infinity."""
+    """A field that remembers the last sigma it was asked for, and refuses to return NaN or infinity.
+
+    ``inside``  True while the field runs, and for good once it has raised.
+    """
 
     def __init__(self, field: Field, name: str, grid: Tensor) -> None:
         check_grid(grid)
         self._field = field
         self._name = name
         self.sigma = float(grid[0])
+        self.inside = False
         self._end = float(grid[-1])
 
     def __call__(self, sigma: Tensor, x: Tensor) -> Tensor:
         """The slope of the field at ``sigma``, shape ``()``, and ``x``, shape ``(B, ...)``; the shape of ``x``."""
         self.sigma = float(sigma)
+        self.inside = True
         slope = self._field(sigma, x)
+        self.inside = False
         check_finite(slope, self._name, "slope", sigma)
         return slope
 

@@ -65,11 +65,11 @@ class Solver(ABC):
 
 def check_grid(grid: Tensor) -> None:
     """Raise ValueError unless ``grid``, shape ``(steps + 1,)``, is float64 and strictly monotone."""
-    values = grid.tolist()
-    if not isinstance(values, list) or len(values) < 2:
+    if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"grid must be a 1-D tensor of at least two points, but its shape is {tuple(grid.shape)}")
-    if grid.element_size() < 8:
+    if not grid.is_floating_point() or grid.element_size() < 8:
         raise ValueError(f"grid must be float64, but it is {grid.dtype}; make it with dtype=torch.float64")
+    values = grid.tolist()
     upwards = values[-1] > values[0]
     for i in range(1, len(values)):
         if not (values[i] > values[i - 1] if upwards else values[i] < values[i - 1]):

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 class ScipySolver(AdaptiveSolver):
     """A method of ``scipy.integrate.solve_ivp``, in the chart's variable.
 
-    The implicit ones (``Radau``, and ``LSODA`` where it turns stiff) estimate a Jacobian at the cost of one
-    evaluation per component of the state: they are for small states, or for a great deal of patience.
+    ``implicit``  whether the method solves equations with the field's Jacobian (LSODA: where it finds the problem
+                  stiff). The Jacobian is taken by autograd, because scipy's differences are too fine for a float32
+                  network; it costs one evaluation and a backward pass for each component of the state, so these
+                  methods are for small states, or for a great deal of patience.
     """
 
     method: str
+    implicit: bool = False
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
         import torch
@@ -37,34 +40,43 @@ class ScipySolver(AdaptiveSolver):
         watch = Watch(field, self.name, grid)
         field_in_u = self.chart.pull_back(watch)
 
+        def slope(u: float, y: Tensor) -> Tensor:
+            state = y.reshape(x.shape).to(x)
+            return field_in_u(torch.tensor(u, dtype=torch.float64), state).double().cpu().flatten()
+
         def func(u: float, y: np.ndarray) -> np.ndarray:
-            state = torch.from_numpy(y).reshape(x.shape).to(x)
-            return field_in_u(torch.tensor(u, dtype=torch.float64), state).double().cpu().numpy().ravel()
+            return slope(u, torch.from_numpy(y)).detach().numpy()
+
+        def jacobian(u: float, y: np.ndarray) -> np.ndarray:
+            with torch.enable_grad():
+                matrix: Tensor = torch.func.jacrev(lambda y: slope(u, y))(torch.from_numpy(y))
+            return matrix.numpy()
 
         begin, end = self.chart.u(grid[[0, -1]]).tolist()
         solution = solve_ivp(
             func,
             (begin, end),
-            x.detach().double().cpu().numpy().ravel(),
+            x.detach().double().cpu().flatten().numpy(),
             method=self.method,
             t_eval=[end],  # otherwise every step is kept
             rtol=self.rtol,
             atol=self.atol,
             first_step=FIRST_STEP * abs(end - begin),
+            **({"jac": jacobian} if self.implicit else {}),
         )
         if not solution.success:
             raise SolverError(watch.stopped(solution.message.rstrip(".")))
         return torch.from_numpy(solution.y[:, -1]).reshape(x.shape).to(x)
 
 
-def _solver(method: str, order: int) -> ScipySolver:
+def _solver(method: str, order: int, *, implicit: bool = False) -> ScipySolver:
     source = f"scipy.integrate.solve_ivp, method '{method}'"
-    return ScipySolver(name=f"scipy-{method}", order=order, method=method, source=source)
+    return ScipySolver(name=f"scipy-{method}", order=order, method=method, implicit=implicit, source=source)
 
 
 SCIPY_SOLVERS: tuple[ScipySolver, ...] = (
     _solver("RK45", 5),
     _solver("DOP853", 8),
-    _solver("LSODA", 12),  # of variable order, at most 12
-    _solver("Radau", 5),
+    _solver("LSODA", 12, implicit=True),  # of variable order, at most 12
+    _solver("Radau", 5, implicit=True),
 )

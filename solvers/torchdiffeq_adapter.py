@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
-from solvers.base import Solver, SolverError, check_finite, check_grid
+from solvers.base import Solver, SolverError, check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,10 +30,10 @@ class TorchdiffeqFixedSolver(Solver):
     nfe_per_step: int
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        check_grid(grid)
+        watch = Watch(field, self.name, grid)
         # Asking for the two ends only, and giving the grid as an option, keeps two states instead of steps + 1.
         options = {"grid_constructor": lambda func, y0, t: grid.to(t)}
-        end = _odeint(field, x, grid[[0, -1]], method=self.method, options=options)
+        end = _odeint(watch, x, grid[[0, -1]], method=self.method, options=options)
         check_finite(end, self.name, "state", grid[-1])
         return end
 
@@ -72,6 +72,8 @@ class TorchdiffeqAdaptiveSolver(AdaptiveSolver):
                 atol=self.atol * self.estimate,
             )
         except AssertionError as error:  # its way to say that the step became too small
+            if watch.inside:
+                raise
             raise SolverError(watch.stopped(str(error))) from error
 
 
@@ -94,9 +96,9 @@ def _odeint(
     def func(sigma: Tensor, state: Tensor) -> Tensor:
         return field(sigma.double().cpu() if clock == ends.dtype else sigma, state.to(x.dtype)).to(clock)
 
-    return odeint(func, x.to(clock), ends.to(x.device, clock), method=method, options=options, rtol=rtol, atol=atol)[
-        -1
-    ].to(x.dtype)
+    ends = ends.to(x.device, clock)
+    states: Tensor = odeint(func, x.to(clock), ends, method=method, options=options, rtol=rtol, atol=atol)
+    return states[-1].to(x.dtype)
 
 
 def _fixed(method: str, order: int, nfe_per_step: int) -> TorchdiffeqFixedSolver:

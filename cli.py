@@ -1,0 +1,498 @@
+"""The command line: ``python cli.py COMMAND``, installed as ``ddim-ode``. It parses, calls and reports.
+
+Only click is imported here, and the registries that the options list, which are cheap: torch and the rest are
+imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from itertools import groupby
+from math import ceil, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import click
+
+from ddim_ode.grids import CLEAN_ENDS, GRIDS, full_range, grid_of_timesteps, make_grid
+from solvers import SOLVERS, Solver, get_solver
+
+if TYPE_CHECKING:
+    from ddim_ode.grids import Grid
+    from ddim_ode.latents import Latent
+    from ddim_ode.models import Model
+    from ddim_ode.ode import ProbabilityFlowODE
+    from ddim_ode.schedule import NoiseSchedule
+
+DEFAULT_SOLVER = "heun"
+DEFAULT_GRID = "log-snr"
+DEFAULT_STEPS = 50
+
+T = TypeVar("T")
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end with one clear line, not with a traceback, where input or machine are to blame."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; ValueError, OSError, RuntimeError and MemoryError become one line and exit status 1."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", UserWarning)
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except click.UsageError as error:
+            error.ctx = None  # or else click puts two lines of usage before the one that matters
+            raise
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            raise click.ClickException(_one_line(error)) from error
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, UserWarning):
+        click.echo(f"Warning: {message}", err=True)
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+class GridName(click.ParamType):  # type: ignore[type-arg]
+    """The name of a grid, or an explicit list of timesteps such as 0,250,500,999."""
+
+    name = "grid"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(sorted(GRIDS))}|T,T,...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value in GRIDS:
+            return value
+        try:
+            return tuple(float(t) for t in value.split(","))
+        except ValueError:
+            self.fail(f"unknown grid '{value}'; choose one of: {', '.join(sorted(GRIDS))}, or timesteps T,T,...")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The options that the commands share, each named as on the command line."""
+
+    model: str
+    device: str
+    batch_size: int
+    solver: str | None
+    steps: int | None
+    grid: str | tuple[float, ...] | None
+    clean_end: str | None
+    rtol: float | None
+    atol: float | None
+    max_nfe: int
+
+    def load_model(self) -> Model:
+        """The model, on the device."""
+        from ddim_ode.devices import find_device
+        from ddim_ode.models import load_model
+
+        return load_model(self.model, device=find_device(self.device))
+
+    def make_solver(self, settings: Mapping[str, Any] | None = None) -> Solver:
+        """The solver of the options; where they name none, that of ``settings``, and else the default."""
+        settings = settings if settings and self.solver in (None, settings["name"]) else {}
+        return get_solver(
+            self.solver or settings.get("name", DEFAULT_SOLVER),
+            rtol=settings.get("rtol") if self.rtol is None else self.rtol,
+            atol=settings.get("atol") if self.atol is None else self.atol,
+        )
+
+    def make_grid(
+        self,
+        schedule: NoiseSchedule,
+        solver: Solver,
+        *,
+        name: str = DEFAULT_GRID,
+        steps: int = DEFAULT_STEPS,
+        clean_end: str | None = None,
+        t_end: float | None = None,
+    ) -> Grid:
+        """The grid of the options; what they leave open is as in the arguments."""
+        clean_end = self.clean_end or clean_end
+        if solver.adaptive:
+            if self.steps or self.grid:
+                raise click.UsageError(
+                    f"solver '{solver.name}' chooses its own steps and takes no --steps or --grid; "
+                    "set --rtol and --atol instead"
+                )
+            return full_range(schedule, clean_end=clean_end, t_end=t_end)
+        if isinstance(self.grid, tuple):
+            grid = grid_of_timesteps(schedule, self.grid, clean_end=clean_end or "zero")
+            if self.steps not in (None, grid.steps):
+                raise click.UsageError(f"these timesteps make {grid.steps} steps, not {self.steps}; leave out --steps")
+            return grid
+        return make_grid(schedule, self.grid or name, self.steps or steps, clean_end=clean_end, t_end=t_end)
+
+    def plan_decoding(self, latent: Latent, model: Model) -> tuple[Solver, Grid]:
+        """Solver and grid for a latent: as it was encoded, but for what the options say."""
+        solver = self.make_solver(latent.solver)
+        grid = latent.grid
+        stepped = not SOLVERS[str(latent.solver["name"])].adaptive if latent.solver["name"] in SOLVERS else True
+        if self.steps or self.grid or self.clean_end or not (solver.adaptive or stepped):
+            reuse = stepped and grid.name in GRIDS
+            grid = self.make_grid(
+                model.schedule,
+                solver,
+                name=grid.name if reuse else DEFAULT_GRID,
+                steps=grid.steps if stepped else DEFAULT_STEPS,
+                clean_end=grid.clean_end,
+                t_end=grid.timesteps[-1],
+            )
+        latent.check_reaches(grid)
+        return solver, grid
+
+
+def run_options(command: Callable[..., T]) -> Callable[..., T]:
+    """The shared options, handed to the command as one ``Run``."""
+
+    @wraps(command)
+    def with_run(**values: Any) -> T:
+        run = Run(**{option.name: values.pop(option.name) for option in fields(Run)})
+        return command(run, **values)
+
+    options = (
+        click.option(
+            "--model",
+            default="default",
+            show_default=True,
+            metavar="FOLDER|ORG/NAME",
+            help="Model folder in diffusers' format, or a name on the Hub; 'default' is the embedded one.",
+        ),
+        click.option("--solver", type=click.Choice(sorted(SOLVERS), case_sensitive=False), help="How to step."),
+        click.option("--steps", type=click.IntRange(min=1), help="How many steps; for fixed-step solvers."),
+        click.option("--grid", type=GridName(), help="Where the steps are; for fixed-step solvers."),
+        click.option("--clean-end", type=click.Choice(CLEAN_ENDS), help="Noise level at which the image is taken."),
+        click.option("--rtol", type=float, help="Relative tolerance (1e-5); for adaptive solvers."),
+        click.option("--atol", type=float, help="Absolute tolerance (1e-5); for adaptive solvers."),
+        click.option(
+            "--max-nfe",
+            type=click.IntRange(min=1),
+            default=10_000,
+            show_default=True,
+            help="The most network evaluations for a batch, one way.",
+        ),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True),
+        click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
+    )
+    for option in reversed(options):
+        with_run = option(with_run)
+    return with_run
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File for one input; folder for one or several."
+)
+
+
+@dataclass
+class Failures:
+    """The inputs that failed: each is reported at once, the others go on, and the exit status tells in the end."""
+
+    count: int = field(default=0)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Report a ValueError or OSError from inside as one line, and go on."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.count += 1
+            click.echo(f"Error: {_one_line(error)}", err=True)
+
+    def exit(self) -> None:
+        """Leave with status 1 if anything failed."""
+        if self.count:
+            sys.exit(1)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Encode images to latents and back with a diffusion model, through the ODE of DDIM.
+
+    \b
+    Examples:
+      python cli.py encode photo.png                              writes photo.latent.pt
+      python cli.py decode photo.latent.pt                        writes photo.decoded.png
+      python cli.py decode photo.latent.pt --solver euler --steps 20 -o euler.png
+      python cli.py reconstruct *.png -o out/                     round trips and their errors
+      python cli.py sample -n 64 --seed 1 -o sheet.png            new images
+      python cli.py info                                          the solvers and grids
+    """
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMG...")
+@run_options
+@output_option
+@overwrite_option
+def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: bool) -> None:
+    """Encode pictures to latent files, IMG.latent.pt."""
+    import torch
+
+    from ddim_ode import codec
+    from ddim_ode.images import load_image
+    from ddim_ode.latents import Latent, save_latent
+
+    failures = Failures()
+    targets = list(_targets(images, output, ".latent.pt", overwrite, failures))
+    model = run.load_model()
+    solver = run.make_solver()
+    grid = run.make_grid(model.schedule, solver)
+    jobs = []
+    for path, target in targets:
+        with failures.caught():
+            jobs.append((target, *load_image(path, model.channels, model.height, model.width)))
+    ode = model.ode(max_nfe=run.max_nfe)
+    for chunk in _chunks(jobs, run.batch_size):
+        with _timed(ode, solver, grid, "encode") as report:
+            x_T = codec.encode(ode, torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device), grid, solver).cpu()
+        for i, (target, _, source) in enumerate(chunk):
+            with failures.caught():
+                latent = Latent(
+                    x_T=x_T[i : i + 1],
+                    grid=grid,
+                    solver=solver.settings,
+                    schedule=model.schedule,
+                    model=model.name,
+                    fingerprint=model.fingerprint,
+                    source=source,
+                    nfe=ode.nfe,
+                )
+                save_latent(latent, target, overwrite=overwrite)
+                click.echo(f"{source.name} -> {target} ({report()})")
+    failures.exit()
+
+
+@main.command()
+@click.argument("latents", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="LATENT...")
+@run_options
+@click.option("--any-model", is_flag=True, help="Accept another model or schedule than the latent's own.")
+@output_option
+@overwrite_option
+def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | None, overwrite: bool) -> None:
+    """Decode latent files to pictures, NAME.decoded.png.
+
+    Each is decoded with the solver and on the grid it was encoded with, but for what the options say.
+    """
+    import torch
+
+    from ddim_ode import codec
+    from ddim_ode.images import save_image
+    from ddim_ode.latents import load_latent
+
+    failures = Failures()
+    targets = list(_targets(latents, output, ".decoded.png", overwrite, failures))
+    model = run.load_model()
+    jobs = []
+    for path, target in targets:
+        with failures.caught():
+            latent = load_latent(path)
+            latent.check_fits(model, any_model=any_model)
+            jobs.append((target, latent, run.plan_decoding(latent, model)))
+    ode = model.ode(max_nfe=run.max_nfe)
+    for (solver, grid), group in groupby(jobs, key=lambda job: job[2]):
+        for chunk in _chunks(list(group), run.batch_size):
+            x_T = torch.cat([latent.x_T for _, latent, _ in chunk]).to(model.device)
+            with _timed(ode, solver, grid, "decode") as report:
+                images = codec.decode(ode, x_T, grid, solver)
+            for (target, latent, _), image in zip(chunk, images, strict=True):
+                with failures.caught():
+                    save_image(
+                        image, target, settings=_settings(model, solver, grid, latent.source.name), overwrite=overwrite
+                    )
+                    click.echo(f"{latent.source.name} -> {target} ({report()})")
+    failures.exit()
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMG...")
+@run_options
+@output_option
+@overwrite_option
+def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: bool) -> None:
+    """Encode and decode pictures, print the errors, and save both side by side, IMG.reconstruction.png."""
+    import torch
+
+    from ddim_ode import codec
+    from ddim_ode.images import load_image, pixel_mse, psnr, save_image, tile
+
+    failures = Failures()
+    targets = list(_targets(images, output, ".reconstruction.png", overwrite, failures))
+    model = run.load_model()
+    solver = run.make_solver()
+    grid = run.make_grid(model.schedule, solver)
+    jobs = []
+    for path, target in targets:
+        with failures.caught():
+            jobs.append((target, *load_image(path, model.channels, model.height, model.width)))
+    ode = model.ode(max_nfe=run.max_nfe)
+    for chunk in _chunks(jobs, run.batch_size):
+        x_0 = torch.cat([image for _, image, _ in chunk]).to(model.device)
+        with _timed(ode, solver, grid, "encode") as encoding:
+            x_T = codec.encode(ode, x_0, grid, solver)
+        with _timed(ode, solver, grid, "decode") as decoding:
+            decoded = codec.decode(ode, x_T, grid, solver)
+        errors = pixel_mse(x_0, decoded).tolist()
+        for (target, image, source), result, mse in zip(chunk, decoded, errors, strict=True):
+            with failures.caught():
+                pair = tile(torch.cat([image, result[None].cpu()]), columns=2)
+                settings = _settings(model, solver, grid, source.name) | {"mse": mse}
+                save_image(pair, target, settings=settings, zoom=ceil(256 / model.height), overwrite=overwrite)
+                click.echo(
+                    f"{source.name}: MSE {mse:.3g} on [0, 1], PSNR {psnr(mse):.2f} dB, "
+                    f"encode {encoding()}, decode {decoding()} -> {target}"
+                )
+    failures.exit()
+
+
+@main.command()
+@click.option("-n", "--count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
+@run_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@overwrite_option
+def sample(run: Run, count: int, seed: int, output: Path, overwrite: bool) -> None:
+    """Decode random latents to new images and save them as one sheet."""
+    import torch
+
+    from ddim_ode import codec
+    from ddim_ode.files import check_writable
+    from ddim_ode.images import save_image, tile
+
+    check_writable(output, overwrite=overwrite)
+    model = run.load_model()
+    solver = run.make_solver()
+    grid = run.make_grid(model.schedule, solver)
+    x_T = codec.draw_latents(count, (model.channels, model.height, model.width), seed=seed)
+    ode = model.ode(max_nfe=run.max_nfe)
+    images = []
+    for i, chunk in enumerate(torch.split(x_T, run.batch_size)):
+        done = i * run.batch_size
+        with _timed(ode, solver, grid, f"sample {done + 1}-{done + len(chunk)} of {count}") as report:
+            images.append(codec.decode(ode, chunk.to(model.device), grid, solver).cpu())
+    sheet = tile(torch.cat(images), columns=ceil(sqrt(count)))
+    settings = _settings(model, solver, grid, "samples") | {"seed": seed, "count": count}
+    save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
+    click.echo(f"{count} images from seed {seed} -> {output} ({report()} for the last batch)")
+
+
+@main.command()
+@click.argument("targets", nargs=-1, metavar="[LATENT|MODEL]...")
+def info(targets: tuple[str, ...]) -> None:
+    """Say what is in latent files and models; without arguments, list the solvers and grids."""
+    if not targets:
+        _list_registries()
+        return
+    failures = Failures()
+    for target in targets:
+        with failures.caught():
+            _describe(target)
+    failures.exit()
+
+
+def _list_registries() -> None:
+    click.echo("Solvers (order, NFE per step, source):")
+    for name, solver in sorted(SOLVERS.items()):
+        cost = "adaptive" if solver.adaptive else str(solver.nfe(1))
+        click.echo(f"  {name:26} {solver.order:2}  {cost:8}  {solver.source}")
+    click.echo("Grids (clean end unless given, rule):")
+    for name, grid in sorted(GRIDS.items()):
+        click.echo(f"  {name:26} {grid.clean_end:12}  {grid.source}")
+
+
+def _describe(target: str) -> None:
+    from ddim_ode.latents import load_latent
+    from ddim_ode.models import load_model
+
+    if Path(target).is_file() or target.endswith(".pt"):
+        click.echo(load_latent(Path(target)).summary())
+    else:
+        click.echo(load_model(target).summary())
+
+
+def _targets(
+    paths: Sequence[Path], output: Path | None, suffix: str, overwrite: bool, failures: Failures
+) -> Iterator[tuple[Path, Path]]:
+    """Each input with the file to write, checked before any work: beside the input, or in ``output``."""
+    from ddim_ode.files import check_writable
+
+    if len(paths) > 1 and output:
+        output.mkdir(parents=True, exist_ok=True)
+    taken: set[Path] = set()
+    for path in paths:
+        name = path.name.removesuffix(".pt").removesuffix(".latent") if suffix == ".decoded.png" else path.stem
+        target = path.with_name(name + suffix)
+        if output:
+            target = output / target.name if output.is_dir() else output
+        with failures.caught():
+            if target in taken:
+                raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
+            check_writable(target, overwrite=overwrite)
+            taken.add(target)
+            yield path, target
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@contextmanager
+def _timed(ode: ProbabilityFlowODE, solver: Solver, grid: Grid, label: str) -> Iterator[Callable[[], str]]:
+    """Count and time one integration with a progress bar on a terminal; yields its report, to be called afterwards."""
+    from tqdm import tqdm
+
+    ode.reset()
+    start = time.perf_counter()
+    seconds = 0.0
+    steps = "adaptive steps" if solver.adaptive else f"{grid.steps} steps on {grid.name}"
+    with tqdm(total=solver.nfe(grid.steps), desc=label, unit="NFE", leave=False, disable=None) as bar:
+        hook = ode.register_forward_hook(lambda *_: bar.update())
+        try:
+            yield lambda: f"{solver.name}, {steps}, {ode.nfe} NFE, {seconds:.2f} s"
+        finally:
+            hook.remove()
+            seconds = time.perf_counter() - start
+
+
+def _settings(model: Model, solver: Solver, grid: Grid, source: str) -> dict[str, object]:
+    """What made a picture, to be written into it."""
+    return {
+        "source": source,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "solver": solver.settings,
+        "grid": grid.name,
+        "clean_end": grid.clean_end,
+        "steps": None if solver.adaptive else grid.steps,
+        "sigma_T": grid.sigma_T,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Every command does what its help says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from cli import DEFAULT_STEPS, main
+from ddim_ode import load_latent
+from ddim_ode.grids import GRIDS
+from solvers import SOLVERS
+
+Cli = Callable[..., Result]
+ROOT = Path(__file__).parents[2]
+
+
+def ok(result: Result) -> str:
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_encode_then_decode(cli: Cli, picture: Path) -> None:
+    assert "photo.latent.pt" in ok(cli("encode", picture, "--steps", "3"))
+    latent = load_latent(picture.with_name("photo.latent.pt"))
+    assert latent.x_T.shape == (1, 3, 8, 8)
+    assert latent.grid.steps == 3
+    assert latent.source.size == (12, 10)
+    assert "photo.decoded.png" in ok(cli("decode", "photo.latent.pt"))
+    with Image.open("photo.decoded.png") as decoded:
+        assert decoded.size == (8, 8)
+
+
+def test_decoding_uses_solver_and_grid_of_the_latent(cli: Cli, picture: Path) -> None:
+    ok(cli("encode", picture, "--solver", "ab2", "--steps", "5", "--grid", "quad"))
+    assert "(ab2, 5 steps on quad, 5 NFE" in ok(cli("decode", "photo.latent.pt"))
+
+
+def test_decoding_repeats_the_tolerances_of_the_latent(cli: Cli, picture: Path) -> None:
+    ok(cli("encode", picture, "--solver", "scipy-RK45", "--rtol", "1e-2", "--atol", "0.02"))
+    ok(cli("decode", "photo.latent.pt"))
+    with Image.open("photo.decoded.png") as decoded:
+        solver = json.loads(decoded.text["ddim-ode"])["solver"]
+    assert (solver["name"], solver["rtol"], solver["atol"]) == ("scipy-RK45", 1e-2, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "report"),
+    [
+        (("--solver", "euler"), "(euler, 4 steps on linspace, 4 NFE"),
+        (("--steps", "7"), "(heun, 7 steps on linspace, 14 NFE"),
+        (("--solver", "rk4", "--grid", "karras"), "(rk4, 4 steps on karras, 16 NFE"),
+        (("--grid", "0,10,500,999"), "(heun, 4 steps on explicit, 8 NFE"),
+        (("--solver", "torchdiffeq-dopri5", "--rtol", "1e-2"), "(torchdiffeq-dopri5, adaptive steps"),
+    ],
+)
+def test_decoding_another_way(cli: Cli, picture: Path, options: tuple[str, ...], report: str) -> None:
+    ok(cli("encode", picture, "--steps", "4", "--grid", "linspace"))
+    assert report in ok(cli("decode", "photo.latent.pt", *options))
+
+
+def test_decoding_with_fixed_steps_what_was_encoded_adaptively(cli: Cli, picture: Path) -> None:
+    ok(cli("encode", picture, "--solver", "scipy-DOP853", "--rtol", "1e-2"))
+    assert f"(euler, {DEFAULT_STEPS} steps" in ok(cli("decode", "photo.latent.pt", "--solver", "euler"))
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_every_solver_reconstructs(cli: Cli, picture: Path, name: str) -> None:
+    options = ("--rtol", "1e-2", "--atol", "1e-2") if SOLVERS[name].adaptive else ("--steps", "4")
+    assert "PSNR" in ok(cli("reconstruct", picture, "--solver", name, *options))
+
+
+@pytest.mark.parametrize("clean_end", ["zero", "sigma-min"])
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_every_grid_and_clean_end_reconstructs(cli: Cli, picture: Path, name: str, clean_end: str) -> None:
+    options = ("--solver", "euler", "--steps", "3", "--grid", name, "--clean-end", clean_end)
+    assert "encode euler, 3 steps" in ok(cli("reconstruct", picture, *options))
+
+
+def test_reconstruct_saves_both_side_by_side_with_their_settings(cli: Cli, picture: Path) -> None:
+    output = ok(cli("reconstruct", picture, "--steps", "3"))
+    assert "MSE" in output
+    assert "NFE" in output
+    with Image.open("photo.reconstruction.png") as both:
+        assert both.width > 1.9 * both.height
+        settings = json.loads(both.text["ddim-ode"])
+    assert settings["steps"] == 3
+    assert f"MSE {settings['mse']:.3g}" in output
+
+
+def test_names_of_solvers_are_taken_in_any_case(cli: Cli, picture: Path) -> None:
+    assert "scipy-RK45" in ok(cli("encode", picture, "--solver", "SCIPY-rk45", "--rtol", "1e-2"))
+
+
+def test_many_images_go_to_a_folder_whatever_the_batch_size(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    paths = [picture] + [Path(shutil.copy(picture, tmp_path / f"{i}.png")) for i in range(4)]
+    for size in ("2", "16"):
+        out = tmp_path / f"out{size}"
+        ok(cli("encode", *paths, "-o", out, "--batch-size", size, "--steps", "2", "--solver", "euler"))
+        assert sorted(p.name for p in out.iterdir()) == sorted(f"{p.stem}.latent.pt" for p in paths)
+        ok(cli("decode", *sorted(out.iterdir()), "-o", out, "--batch-size", size))
+        assert len(list(out.glob("*.decoded.png"))) == 5
+    one = load_latent(tmp_path / "out2" / "3.latent.pt").x_T
+    assert torch.allclose(one, load_latent(tmp_path / "out16" / "3.latent.pt").x_T, atol=1e-4)
+
+
+def test_sampling_depends_on_the_seed_alone(cli: Cli) -> None:
+    for name, seed, size in (("a.png", "1", "2"), ("b.png", "1", "16"), ("c.png", "2", "16")):
+        ok(cli("sample", "-n", "5", "--seed", seed, "--batch-size", size, "--steps", "2", "-o", name))
+    pictures = {}
+    for name in ("a.png", "b.png", "c.png"):
+        with Image.open(name) as sheet:
+            pictures[name] = sheet.tobytes()
+            assert json.loads(sheet.text["ddim-ode"])["count"] == 5
+    assert pictures["a.png"] == pictures["b.png"]
+    assert pictures["a.png"] != pictures["c.png"]
+
+
+def test_overwrite(cli: Cli, picture: Path) -> None:
+    ok(cli("encode", picture, "--steps", "1"))
+    before = load_latent(picture.with_name("photo.latent.pt")).grid.steps
+    ok(cli("encode", picture, "--steps", "2", "--overwrite"))
+    assert (before, load_latent(picture.with_name("photo.latent.pt")).grid.steps) == (1, 2)
+
+
+def test_info_lists_every_solver_and_grid(cli: Cli) -> None:
+    output = ok(cli("info"))
+    for name in (*SOLVERS, *GRIDS):
+        assert f"  {name} " in output
+
+
+def test_info_on_a_latent_and_a_model(cli: Cli, picture: Path, tiny_model: Path) -> None:
+    ok(cli("encode", picture, "--steps", "3", "--grid", "karras"))
+    output = ok(cli("info", "photo.latent.pt", tiny_model))
+    for word in ("karras", "heun", "12 x 10", "v_prediction", "linear-1000", "157.407"):
+        assert word in output
+
+
+def test_another_model_is_accepted_when_asked_for(cli: Cli, picture: Path, make_model: Callable[..., Path]) -> None:
+    ok(cli("encode", picture, "--steps", "1"))
+    ok(cli("decode", "photo.latent.pt", "--any-model", "--model", make_model(seed=1)))
+
+
+def test_a_scheduler_that_asks_for_clipping_gets_a_warning(
+    cli: Cli, picture: Path, make_model: Callable[..., Path]
+) -> None:
+    result = cli("encode", picture, "--steps", "1", "--model", make_model(clip_sample=True))
+    assert "Warning: the scheduler of model" in ok(result)
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = "import sys, cli; from click.testing import CliRunner as R; r = R().invoke(cli.main, ['encode', '--help'])\n"
+    code += "assert r.exit_code == 0 and 'euler' in r.output; assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "cli.py", "--help"], check=True, cwd=ROOT, capture_output=True)
+    bare = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import click"], check=True, capture_output=True)
+    assert bare - start < 0.5 + (time.perf_counter() - bare)
+
+
+def test_no_arguments_show_the_help() -> None:
+    assert "encode" in CliRunner().invoke(main, []).output

@@ -1,0 +1,243 @@
+"""Bad input: one clear line, a non-zero exit status, no traceback, and no file that was not asked for."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+
+Cli = Callable[..., Result]
+ROOT = Path(__file__).parents[2]
+
+
+def fails(result: Result, *words: str) -> None:
+    """The command failed with one line that holds all of ``words``."""
+    assert result.exit_code in (1, 2), result.output
+    assert not isinstance(result.exception, BaseException) or isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("Error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def latent(cli: Cli, picture: Path) -> Path:
+    assert cli("encode", picture, "--steps", "2").exit_code == 0
+    return picture.with_name("photo.latent.pt")
+
+
+def make_bad_picture(kind: str, picture: Path) -> Path:
+    path = picture.with_name("bad.png")
+    if kind == "empty":
+        path.touch()
+    elif kind == "truncated":
+        path.write_bytes(picture.read_bytes()[:200])
+    elif kind == "text":
+        path.write_text("no picture at all")
+    elif kind == "folder":
+        path.mkdir()
+    return path
+
+
+BAD_PICTURES = {
+    "missing": "does not exist",
+    "empty": "is empty",
+    "truncated": "cannot read the picture",
+    "text": "is not a picture",
+    "folder": "is a folder",
+}
+
+
+@pytest.mark.parametrize("command", ["encode", "reconstruct"])
+@pytest.mark.parametrize(("kind", "words"), BAD_PICTURES.items())
+def test_bad_pictures(cli: Cli, picture: Path, command: str, kind: str, words: str) -> None:
+    bad = make_bad_picture(kind, picture)
+    before = files(picture.parent)
+    fails(cli(command, bad, "--steps", "1"), words, "bad.png")
+    assert files(picture.parent) == before
+
+
+def test_one_bad_picture_does_not_lose_the_others(cli: Cli, picture: Path) -> None:
+    bad = make_bad_picture("truncated", picture)
+    other = Path(shutil.copy(picture, picture.with_name("other.png")))
+    out = picture.with_name("out")
+    fails(cli("encode", picture, bad, other, "-o", out, "--steps", "1"), "bad.png")
+    assert files(out) == {"photo.latent.pt", "other.latent.pt"}
+
+
+class Bomb:
+    """Unpickled without care, it makes a file."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, ("exploded", "w")
+
+
+def spoil(kind: str, latent: Path) -> None:
+    content = torch.load(latent, weights_only=True)
+    if kind == "missing":
+        latent.unlink()
+    elif kind == "empty":
+        latent.write_bytes(b"")
+    elif kind == "truncated":
+        latent.write_bytes(latent.read_bytes()[:-500])
+    elif kind == "text":
+        latent.write_text("no latent at all")
+    elif kind == "bomb":
+        torch.save(content | {"nfe": Bomb()}, latent)
+    elif kind == "version":
+        torch.save(content | {"version": 99}, latent)
+    elif kind == "shape":
+        torch.save(content | {"x_T": torch.zeros(1, 3, 4, 4)}, latent)
+    elif kind == "nan":
+        torch.save(content | {"x_T": content["x_T"] * float("nan")}, latent)
+    elif kind == "other program":
+        torch.save({"weight": torch.zeros(3)}, latent)
+    elif kind == "key":
+        torch.save({key: value for key, value in content.items() if key != "grid"}, latent)
+    elif kind == "solver":
+        torch.save(content | {"solver": {"name": "huen"}}, latent)
+
+
+BAD_LATENTS = {
+    "missing": "does not exist",
+    "empty": "is empty",
+    "truncated": "not a latent file, or a truncated one",
+    "text": "not a latent file, or a truncated one",
+    "bomb": "not a latent file, or a truncated one",
+    "version": "format version 99",
+    "shape": "has shape (1, 3, 4, 4)",
+    "nan": "NaN",
+    "other program": "is not a latent file of ddim-ode",
+    "key": "damaged: there is no 'grid'",
+    "solver": "unknown solver 'huen'",
+}
+
+
+@pytest.mark.parametrize(("kind", "words"), BAD_LATENTS.items())
+def test_bad_latents(cli: Cli, latent: Path, kind: str, words: str) -> None:
+    spoil(kind, latent)
+    before = files(latent.parent)
+    fails(cli("decode", latent), words)
+    assert files(latent.parent) == before
+
+
+def test_one_bad_latent_does_not_lose_the_others(cli: Cli, latent: Path) -> None:
+    good = Path(shutil.copy(latent, latent.with_name("good.latent.pt")))
+    spoil("nan", latent)
+    out = latent.with_name("out")
+    fails(cli("decode", latent, good, "-o", out), "NaN")
+    assert files(out) == {"good.decoded.png"}
+
+
+def test_a_latent_of_other_weights(cli: Cli, latent: Path, make_model: Callable[..., Path]) -> None:
+    fails(
+        cli("decode", latent, "--model", make_model(seed=1)), "has other weights", "decode it with the model it names"
+    )
+
+
+def test_a_latent_of_another_schedule(cli: Cli, latent: Path, make_model: Callable[..., Path]) -> None:
+    fails(cli("decode", latent, "--model", make_model(beta_end=0.01)), "sigma up to 157.407", "linear-1000")
+
+
+def test_a_grid_that_does_not_reach_the_latent(cli: Cli, latent: Path) -> None:
+    words = ("the latent lies at sigma = 157.407 (t = 999)", "begins at")
+    fails(cli("decode", latent, "--grid", "leading", "--steps", "10"), *words)
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "reconstruct", "sample"])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--solver", "huen"), ("'huen' is not one of", "heun")),
+        (("--grid", "kharras"), ("unknown grid 'kharras'", "karras")),
+        (("--steps", "0"), ("0 is not in the range",)),
+        (("--steps", "-3"), ("-3 is not in the range",)),
+        (("--steps", "ten"), ("'ten' is not a valid integer",)),
+        (("--steps", "2000", "--grid", "trailing"), ("2000 steps needs 200", "there are 1000")),
+        (("--grid", "0,500,400,999"), ("400 follows 500",)),
+        (("--grid", "0,1000"), ("must lie in [0, 999]",)),
+        (("--grid", "10,999", "--clean-end", "sigma-min"), ("tau must begin at 0",)),
+        (("--grid", "0,10,999", "--clean-end", "sigma-min", "--steps", "7"), ("make 2 steps, not 7",)),
+        (("--solver", "scipy-RK45", "--steps", "5"), ("chooses its own steps",)),
+        (("--solver", "scipy-RK45", "--grid", "quad"), ("chooses its own steps",)),
+        (("--solver", "heun", "--rtol", "1e-3"), ("takes fixed steps",)),
+        (("--solver", "scipy-RK45", "--rtol", "0"), ("rtol must be at least",)),
+        (("--solver", "scipy-RK45", "--atol", "-1"), ("atol must be at least",)),
+        (("--clean-end", "dirty"), ("'dirty' is not one of",)),
+        (("--batch-size", "0"), ("0 is not in the range",)),
+        (("--max-nfe", "3", "--solver", "euler", "--steps", "5"), ("limit of 3 network evaluations", "on the way")),
+        (("--stpes", "5"), ("No such option", "--steps")),
+        (("--model", "nowhere"), ("no model folder 'nowhere'",)),
+        (("--model", "."), ("is not a model folder",)),
+    ],
+)
+def test_bad_options(cli: Cli, latent: Path, command: str, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    inputs = {"encode": ("photo.png",), "decode": (latent,), "reconstruct": ("photo.png",), "sample": ()}[command]
+    before = files(latent.parent)
+    fails(cli(command, *inputs, *options, "-o", "output"), *words)
+    assert files(latent.parent) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_no_cuda(cli: Cli, picture: Path) -> None:
+    fails(cli("encode", picture, "--device", "cuda"), "device 'cuda' is not available here")
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "reconstruct", "sample"])
+def test_nothing_is_overwritten_silently(cli: Cli, latent: Path, command: str) -> None:
+    inputs = {"encode": ("photo.png",), "decode": (latent,), "reconstruct": ("photo.png",), "sample": ()}[command]
+    kept = latent.with_name("kept")
+    kept.write_text("precious")
+    fails(cli(command, *inputs, "--steps", "1", "-o", kept), "kept' exists already", "--overwrite")
+    assert kept.read_text() == "precious"
+
+
+def test_two_inputs_for_one_output(cli: Cli, picture: Path) -> None:
+    Image.open(picture).convert("RGB").save(picture.with_suffix(".jpg"))
+    fails(cli("encode", "photo.png", "photo.jpg", "--steps", "1"), "photo.jpg", "like another input")
+
+
+def test_no_folder_for_the_output(cli: Cli, picture: Path) -> None:
+    fails(cli("encode", picture, "--steps", "1", "-o", "no/such/file.pt"), "there is no folder")
+
+
+def test_unknown_command_and_missing_input(cli: Cli) -> None:
+    fails(cli("encoed", "photo.png"), "No such command 'encoed'")
+    fails(cli("encode"), "Missing argument 'IMG...'")
+    fails(cli("info", "nothing.pt"), "does not exist")
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(cli: Cli, picture: Path, tiny_model: Path) -> None:
+    """The file system refuses to let a file grow: the same path as a full disk, without filling one."""
+
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    command = [sys.executable, ROOT / "cli.py", "encode", "photo.png", "--steps", "1", "--model", tiny_model]
+    run = subprocess.run(
+        command,
+        cwd=picture.parent,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_file_size,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.strip().splitlines()[-1].startswith("Error: cannot write 'photo.latent.pt'")
+    assert "Traceback" not in run.stderr
+    assert files(picture.parent) == {"photo.png"}
