@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from ddim_ode.grids import CLEAN_ENDS, GRIDS, full_range, grid_of_timesteps, make_grid
+from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, make_grid
 from solvers import SOLVERS, Solver, get_solver
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Run:
                     f"solver '{solver.name}' chooses its own steps and takes no --steps or --grid; "
                     "set --rtol and --atol instead"
                 )
-            return full_range(schedule, clean_end=clean_end, t_end=t_end)
+            return full_range(schedule, clean_end=clean_end or "sigma-min", t_end=t_end)
         if isinstance(self.grid, tuple):
             grid = grid_of_timesteps(schedule, self.grid, clean_end=clean_end or "zero")
             if self.steps not in (None, grid.steps):
@@ -151,14 +151,13 @@ class Run:
         """Solver and grid for a latent: as it was encoded, but for what the options say."""
         solver = self.make_solver(latent.solver)
         grid = latent.grid
-        stepped = not SOLVERS[str(latent.solver["name"])].adaptive if latent.solver["name"] in SOLVERS else True
-        if self.steps or self.grid or self.clean_end or not (solver.adaptive or stepped):
-            reuse = stepped and grid.name in GRIDS
+        needs_steps = grid.name == ENDS and not solver.adaptive
+        if needs_steps or self.steps or self.grid or self.clean_end:
             grid = self.make_grid(
                 model.schedule,
                 solver,
-                name=grid.name if reuse else DEFAULT_GRID,
-                steps=grid.steps if stepped else DEFAULT_STEPS,
+                name=grid.name if grid.name in GRIDS else DEFAULT_GRID,
+                steps=DEFAULT_STEPS if grid.name == ENDS else grid.steps,
                 clean_end=grid.clean_end,
                 t_end=grid.timesteps[-1],
             )

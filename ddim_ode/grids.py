@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from ddim_ode.schedule import NoiseSchedule
 
 CLEAN_ENDS = ("zero", "sigma-min")
+ENDS = "ends"
 
 
 @dataclass(frozen=True)
 class Grid:
     """The nodes of a walk: ``sigmas``, rising, and ``timesteps``, the indices of training they stand for.
 
-    ``name``       how the nodes were chosen: a key of ``GRIDS``, or 'explicit'.
+    ``name``       how the nodes were chosen: a key of ``GRIDS``, 'explicit', or 'ends' for the two ends alone.
     ``clean_end``  'zero' or 'sigma-min'.
 
     Raises:
@@ -140,12 +141,14 @@ def grid_of_timesteps(
     return _grid(schedule, name, clean_end, sigmas, [float(t) for t in tau])
 
 
-def full_range(schedule: NoiseSchedule, *, clean_end: str | None = None, t_end: float | None = None) -> Grid:
-    """One step over the whole range, for methods that use the two ends only and step by themselves.
+def full_range(schedule: NoiseSchedule, *, clean_end: str = "sigma-min", t_end: float | None = None) -> Grid:
+    """The two ends alone, for methods that step by themselves; a grid of the name ``ENDS``.
 
     Arguments and errors are those of ``make_grid``.
     """
-    return make_grid(schedule, "log-snr", 1, clean_end=clean_end, t_end=t_end)
+    last = len(schedule) - 1 if t_end is None else t_end
+    tau = [last] if clean_end == "zero" else [0, last]
+    return grid_of_timesteps(schedule, tau, name=ENDS, clean_end=clean_end)
 
 
 def _grid(schedule: NoiseSchedule, name: str, clean_end: str, sigmas: list[float], timesteps: list[float]) -> Grid:

@@ -1,0 +1,137 @@
+"""What the scripts share: images from a folder, rows in a CSV file, settings in a JSON file, and curves in colour.
+
+A row is a frozen dataclass of str, int and float fields; a file of rows has one column for each.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+import torch
+from torch import Tensor
+
+from ddim_ode.files import write_file
+from ddim_ode.images import load_image
+from ddim_ode.models import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CIFAR10_TEST = Path(__file__).parent / "images" / "cifar10_test"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; yellow, too pale for a line, is left out.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+Row = TypeVar("Row")
+
+
+def load_images(folder: Path, model: Model, count: int | None = None) -> tuple[Tensor, list[str]]:
+    """The pictures in ``folder`` by name, as ``(B, C, H, W)`` of the model's size, pixels in [-1, 1]; and the names.
+
+    ``count``  only so many of them, spread evenly over the folder; None for all.
+
+    Raises:
+        ValueError: if there are fewer than ``count`` pictures, or none.
+    """
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    wanted = len(paths) if count is None else count
+    if not 0 < wanted <= len(paths):
+        raise ValueError(f"'{folder}' holds {len(paths)} pictures, but {max(wanted, 1)} are wanted")
+    chosen = [paths[i * len(paths) // wanted] for i in range(wanted)]
+    images = [load_image(path, model.channels, model.height, model.width)[0] for path in chosen]
+    return torch.cat(images), [path.name for path in chosen]
+
+
+def trimmed_mean(values: Tensor) -> float:
+    """The mean of ``values``, shape ``(B,)``, without the largest twentieth, rounded up: for 32 without two.
+
+    Of a single value it is that value.
+    """
+    dropped = min(-(-len(values) // 20), len(values) - 1)
+    return float(values.sort().values[: len(values) - dropped].mean())
+
+
+def save_rows(rows: Sequence[Any], path: Path) -> None:
+    """Write the dataclasses ``rows``, at least one, as CSV; a kill leaves the file as it was or as it is to be."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, [field.name for field in fields(rows[0])], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_file(path, buffer.getvalue().encode(), overwrite=True)
+
+
+def load_rows(kind: type[Row], path: Path) -> list[Row]:
+    """The rows of the dataclass ``kind`` in the CSV file ``path``; none if there is no such file.
+
+    Raises:
+        ValueError: if the file has other columns.
+    """
+    if not path.exists():
+        return []
+    types = get_type_hints(kind)
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or ()) != list(types):
+            raise ValueError(f"'{path}' has other columns than this program writes; move it away and measure again")
+        return [kind(**{name: types[name](text) for name, text in line.items()}) for line in reader]
+
+
+def describe(model: Model, image_names: Sequence[str]) -> dict[str, object]:
+    """What a measurement was made with and on. Rows belong together only if it is the same."""
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "images": list(image_names),
+        "torch": torch.__version__,
+    }
+
+
+def save_settings(settings: Mapping[str, object], path: Path) -> None:
+    """Write ``settings`` as JSON, whole or not at all, with the commit of this program under ``commit``."""
+    text = json.dumps({**settings, "commit": git_commit()}, indent=2)
+    write_file(path, f"{text}\n".encode(), overwrite=True)
+
+
+def check_same(settings: Mapping[str, object], path: Path) -> None:
+    """Refuse to add rows to those of another measurement.
+
+    Raises:
+        ValueError: if the JSON file ``path`` exists and differs from ``settings`` in one of their values.
+    """
+    if not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise ValueError(f"'{path.parent}' holds rows with another {key}; choose another folder for the output")
+
+
+def git_commit() -> str | None:
+    """The commit of this program, with '-dirty' behind it if files were changed since; None outside a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` as a PNG file, in place of an older one."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_file(path, buffer.getvalue(), overwrite=True)

@@ -1,0 +1,169 @@
+"""Measure what a solver and the ODE cost beside the network they call: the aim is at most 2 % in a batch of 16.
+
+Each repeat encodes once with each solver, between calls of the bare network on the same shapes, because the speed of
+a machine drifts. There are three figures, all in parts of the time of as many bare calls:
+
+``ratio``   the time of the solve: 1 for no overhead. Noise of the network is in it.
+``beside``  the time of the solve that was not spent inside of the network, which the network's noise does not enter.
+``stub``    the time of the same solve with a network that answers at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+import click
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from analysis.common import describe, save_rows, save_settings
+from ddim_ode.codec import encode
+from ddim_ode.grids import Grid, make_grid
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.ode import ProbabilityFlowODE
+from solvers import SOLVERS
+
+FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)
+DEFAULT = ("euler", "heun", "ab4", "rk4", "torchdiffeq-rk4")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solve; all times are wall times in seconds.
+
+    ``bare``    median time of one call of the bare network, before and after the solve.
+    ``solve``   time of the solve.
+    ``inside``  the part of it inside of the network.
+    ``stub``    time of the solve with a network that answers at once.
+    """
+
+    solver: str
+    steps: int
+    nfe: int
+    repeat: int
+    bare: float
+    solve: float
+    inside: float
+    stub: float
+
+
+class Timed(nn.Module):
+    """A network that adds up the ``seconds`` spent inside of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seconds = 0.0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        begin = time.perf_counter()
+        output: Tensor = self.network(x, t)
+        self.seconds += time.perf_counter() - begin
+        return output
+
+
+class Stub(nn.Module):
+    """A network of the same dtype that answers at once with ``output``, ``(B, C, H, W)``."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = nn.Parameter(output, requires_grad=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        return self.output
+
+
+def measure(model: Model, solvers: Sequence[str], *, steps: int, batch_size: int, repeats: int) -> Iterator[Row]:
+    """``repeats`` rows for each of ``solvers``, interleaved, for encoding random images in ``steps`` steps."""
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (batch_size, model.channels, model.height, model.width)
+    images = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+    grid = make_grid(model.schedule, "linear", steps)
+    _measure(model, images, grid, solvers[0], 0)  # the first calls of all are slower
+    for repeat in tqdm(range(repeats), desc="repeats", disable=None):
+        for solver in solvers:
+            yield _measure(model, images, grid, solver, repeat)
+
+
+def _measure(model: Model, images: Tensor, grid: Grid, solver: str, repeat: int) -> Row:
+    timed, stub = Timed(model.network), Stub(torch.zeros_like(images, dtype=torch.float32))
+    nfe = SOLVERS[solver].nfe(grid.steps) or 0
+    bare = _bare_calls(model, images, nfe // 2 + 1)
+    solve = _time(lambda: encode(_ode(model, timed), images, grid, SOLVERS[solver]))
+    bare += _bare_calls(model, images, nfe // 2 + 1)
+    stubbed = _time(lambda: encode(_ode(model, stub), images, grid, SOLVERS[solver]))
+    return Row(solver, grid.steps, nfe, repeat, median(bare), solve, timed.seconds, stubbed)
+
+
+def _ode(model: Model, network: nn.Module) -> ProbabilityFlowODE:
+    return ProbabilityFlowODE(network, model.schedule, prediction=model.prediction)
+
+
+def _bare_calls(model: Model, images: Tensor, count: int) -> list[float]:
+    """The times of ``count`` calls of the network on ``images``, ``(B, C, H, W)``."""
+    x, t = images.float(), torch.full((len(images),), len(model.schedule) / 2)
+    with torch.no_grad():
+        return [_time(lambda: model.network(x, t)) for _ in range(count)]
+
+
+def _time(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: for each solver the median of each figure and, in brackets, its quartiles; overheads in per cent."""
+    lines = ["| solver | NFE | ratio | beside the network, % | with a stub, % |", "|---|---:|---:|---:|---:|"]
+    for solver in dict.fromkeys(row.solver for row in rows):
+        own = [row for row in rows if row.solver == solver]
+        ratio = [row.solve / (row.nfe * row.bare) for row in own]
+        beside = [100 * (row.solve - row.inside) / (row.nfe * row.bare) for row in own]
+        stub = [100 * row.stub / (row.nfe * row.bare) for row in own]
+        lines.append(f"| {solver} | {own[0].nfe} | {_spread(ratio, 3)} | {_spread(beside, 2)} | {_spread(stub, 2)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option(
+    "--solver",
+    "solvers",
+    type=click.Choice(FIXED_STEP),
+    multiple=True,
+    default=DEFAULT,
+    show_default=True,
+    help="May be given more than once.",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/overhead"), show_default=True)
+def main(model: str, solvers: tuple[str, ...], steps: int, batch_size: int, repeats: int, out: Path) -> None:
+    try:
+        loaded = load_model(model)
+        rows = list(measure(loaded, solvers, steps=steps, batch_size=batch_size, repeats=repeats))
+        out.mkdir(parents=True, exist_ok=True)
+        settings = {"batch_size": batch_size, "threads": torch.get_num_threads(), "seed": SEED}
+        save_settings(describe(loaded, []) | settings, out / "settings.json")
+        save_rows(rows, out / "rows.csv")
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Encode real images, decode them again, and measure what is lost: DDIM's Table 2 for any solver and grid.
+
+There are two errors of each image, because a small reconstruction error does not make a good latent: leading errors of
+even order cancel on the way back, and the identity makes none at all.
+
+``mse``            reconstruction MSE per dimension, pixels in [0, 1].
+``latent_rmse``    RMSE per dimension of x_T, which has about unit variance, against the reference latent of the same
+                   image, clean end and noise level (``analysis.reference``).
+``second_moment``  of x_T: about 1 where the latent is such as random ones are.
+
+Cost is counted in network evaluations (NFE) in one direction.
+
+Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 5.4 and Table 2.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import inf
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.common import (
+    CIFAR10_TEST,
+    check_same,
+    describe,
+    load_images,
+    load_rows,
+    save_figure,
+    save_rows,
+    save_settings,
+    trimmed_mean,
+)
+from analysis.reconstruction_plot import PAPER, plot, table
+from analysis.reference import SOLVER as REFERENCE_SOLVER
+from analysis.reference import End, Reference, end_of, make_references
+from ddim_ode.codec import decode, encode
+from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid, make_grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from solvers import SOLVERS, SolverError
+
+FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to measure: names of ``SOLVERS``, ``GRIDS`` and ``CLEAN_ENDS``, and the number of steps each way."""
+
+    solver: str
+    grid: str
+    clean_end: str
+    steps: int
+
+    def make_grid(self, model: Model) -> Grid:
+        """Its grid in the schedule of ``model``; ValueError where there is none with as many steps."""
+        return make_grid(model.schedule, self.grid, self.steps, clean_end=self.clean_end)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case on one set of images; ``mean``, ``median`` and ``trimmed`` (``trimmed_mean``) are over the images.
+
+    ``nfe``      network evaluations of each image in one direction.
+    ``seconds``  wall time for all images, both ways.
+
+    Where a solver left the finite numbers, all errors are infinite.
+    """
+
+    model: str
+    images: int
+    solver: str
+    order: int
+    grid: str
+    clean_end: str
+    steps: int
+    nfe: int
+    sigma_T: float
+    seconds: float
+    mse_mean: float
+    mse_median: float
+    mse_trimmed: float
+    latent_rmse_mean: float
+    latent_rmse_median: float
+    latent_rmse_trimmed: float
+    second_moment_mean: float
+    second_moment_median: float
+    second_moment_trimmed: float
+
+    @property
+    def case(self) -> Case:
+        """What was measured."""
+        return Case(self.solver, self.grid, self.clean_end, self.steps)
+
+
+def steps_for(solver: str, nfe: int) -> int:
+    """As many steps of the fixed-step ``solver`` as ``nfe`` evaluations pay for, but one at least."""
+    return max(1, nfe // (SOLVERS[solver].nfe(1) or 1))
+
+
+def measure(
+    model: Model, images: Tensor, cases: Sequence[Case], references: Mapping[End, Reference], batch_size: int
+) -> Iterator[Row]:
+    """A row for each case, as soon as it is measured, on ``images``, ``(B, C, H, W)`` in [-1, 1]."""
+    for case in tqdm(cases, desc="cases", disable=None):
+        yield _measure(model, images, case, references, batch_size)
+
+
+def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, Reference], batch_size: int) -> Row:
+    grid = case.make_grid(model)
+    begin = time.perf_counter()
+    trips = [_round_trip(model, batch, case, grid) for batch in torch.split(images, batch_size)]
+    seconds = time.perf_counter() - begin
+    x_T, x_0 = (torch.cat(parts) for parts in zip(*(trip[:2] for trip in trips), strict=True))
+    mse = _statistics(pixel_mse(images, x_0))
+    rmse = _statistics((x_T - references[end_of(grid)].x_T).square().flatten(1).mean(1).sqrt())
+    moment = _statistics(x_T.square().flatten(1).mean(1))
+    return Row(
+        model.name,
+        len(images),
+        case.solver,
+        SOLVERS[case.solver].order,
+        case.grid,
+        case.clean_end,
+        case.steps,
+        trips[0][2],
+        grid.sigma_T,
+        seconds,
+        *mse,
+        *rmse,
+        *moment,
+    )
+
+
+def _round_trip(model: Model, batch: Tensor, case: Case, grid: Grid) -> tuple[Tensor, Tensor, int]:
+    """The latents of ``batch``, ``(B, C, H, W)``, what they decode to, and the evaluations of one direction."""
+    ode, solver = model.ode(), SOLVERS[case.solver]
+    try:
+        x_T = encode(ode, batch, grid, solver)
+        nfe = ode.nfe
+        return x_T, decode(ode, x_T, grid, solver), nfe
+    except SolverError:
+        lost = torch.full_like(batch, inf)
+        return lost, lost, solver.nfe(case.steps) or 0
+
+
+def _statistics(values: Tensor) -> tuple[float, float, float]:
+    """Mean, median and trimmed mean of ``values``, shape ``(B,)``."""
+    middle = values.sort().values[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return float(values.mean()), float(middle.mean()), trimmed_mean(values)
+
+
+def save(rows: Sequence[Row], folder: Path) -> None:
+    """Write all ``rows`` into ``folder``; whenever it is killed, the file holds the rows before or after."""
+    save_rows(rows, folder / "rows.csv")
+
+
+def load(folder: Path) -> list[Row]:
+    """The rows that ``save`` wrote into ``folder``; none if it never did."""
+    return load_rows(Row, folder / "rows.csv")
+
+
+def run(
+    model: Model,
+    images: Tensor,
+    names: Sequence[str],
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    stride: int,
+    batch_size: int,
+) -> list[Row]:
+    """Measure the ``cases`` that have no row in ``folder`` yet, save each at once, and return all rows.
+
+    ``images``  ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
+    ``stride``  of the reference, in timesteps.
+
+    Raises:
+        ValueError: if the folder has rows of another model or other images, or a grid of ``cases`` does not exist.
+    """
+    ends = {end_of(case.make_grid(model)) for case in cases}
+    settings = describe(model, names) | {"reference": f"{REFERENCE_SOLVER} over every {stride}. timestep", "seed": None}
+    folder.mkdir(parents=True, exist_ok=True)
+    check_same(settings, folder / "settings.json")
+    save_settings(settings, folder / "settings.json")
+    references = make_references(model, images, ends, folder=folder, stride=stride, batch_size=batch_size)
+    accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in references.items()}
+    save_settings(settings | {"reference_rmse": accuracy}, folder / "settings.json")
+    rows = load(folder)
+    known = {row.case for row in rows}
+    for row in measure(model, images, [case for case in cases if case not in known], references, batch_size):
+        rows.append(row)
+        save(rows, folder)
+    return rows
+
+
+def report(folder: Path) -> None:
+    """Draw the rows in ``folder`` beside them and print the table.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    rows = load(folder)
+    if not rows:
+        raise ValueError(f"there are no rows in '{folder}' to plot; measure some first")
+    save_figure(plot(rows), folder / "reconstruction.png")
+    click.echo(table(rows))
+    click.echo(f"\nplot: {folder / 'reconstruction.png'}   rows: {folder / 'rows.csv'}", err=True)
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option(
+    "--solver",
+    "solvers",
+    type=click.Choice(FIXED_STEP),
+    multiple=True,
+    default=("euler", "heun"),
+    show_default=True,
+    help="May be given more than once, as may all the next four.",
+)
+@click.option(
+    "--grid", "grids", type=click.Choice(sorted(GRIDS)), multiple=True, default=("linear",), show_default=True
+)
+@click.option(
+    "--clean-end", "clean_ends", type=click.Choice(CLEAN_ENDS), multiple=True, help="[default: the grid's own]"
+)
+@click.option(
+    "--nfe", "nfes", type=click.IntRange(min=1), multiple=True, help="Evaluations to pay for. [default: the paper's]"
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), multiple=True, help="Steps, whatever they cost, beside or instead of --nfe."
+)
+@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
+@click.option("--count", type=click.IntRange(min=1), help="Take so many of the images. [default: all]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="The reference steps over so many timesteps at once.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo/reconstruction"),
+    show_default=True,
+    help="Folder for rows, settings, references and the plot; rows in it are not measured again.",
+)
+@click.option("--plot-only", is_flag=True, help="Measure nothing.")
+def main(
+    model: str,
+    solvers: tuple[str, ...],
+    grids: tuple[str, ...],
+    clean_ends: tuple[str, ...],
+    nfes: tuple[int, ...],
+    steps: tuple[int, ...],
+    images: Path,
+    count: int | None,
+    batch_size: int,
+    stride: int,
+    out: Path,
+    plot_only: bool,
+) -> None:
+    try:
+        if not plot_only:
+            loaded = load_model(model)
+            pixels, names = load_images(images, loaded, count)
+            budgets = nfes or (() if steps else tuple(PAPER))
+            cases = make_cases(solvers, grids, clean_ends, budgets, steps)
+            run(loaded, pixels, names, cases, out, stride=stride, batch_size=batch_size)
+        report(out)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def make_cases(
+    solvers: Sequence[str], grids: Sequence[str], clean_ends: Sequence[str], nfes: Sequence[int], steps: Sequence[int]
+) -> list[Case]:
+    """Every combination, each once, the cheapest first; of no ``clean_ends`` each grid's own."""
+    cases = {
+        Case(solver, grid, clean_end, count): None
+        for solver, grid in product(solvers, grids)
+        for clean_end in clean_ends or (GRIDS[grid].clean_end,)
+        for count in (*(steps_for(solver, nfe) for nfe in nfes), *steps)
+    }
+    return sorted(cases, key=lambda case: SOLVERS[case.solver].nfe(case.steps) or 0)
+
+
+if __name__ == "__main__":
+    main()

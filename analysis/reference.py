@@ -1,0 +1,98 @@
+"""Latents to measure others against: the ODE of a model, solved as well as its float32 network allows.
+
+Two things keep methods of high order from converging before their steps are shorter than a timestep of training:
+t(sigma) has a kink at every timestep, and the network sees t through sines of up to one radian a timestep, whose
+traces in its output (a few thousandths) have a period of six timesteps. The reference therefore walks with rk4 over
+every timestep. Its accuracy is the distance to a walk over every second one, whose error is the larger.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddim_ode.files import write_file
+from ddim_ode.grids import Grid
+from ddim_ode.models import Model
+from solvers import get_solver
+
+SOLVER = "rk4"
+CHECKED = 4  # as many images make the second walk
+STAGE = 100  # as many steps from one saved stage to the next
+
+# The clean end and the timestep of the noisy end, which is an index of training: what a reference depends on.
+End = tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """``x_T``: latents ``(B, C, H, W)``; ``accuracy``: their RMSE to the coarser walk, of the first images."""
+
+    x_T: Tensor
+    accuracy: float
+
+
+def end_of(grid: Grid) -> End:
+    """Where ``grid`` begins and ends."""
+    return grid.clean_end, round(grid.timesteps[-1])
+
+
+def make_references(
+    model: Model, images: Tensor, ends: Collection[End], *, folder: Path, stride: int = 1, batch_size: int = 16
+) -> dict[End, Reference]:
+    """The reference latents of ``images``, ``(B, C, H, W)`` in [-1, 1], for all ``ends``; with a progress bar.
+
+    ``folder``  keeps them; what is there is not computed again. It serves one model, set of images and stride.
+    ``stride``  step over as many timesteps at once: 1 for the best, more for a hurry.
+    """
+    references: dict[End, Reference] = {}
+    here: End = ("", 0)
+    for end in tqdm(_with_stages(ends, STAGE * stride), desc="reference latents", disable=None):
+        if end[0] != here[0]:
+            here, fine, coarse = (end[0], 0), images.double(), images[:CHECKED].double()
+        path = folder / f"reference-{end[0]}-{end[1]}.pt"
+        if path.exists():
+            fine, coarse = torch.load(path, weights_only=True)
+        else:
+            fine = _walk(model, fine, here, end[1], stride, batch_size)
+            coarse = _walk(model, coarse, here, end[1], 2 * stride, batch_size)
+            _save((fine, coarse), path)
+        here = end
+        references[end] = _reference(fine, coarse, float(model.schedule.sigma(end[1])))
+    return {end: references[end] for end in ends}
+
+
+def _with_stages(ends: Collection[End], stage: int) -> list[End]:
+    """``ends`` in the order of the walk, with stages between them, so that a killed run loses little."""
+    stages = {(clean_end, t) for clean_end, t_end in ends for t in range(stage, t_end, stage)}
+    return sorted(stages.union(ends))
+
+
+def _walk(model: Model, x_bar: Tensor, begin: End, t_end: int, stride: int, batch_size: int) -> Tensor:
+    """The states ``x_bar``, ``(B, C, H, W)``, from timestep ``begin[1]``, where 0 is the clean end, to ``t_end``."""
+    clean_end, t_begin = begin
+    sigmas = model.schedule.sigma(torch.tensor([*range(t_begin, t_end, stride), t_end], dtype=torch.float64))
+    if clean_end == "zero" and t_begin == 0:
+        sigmas = torch.cat([torch.zeros(1, dtype=torch.float64), sigmas])
+    with torch.no_grad():
+        return torch.cat([get_solver(SOLVER)(model.ode(), batch, sigmas) for batch in torch.split(x_bar, batch_size)])
+
+
+def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:
+    """From the states x_bar of both walks at ``sigma``."""
+    scale = sqrt(1 + sigma**2)
+    accuracy = (fine[: len(coarse)] - coarse).square().mean().sqrt() / scale
+    return Reference(fine / scale, float(accuracy))
+
+
+def _save(walks: tuple[Tensor, Tensor], path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(walks, buffer)
+    write_file(path, buffer.getvalue(), overwrite=True)

@@ -1,0 +1,287 @@
+"""Pictures of every kind, fitted to a model's size and back, and files that are no pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from PIL import Image
+
+from ddim_ode.images import ImageFileError, Source, load_image, pixel_mse, psnr, save_image, tile, to_picture
+
+WHITE, BLACK = 255.0, 0.0
+
+
+def levels(picture: Image.Image, tmp_path: Path, suffix: str = ".png", channels: int = 3) -> list[float]:
+    """The three or one levels, on the scale of 0 to 255, that a picture of one colour has as an image of 2 x 2."""
+    path = tmp_path / f"picture{suffix}"
+    picture.save(path)
+    image, source = load_image(path, channels, 2, 2)
+    assert source == Source(path.name, picture.size)
+    assert image.shape == (1, channels, 2, 2)
+    assert image.dtype == torch.float64
+    assert image.flatten(2).max(2).values.equal(image.flatten(2).min(2).values)
+    return [round(float(level), 3) for level in (image[0, :, 0, 0] + 1) * 127.5]
+
+
+def palette(*colour: int, transparent: bool = False) -> Image.Image:
+    picture = Image.new("P", (2, 2), 1)
+    picture.putpalette([0, 0, 0, *colour])
+    if transparent:
+        picture.info["transparency"] = 1
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "suffix", "expected"),
+    [
+        (Image.new("1", (2, 2), 1), ".png", [WHITE] * 3),
+        (Image.new("1", (2, 2), 0), ".png", [BLACK] * 3),
+        (Image.new("L", (2, 2), 100), ".png", [100] * 3),
+        (Image.new("L", (2, 2), 100), ".bmp", [100] * 3),
+        (Image.new("LA", (2, 2), (100, 255)), ".png", [100] * 3),
+        (Image.new("LA", (2, 2), (100, 0)), ".png", [WHITE] * 3),
+        (Image.new("LA", (2, 2), (100, 51)), ".png", [0.2 * 100 + 0.8 * 255] * 3),
+        (palette(10, 20, 30), ".png", [10, 20, 30]),
+        (palette(10, 20, 30), ".gif", [10, 20, 30]),
+        (palette(10, 20, 30, transparent=True), ".png", [WHITE] * 3),
+        (Image.new("RGB", (2, 2), (10, 20, 30)), ".png", [10, 20, 30]),
+        (Image.new("RGB", (2, 2), (10, 20, 30)), ".tiff", [10, 20, 30]),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 255)), ".png", [10, 20, 30]),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 0)), ".png", [WHITE] * 3),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 51)), ".png", [0.2 * c + 0.8 * 255 for c in (10, 20, 30)]),
+        (Image.new("CMYK", (2, 2), (0, 255, 255, 0)), ".tiff", [255, 0, 0]),
+        (Image.new("CMYK", (2, 2), (0, 0, 0, 255)), ".tiff", [BLACK] * 3),
+        (Image.new("I;16", (2, 2), 65535), ".png", [WHITE] * 3),
+        (Image.new("I;16", (2, 2), 257 * 100), ".png", [100] * 3),
+        (Image.new("I;16", (2, 2), 257 * 100 + 64), ".png", [round(100 + 64 / 257, 3)] * 3),
+        (Image.new("I;16B", (2, 2), 257 * 100), ".tiff", [100] * 3),
+        (Image.new("I", (2, 2), 257 * 100), ".tiff", [100] * 3),
+        (Image.new("F", (2, 2), 0.4), ".tiff", [0.4 * 255] * 3),
+        (Image.new("F", (2, 2), 1.7), ".tiff", [WHITE] * 3),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
+)
+def test_pictures_of_every_mode(picture: Image.Image, suffix: str, expected: list[float], tmp_path: Path) -> None:
+    assert levels(picture, tmp_path, suffix) == pytest.approx(expected, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (Image.new("L", (2, 2), 100), 100),
+        (Image.new("RGB", (2, 2), (200, 100, 50)), 0.299 * 200 + 0.587 * 100 + 0.114 * 50),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 0)), WHITE),
+        (Image.new("I;16", (2, 2), 257 * 100), 100),
+        (Image.new("1", (2, 2), 1), WHITE),
+    ],
+)
+def test_for_one_channel_colour_becomes_luminance(picture: Image.Image, expected: float, tmp_path: Path) -> None:
+    assert levels(picture, tmp_path, channels=1) == pytest.approx([expected], abs=0.51)
+
+
+def test_sixteen_bits_of_depth_are_kept(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) + 30000
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image, _ = load_image(tmp_path / "deep.png", 1, 3, 4)
+    np.testing.assert_allclose((image[0, 0] + 1) / 2 * 65535, values, atol=0.01)
+
+
+pixels = st_numpy.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])))
+
+
+@given(pixels)
+@settings(max_examples=100, deadline=None)
+def test_at_the_size_of_the_model_no_pixel_changes(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> None:
+    """Neither on the way in nor on the way out."""
+    height, width, channels = array.shape
+    path = tmp_path_factory.getbasetemp() / "exact.png"
+    Image.fromarray(array.squeeze(2) if channels == 1 else array).save(path)
+    image, _ = load_image(path, channels, height, width)
+    np.testing.assert_allclose(image[0].permute(1, 2, 0), array / 127.5 - 1, atol=1e-7)
+    save_image(image[0], path, settings={}, overwrite=True)
+    with Image.open(path) as picture:
+        assert picture.mode == ("L" if channels == 1 else "RGB")
+        np.testing.assert_array_equal(np.asarray(picture).reshape(array.shape), array)
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((30, 10), (10, 0, 20, 10)), ((10, 30), (0, 10, 10, 20)), ((10, 10), (0, 0, 10, 10))]
+)
+def test_the_middle_of_the_models_aspect_is_taken(
+    size: tuple[int, int], box: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    """Green in the middle, red where it must be cut off."""
+    picture = Image.new("RGB", size, (255, 0, 0))
+    picture.paste((0, 255, 0), box)
+    picture.save(tmp_path / "picture.png")
+    image, source = load_image(tmp_path / "picture.png", 3, 10, 10)
+    assert source.size == size
+    assert image[0].mean((1, 2)).tolist() == pytest.approx([-1, 1, -1])
+
+
+def test_a_wide_model_takes_a_wide_part(tmp_path: Path) -> None:
+    picture = Image.new("L", (20, 20), 0)
+    picture.paste(255, (0, 5, 20, 15))
+    picture.save(tmp_path / "picture.png")
+    image, _ = load_image(tmp_path / "picture.png", 1, 10, 20)
+    torch.testing.assert_close(image, torch.ones(1, 1, 10, 20, dtype=torch.float64))
+
+
+def test_a_single_pixel_fills_the_image(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (255, 0, 255)).save(tmp_path / "pixel.png")
+    image, source = load_image(tmp_path / "pixel.png", 3, 32, 32)
+    assert source.size == (1, 1)
+    assert image.equal(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64).reshape(1, 3, 1, 1).expand(1, 3, 32, 32))
+
+
+def test_resizing_stays_within_the_range_of_pixels(tmp_path: Path) -> None:
+    """Lanczos filtering overshoots at edges."""
+    picture = Image.new("L", (64, 64), 0)
+    picture.paste(255, (0, 0, 31, 64))
+    picture.save(tmp_path / "edge.png")
+    image, _ = load_image(tmp_path / "edge.png", 1, 20, 20)
+    assert float(image.min()) == -1
+    assert float(image.max()) == 1
+
+
+UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, UPRIGHT),
+        (2, UPRIGHT[:, ::-1]),
+        (3, UPRIGHT[::-1, ::-1]),
+        (4, UPRIGHT[::-1]),
+        (5, UPRIGHT.T),
+        (6, np.rot90(UPRIGHT)),
+        (7, np.rot90(UPRIGHT, 2).T),
+        (8, np.rot90(UPRIGHT, -1)),
+    ],
+)
+def test_the_exif_rotation_is_applied(orientation: int, stored: np.ndarray, tmp_path: Path) -> None:
+    """To a picture that was stored as the camera held it; orientations as in the EXIF standard, tag 274."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "photo.png", exif=exif)
+    image, source = load_image(tmp_path / "photo.png", 1, 2, 3)
+    assert source.size == (3, 2)
+    np.testing.assert_allclose((image[0, 0] + 1) * 127.5, UPRIGHT, atol=1e-4)
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("L", (2, 2), level) for level in (50, 100, 150)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "film.gif", 1, 2, 2)[0].mean() == pytest.approx(50 / 127.5 - 1)
+
+
+def test_a_jpeg_is_close_to_what_it_was_made_from(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), (200, 30, 90)).save(tmp_path / "photo.jpg")
+    image, _ = load_image(tmp_path / "photo.jpg", 3, 32, 32)
+    assert ((image[0].mean((1, 2)) + 1) * 127.5).tolist() == pytest.approx([200, 30, 90], abs=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "does not exist"),
+        (Path.touch, "is empty"),
+        (Path.mkdir, "is a folder, not a picture; name the files in it"),
+        (lambda path: path.write_text("a thousand words"), "is not a picture that Pillow can open"),
+    ],
+    ids=["missing", "empty", "folder", "text"],
+)
+def test_what_is_no_picture_is_refused(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+    make(tmp_path / "photo.png")
+    with pytest.raises(ImageFileError, match=rf"photo\.png' {words}$"):
+        load_image(tmp_path / "photo.png", 3, 8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")
+@pytest.mark.parametrize("part", [0.001, 0.01, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("form", ["png", "jpeg", "gif", "bmp", "tiff", "webp"])
+def test_a_truncated_picture_is_refused(form: str, part: float, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, format=form)
+    path = tmp_path / f"photo.{form}"
+    path.write_bytes(buffer.getvalue()[: max(1, int(part * len(buffer.getvalue())))])
+    with pytest.raises(ImageFileError, match=re.escape(f"'{path}'")):
+        load_image(path, 3, 8, 8)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (30, 30)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(ImageFileError, match=r"cannot read the picture '.*bomb\.png': Image size \(900 pixels\)"):
+        load_image(tmp_path / "bomb.png", 1, 8, 8)
+
+
+def test_of_a_very_large_picture_pillow_warns_and_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (30, 30)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.warns(Image.DecompressionBombWarning):
+        image, _ = load_image(tmp_path / "large.png", 1, 8, 8)
+    assert image.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_no_picture_has_two_or_four_channels(channels: int, tmp_path: Path) -> None:
+    with pytest.raises(ImageFileError, match=f"pictures have 1 or 3 channels, but the model takes {channels}"):
+        load_image(tmp_path / "photo.png", channels, 8, 8)
+
+
+def test_a_picture_is_clipped_and_rounded() -> None:
+    image = torch.tensor([-7.0, -1.0, -1 + 1.4 / 127.5, 0.0, 1.0, 1.5], dtype=torch.float64).reshape(1, 1, 6)
+    assert np.asarray(to_picture(image)).tolist() == [[0, 0, 1, 128, 255, 255]]
+
+
+@pytest.mark.parametrize("zoom", [1, 3])
+def test_a_saved_image_carries_its_settings(zoom: int, tmp_path: Path) -> None:
+    settings = {"solver": {"name": "heun", "rtol": 1e-5}, "steps": None, "source": "Zoë.png"}
+    image = torch.linspace(-1, 1, 12).reshape(1, 3, 4)
+    save_image(image, tmp_path / "image.png", settings=settings, zoom=zoom)
+    with Image.open(tmp_path / "image.png") as picture:
+        assert json.loads(picture.text["ddim-ode"]) == settings
+        assert picture.size == (4 * zoom, 3 * zoom)
+        assert np.array_equal(np.asarray(picture)[::zoom, ::zoom], np.asarray(to_picture(image)))
+
+
+def test_a_saved_image_replaces_nothing_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="exists already"):
+        save_image(torch.zeros(1, 3, 4), path, settings={})
+    assert path.read_text() == "precious"
+
+
+def test_tiles_lie_row_by_row_with_white_between() -> None:
+    images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 2, 3, 4) / 10
+    sheet = tile(images, columns=3, gap=2)
+    assert sheet.shape == (2, 3 + 2 + 3, 4 + 2 + 4 + 2 + 4)
+    expected = torch.ones(8, 16)
+    expected[:3, :4], expected[:3, 6:10], expected[:3, 12:] = 0.0, 0.1, 0.2
+    expected[5:, :4], expected[5:, 6:10] = 0.3, 0.4
+    assert sheet.equal(expected.expand(2, 8, 16))
+
+
+def test_errors_are_measured_on_the_scale_of_zero_to_one() -> None:
+    a = torch.zeros(2, 1, 1, 2)
+    b = torch.tensor([[2.0, 0.0], [0.2, 0.2]]).reshape(2, 1, 1, 2)
+    assert pixel_mse(a, b).tolist() == pytest.approx([0.5, 0.01])
+    assert pixel_mse(a, b).dtype == torch.float64
+    assert psnr(0.01) == pytest.approx(20)
+    assert psnr(1) == 0
+    assert psnr(0) == math.inf

@@ -1,0 +1,307 @@
+"""The latent file: it survives a round trip, and whatever else is in a file of that name does no harm."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ddim_ode.grids import CLEAN_ENDS, Grid, make_grid
+from ddim_ode.images import Source
+from ddim_ode.latents import Latent, LatentError, load_latent, save_latent
+from ddim_ode.models import Model
+from ddim_ode.schedule import NoiseSchedule, make_schedule
+
+SCHEDULE = make_schedule()
+MODEL = Model("tiny", nn.Conv2d(3, 3, 1), SCHEDULE, "epsilon", channels=3, height=4, width=5)
+LATENT = Latent(
+    x_T=torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    grid=make_grid(SCHEDULE, "trailing", 10),
+    solver={"name": "torchdiffeq-dopri5", "rtol": 1e-5},
+    schedule=SCHEDULE,
+    model="tiny",
+    fingerprint=MODEL.fingerprint,
+    source=Source("cat.png", (640, 480)),
+    nfe=10,
+)
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(max_size=20)
+
+
+@st.composite
+def latents(draw: st.DrawFn) -> Latent:
+    """Any latent at all."""
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    channels, height, width = (draw(st.integers(1, 3)) for _ in range(3))
+    count = channels * height * width
+    values = draw(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=count, max_size=count))
+    sigmas = sorted(draw(st.sets(st.floats(0, 1e6), min_size=2, max_size=6)))
+    timesteps = draw(st.lists(st.floats(0, 999), min_size=len(sigmas), max_size=len(sigmas)))
+    return Latent(
+        x_T=torch.tensor(values, dtype=dtype).reshape(1, channels, height, width),
+        grid=Grid(draw(texts), draw(st.sampled_from(CLEAN_ENDS)), tuple(sigmas), tuple(timesteps)),
+        solver={"name": draw(texts)} | draw(st.dictionaries(texts, texts | finite, max_size=3)),
+        schedule=make_schedule(draw(st.sampled_from(["linear", "sigmoid"])), timesteps=draw(st.integers(2, 50))),
+        model=draw(texts),
+        fingerprint=draw(texts),
+        source=Source(draw(texts), (draw(st.integers(1, 10**6)), draw(st.integers(1, 10**6))), draw(texts)),
+        nfe=draw(st.integers(0, 10**9)),
+    )
+
+
+@given(latents())
+@settings(max_examples=100, deadline=None)
+def test_everything_survives_the_file(latent: Latent) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "latent.pt"
+        save_latent(latent, path)
+        loaded = load_latent(path)
+        assert torch.load(path, weights_only=True)["format"] == "ddim-ode latent"
+    assert loaded.x_T.dtype == latent.x_T.dtype
+    assert loaded.x_T.numpy().tobytes() == latent.x_T.numpy().tobytes()
+    assert loaded.schedule.alpha_bar.equal(latent.schedule.alpha_bar)
+    assert loaded.schedule.name == latent.schedule.name
+    for name in ("grid", "solver", "model", "fingerprint", "source", "nfe"):
+        assert getattr(loaded, name) == getattr(latent, name)
+
+
+def test_a_reader_without_this_package_finds_what_it_needs(tmp_path: Path) -> None:
+    save_latent(LATENT, tmp_path / "latent.pt")
+    content = torch.load(tmp_path / "latent.pt", weights_only=True)
+    x_bar_T = content["x_T"] * (1 + content["sigma_T"] ** 2) ** 0.5
+    assert content["scale"] == "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
+    assert content["sigma_T"] == SCHEDULE.sigma_max == content["grid"]["sigmas"][-1]
+    assert content["dtype"] == "float64"
+    assert content["version"] == 1
+    assert x_bar_T.shape == (1, 3, 4, 5)
+
+
+def test_a_part_of_a_batch_takes_no_more_room_than_it_needs(tmp_path: Path) -> None:
+    batch = torch.zeros(1000, 3, 4, 5)
+    save_latent(replace(LATENT, x_T=batch[:1]), tmp_path / "latent.pt")
+    assert (tmp_path / "latent.pt").stat().st_size < batch.nbytes / 4
+
+
+@pytest.mark.parametrize(
+    ("x_T", "words"),
+    [
+        (torch.zeros(3, 4, 5), "must be a float tensor of shape (1, C, H, W), but it is torch.float32 (3, 4, 5)"),
+        (torch.zeros(2, 3, 4, 5), "but it is torch.float32 (2, 3, 4, 5)"),
+        (torch.zeros(1, 3, 4, 5, dtype=torch.int64), "but it is torch.int64 (1, 3, 4, 5)"),
+        (torch.full((1, 3, 4, 5), torch.nan), "x_T holds NaN or infinity; encode the image again"),
+        (torch.full((1, 3, 4, 5), -torch.inf), "x_T holds NaN or infinity; encode the image again"),
+    ],
+)
+def test_no_latent_is_made_of_a_wrong_tensor(x_T: Tensor, words: str) -> None:
+    with pytest.raises(LatentError, match=re.escape(words)):
+        replace(LATENT, x_T=x_T)
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_random_bytes(path: Path) -> None:
+    path.write_bytes(torch.randint(0, 256, (5000,), generator=torch.Generator().manual_seed(0)).byte().numpy())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "does not exist"),
+        (Path.touch, "is empty"),
+        (make_folder, "is a folder, not a latent file; name the files in it"),
+        (make_random_bytes, "is not a latent file, or a truncated one"),
+        (lambda path: path.write_text("x_T = 3"), "is not a latent file, or a truncated one"),
+        (lambda path: torch.save([1, 2], path), "is not a latent file of ddim-ode; make one with: encode"),
+        (lambda path: torch.save({"weight": torch.ones(3)}, path), "is not a latent file of ddim-ode"),
+        (lambda path: torch.save(nn.Linear(1, 1), path), "torch.load(weights_only=True) refuses it"),
+    ],
+    ids=["missing", "empty", "folder", "random", "text", "list", "weights", "module"],
+)
+def test_what_is_no_latent_file_is_refused(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+    path = tmp_path / "latent.pt"
+    make(path)
+    with pytest.raises(LatentError, match=re.escape(words)) as caught:
+        load_latent(path)
+    assert str(caught.value).startswith(f"'{path}' ")
+
+
+@pytest.mark.parametrize("part", [0.0001, 0.01, 0.3, 0.7, 0.99, 0.9999])
+def test_a_truncated_file_is_refused(tmp_path: Path, part: float) -> None:
+    path = tmp_path / "latent.pt"
+    save_latent(LATENT, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole)) + 1])
+    with pytest.raises(LatentError, match="is not a latent file, or a truncated one"):
+        load_latent(path)
+
+
+class Bomb:
+    """Whoever unpickles it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("as_tensor_file", [True, False])
+def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, as_tensor_file: bool) -> None:
+    path, crater = tmp_path / "latent.pt", tmp_path / "crater"
+    content = {"format": "ddim-ode latent", "version": 1, "x_T": Bomb(crater)}
+    if as_tensor_file:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(LatentError, match=r"torch.load\(weights_only=True\) refuses it"):
+        load_latent(path)
+    assert not crater.exists()
+    if as_tensor_file:
+        torch.load(path, weights_only=False)
+    else:
+        pickle.loads(path.read_bytes())
+    assert crater.exists(), "the bomb was none"
+
+
+def without(*keys: str) -> Callable[[dict[str, Any]], None]:
+    """An edit that takes out ``content[keys[0]][keys[1]]...``."""
+
+    def edit(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return edit
+
+
+def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
+    """An edit that sets ``content[keys[0]][keys[1]]...``."""
+
+    def edit(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (with_value("jpeg", "format"), "is not a latent file of ddim-ode"),
+        (with_value(2, "version"), "has format version 2, but this program reads version 1; use the version of"),
+        (without("version"), "has format version None, but this program reads version 1"),
+        (without("x_T"), "is damaged: there is no 'x_T'"),
+        (without("grid", "sigmas"), "is damaged: there is no 'sigmas'"),
+        (without("schedule"), "is damaged: there is no 'schedule'"),
+        (without("model", "fingerprint"), "is damaged: there is no 'fingerprint'"),
+        (without("source", "size"), "is damaged: there is no 'size'"),
+        (with_value(torch.zeros(3, 4, 5), "x_T"), "is damaged: x_T must be a float tensor of shape (1, C, H, W)"),
+        (with_value(torch.full((1, 3, 4, 5), torch.nan), "x_T"), "is damaged: x_T holds NaN or infinity"),
+        (with_value([0.0], "x_T"), "is damaged"),
+        (with_value(torch.zeros(1, 3, 4, 5).to_sparse(), "x_T"), "is damaged"),
+        (with_value([0.0, 2.0, 1.0], "grid", "sigmas"), "is damaged: a grid needs at least two sigmas and as many"),
+        (with_value([9.0] + 10 * [1.0], "grid", "sigmas"), "is damaged: sigmas must rise strictly"),
+        (with_value(None, "grid"), "is damaged"),
+        (with_value("euler", "solver"), "is damaged"),
+        (with_value(torch.ones(3), "schedule", "alpha_bar"), "is damaged: alpha_bar of schedule 'linear-1000' must"),
+        (with_value([640], "source", "size"), "is damaged"),
+        (with_value(float("inf"), "nfe"), "is damaged"),
+    ],
+)
+def test_a_file_of_a_wrong_content_is_refused(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    path = tmp_path / "latent.pt"
+    save_latent(LATENT, path)
+    content = copy.deepcopy(torch.load(path, weights_only=True))
+    edit(content)
+    torch.save(content, path)
+    with pytest.raises(LatentError, match=re.escape(words)):
+        load_latent(path)
+
+
+def test_it_fits_its_own_model() -> None:
+    LATENT.check_fits(MODEL)
+    LATENT.check_fits(replace(MODEL, name="another name for the same weights"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"network": nn.Conv2d(3, 3, 1)},
+            f"encoded with model 'tiny' (weights {MODEL.fingerprint[:12]}), but 'tiny' has other weights (",
+        ),
+        (
+            {"schedule": make_schedule("scaled_linear")},
+            "encoded with schedule 'linear-1000', sigma up to 157.407, but model 'tiny' has 'scaled_linear-1000', up",
+        ),
+        (
+            {"schedule": NoiseSchedule("linear-1000", SCHEDULE.alpha_bar**1.01)},
+            "decode it with the model it names: 'tiny'",
+        ),
+    ],
+)
+def test_another_model_is_refused_unless_any_is_allowed(changes: Mapping[str, Any], words: str) -> None:
+    other = replace(MODEL, **changes)
+    with pytest.raises(LatentError, match=re.escape(words)):
+        LATENT.check_fits(other)
+    LATENT.check_fits(other, any_model=True)
+
+
+@pytest.mark.parametrize("any_model", [False, True])
+def test_a_model_of_another_shape_is_refused_always(any_model: bool) -> None:
+    words = "the latent has shape (1, 3, 4, 5), but model 'tiny' takes (1, 3, 5, 4); decode it with the model it names"
+    with pytest.raises(LatentError, match=re.escape(words)):
+        LATENT.check_fits(replace(MODEL, height=5, width=4), any_model=any_model)
+
+
+def test_any_grid_that_begins_where_the_latent_is_will_do() -> None:
+    for name in ("trailing", "linspace", "quad", "log-snr", "karras"):
+        LATENT.check_reaches(make_grid(SCHEDULE, name, 7))
+    words = "lies at sigma = 157.407 (t = 999), but grid 'leading' with 50 steps begins at 130.144 (t = 980); take one"
+    with pytest.raises(LatentError, match=re.escape(words)):
+        LATENT.check_reaches(make_grid(SCHEDULE, "leading", 50))
+
+
+def test_the_summary_tells_what_made_it() -> None:
+    summary = LATENT.summary()
+    for part in ("cat.png", "640 x 480", "(1, 3, 4, 5)", "157.407", "trailing, 10 steps", "dopri5, rtol 1e-05", "10 N"):
+        assert part in summary
+
+
+def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "latent.pt"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="exists already"):
+        save_latent(LATENT, path)
+    assert path.read_text() == "precious"
+    save_latent(LATENT, path, overwrite=True)
+    assert load_latent(path).x_T.equal(LATENT.x_T)
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_latent(LATENT, tmp_path / "latent.pt")
+    assert list(tmp_path.iterdir()) == []

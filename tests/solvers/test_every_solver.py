@@ -1,0 +1,187 @@
+"""What holds for every registered solver, whatever its kind."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from flows import CORRELATED, GAUSSIAN, Field, Recorded, real, relative_error
+from torch import Tensor
+
+from solvers import SOLVERS, Solver, SolverError, get_solver
+from solvers.scipy_adapter import ScipySolver
+
+# The tolerance is not what is tested here, and the low orders need many steps for a small one.
+ALL = [get_solver(name, rtol=1e-3, atol=1e-3) if s.adaptive else s for name, s in SOLVERS.items()]
+
+
+def each(solvers: list[Solver]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("solver", solvers, ids=lambda s: s.name)
+
+
+each_solver = each(ALL)
+each_scipy_solver = each([s for s in ALL if isinstance(s, ScipySolver)])
+each_differentiable_solver = each([s for s in ALL if not isinstance(s, ScipySolver)])
+
+GRID = torch.linspace(0, 2, 9, dtype=torch.float64)
+
+
+def broken(error: Exception, *, calls: int) -> Field:
+    """A field that works so many times and then raises ``error``."""
+    good = Recorded(CORRELATED.field)
+
+    def field(sigma: Tensor, x: Tensor) -> Tensor:
+        if good.nfe == calls:
+            raise error
+        return good(sigma, x)
+
+    return field
+
+
+class FieldError(Exception):
+    """Of no kind that a solver could know."""
+
+
+@each_solver
+def test_backward_equals_forward_on_the_reversed_field(solver: Solver) -> None:
+    start = CORRELATED.at(2.0)
+    backward = solver(CORRELATED.field, start, GRID.flip(0))
+    forward = solver(lambda sigma, x: -CORRELATED.field(-sigma, x), start, -GRID.flip(0))
+    torch.testing.assert_close(backward, forward, rtol=1e-12, atol=1e-12)
+
+
+@each_solver
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_state_keeps_its_dtype_and_the_clock_is_float64(solver: Solver, dtype: torch.dtype) -> None:
+    states: list[Tensor] = []
+
+    def field(sigma: Tensor, x: Tensor) -> Tensor:
+        states.append(x)
+        return CORRELATED.field(sigma, x)
+
+    recorded = Recorded(field)
+    x = solver(recorded, CORRELATED.data.to(dtype), GRID)
+    assert {state.dtype for state in states} == {x.dtype} == {dtype}
+    assert {state.shape for state in states} == {x.shape} == {CORRELATED.data.shape}
+    assert {(sigma.dtype, sigma.shape) for sigma in recorded.sigmas} == {(torch.float64, ())}
+
+
+@each_solver
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 3, 2, 2)])
+def test_state_may_have_any_shape(solver: Solver, shape: tuple[int, ...]) -> None:
+    x = solver(lambda sigma, x: -x, torch.ones(shape, dtype=torch.float64), GRID)
+    torch.testing.assert_close(x, torch.full(shape, float(x.flatten()[0]), dtype=torch.float64), rtol=1e-13, atol=0)
+    assert float(x.flatten()[0]) == pytest.approx(float(torch.exp(-GRID[-1])), abs=0.05)
+
+
+@each_solver
+def test_calls_are_independent_of_one_another(solver: Solver) -> None:
+    first = solver(CORRELATED.field, CORRELATED.data, GRID)
+    solver(GAUSSIAN.field, GAUSSIAN.data + 1, GRID.flip(0))
+    with pytest.raises(FieldError):
+        solver(broken(FieldError(), calls=5), CORRELATED.data, GRID)
+    assert torch.equal(solver(CORRELATED.field, CORRELATED.data, GRID), first)
+
+
+@each_solver
+def test_the_state_handed_in_is_left_alone(solver: Solver) -> None:
+    x, grid = CORRELATED.data.clone(), GRID.clone()
+    solver(CORRELATED.field, x, grid)
+    assert torch.equal(x, CORRELATED.data)
+    assert torch.equal(grid, GRID)
+
+
+@each_solver
+def test_memory_does_not_grow_with_the_steps(solver: Solver) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def field(sigma: Tensor, x: Tensor) -> Tensor:
+        seen.append(weakref.ref(x))
+        alive.append(sum(ref() is not None for ref in seen))
+        return CORRELATED.field(sigma, x)
+
+    solver(field, CORRELATED.data, torch.linspace(0, 20, 101, dtype=torch.float64))
+    assert len(seen) > 20
+    assert max(alive) <= 5
+
+
+@each_solver
+@pytest.mark.parametrize("error", [FieldError("mine"), AssertionError("mine")], ids=lambda e: type(e).__name__)
+def test_an_error_of_the_field_goes_through_unchanged(solver: Solver, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        solver(broken(error, calls=5), CORRELATED.data, GRID)
+    assert raised.value is error
+
+
+@each_solver
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_slope_that_is_not_finite_is_an_error_that_names_sigma(solver: Solver, bad: float) -> None:
+    def field(sigma: Tensor, x: Tensor) -> Tensor:
+        return x if sigma < 1 else x * bad
+
+    with pytest.raises(SolverError, match=rf"^{solver.name}: the (slope|state) is not finite at sigma = ") as raised:
+        solver(field, CORRELATED.data, GRID)
+    sigma = float(re.search(r"at sigma = ([\d.]+);", str(raised.value))[1])
+    assert 1 <= sigma <= (2 if solver.adaptive else 1.25), "within a step of where it began"
+
+
+@each_solver
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (
+            real([0.5, 0.3, 0.12, 0.12]),
+            r"grid must be strictly monotone, but grid\[3\] = 0.12 follows grid\[2\] = 0.12",
+        ),
+        (real([0.0, 1.0, 0.5]), r"grid must be strictly monotone, but grid\[2\] = 0.5 follows grid\[1\] = 1"),
+        (real([0.0, float("nan"), 1.0]), r"grid must be strictly monotone, but grid\[1\] = nan follows grid\[0\] = 0"),
+        (real([1.0]), r"grid must be a 1-D tensor of at least two points, but its shape is \(1,\)"),
+        (real([]), r"grid must be a 1-D tensor of at least two points, but its shape is \(0,\)"),
+        (real(1.0), r"grid must be a 1-D tensor of at least two points, but its shape is \(\)"),
+        (
+            real([[0.0, 1.0], [2.0, 3.0]]),
+            r"grid must be a 1-D tensor of at least two points, but its shape is \(2, 2\)",
+        ),
+        (torch.tensor([0.0, 1.0]), r"grid must be float64, but it is torch.float32; make it with dtype=torch.float64"),
+        (torch.tensor([0, 1]), r"grid must be float64, but it is torch.int64; make it with dtype=torch.float64"),
+    ],
+    ids=["repeated", "turning", "nan", "one-point", "empty", "scalar", "2-D", "float32", "int64"],
+)
+def test_a_bad_grid_is_refused_before_the_first_evaluation(solver: Solver, grid: Tensor, message: str) -> None:
+    field = Recorded(CORRELATED.field)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        solver(field, CORRELATED.data, grid)
+    assert field.nfe == 0
+
+
+@each_differentiable_solver
+def test_gradient_is_that_of_the_flow(solver: Solver) -> None:
+    """On a linear flow the gradient is as far off as the state, give or take the direction it is taken in."""
+    grid = torch.linspace(0.3, 3, 41, dtype=torch.float64)
+    start, weights = CORRELATED.at(0.3), CORRELATED.data.flip(0) + 1
+
+    def gradient_and_end(flow: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        x = start.clone().requires_grad_()
+        end = flow(x)
+        return torch.autograd.grad((end * weights).sum(), x)[0], end.detach()
+
+    exact_gradient, exact_end = gradient_and_end(lambda x: CORRELATED.flow(x, 0.3, 3.0))
+    gradient, end = gradient_and_end(lambda x: solver(CORRELATED.field, x, grid))
+    assert relative_error(gradient, exact_gradient) < 5 * relative_error(end, exact_end)
+
+
+@each_scipy_solver
+def test_scipy_refuses_to_be_differentiated(solver: Solver) -> None:
+    with pytest.raises(ValueError, match=f"^{solver.name} cannot be differentiated; use one of our own or torchdiffeq"):
+        solver(CORRELATED.field, CORRELATED.data.clone().requires_grad_(), GRID)
+
+
+@each_scipy_solver
+def test_scipy_runs_on_what_requires_grad_under_no_grad(solver: Solver) -> None:
+    with torch.no_grad():
+        x = solver(CORRELATED.field, CORRELATED.data.clone().requires_grad_(), GRID)
+    assert torch.equal(x, solver(CORRELATED.field, CORRELATED.data, GRID))
