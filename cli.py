@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ddim_ode.ode import ProbabilityFlowODE
     from ddim_ode.schedule import NoiseSchedule
 
-DEFAULT_SOLVER = "heun"
+DEFAULT_SOLVER = "midpoint"
 DEFAULT_GRID = "log-snr"
 DEFAULT_STEPS = 50
 

@@ -57,9 +57,9 @@ def test_decoding_repeats_the_tolerances_of_the_latent(cli: Cli, picture: Path) 
     ("options", "report"),
     [
         (("--solver", "euler"), "(euler, 4 steps on linspace, 4 NFE"),
-        (("--steps", "7"), "(heun, 7 steps on linspace, 14 NFE"),
+        (("--steps", "7"), "(midpoint, 7 steps on linspace, 14 NFE"),
         (("--solver", "rk4", "--grid", "karras"), "(rk4, 4 steps on karras, 16 NFE"),
-        (("--grid", "0,10,500,999"), "(heun, 4 steps on explicit, 8 NFE"),
+        (("--grid", "0,10,500,999"), "(midpoint, 4 steps on explicit, 8 NFE"),
         (("--solver", "torchdiffeq-dopri5", "--rtol", "1e-2"), "(torchdiffeq-dopri5, adaptive steps"),
     ],
 )
@@ -141,7 +141,7 @@ def test_info_lists_every_solver_and_grid(cli: Cli) -> None:
 def test_info_on_a_latent_and_a_model(cli: Cli, picture: Path, tiny_model: Path) -> None:
     ok(cli("encode", picture, "--steps", "3", "--grid", "karras"))
     output = ok(cli("info", "photo.latent.pt", tiny_model))
-    for word in ("karras", "heun", "12 x 10", "v_prediction", "linear-1000", "157.407"):
+    for word in ("karras", "midpoint", "12 x 10", "v_prediction", "linear-1000", "157.407"):
         assert word in output
 
 
