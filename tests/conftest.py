@@ -1,9 +1,44 @@
-"""Settings for every room's tests."""
+"""What every room's tests share: settings, and an untrained model in a folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from hypothesis import settings
 
 # No deadline, since the machine is shared; and the same examples on every run.
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make_model(seed=..., beta_end=..., clip_sample=...)``: the folder of an untrained U-Net of 8 x 8 pixels."""
+
+    def make(*, seed: int = 0, beta_end: float = 0.02, clip_sample: bool = False) -> Path:
+        torch.manual_seed(seed)
+        unet = UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            add_attention=False,
+        )
+        scheduler = DDIMScheduler(beta_end=beta_end, clip_sample=clip_sample, prediction_type="v_prediction")
+        folder = tmp_path_factory.mktemp("model")
+        DDIMPipeline(unet, scheduler).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model: Callable[..., Path]) -> Path:
+    """The model that ``cli`` uses."""
+    return make_model()

@@ -34,7 +34,7 @@ def requests(draw: st.DrawFn) -> tuple[NoiseSchedule, str, int, str | None, floa
 
 
 @given(requests())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_every_grid_keeps_its_promises(request: tuple[NoiseSchedule, str, int, str | None, float | None]) -> None:
     schedule, name, steps, clean_end, t_end = request
     grid = make_grid(schedule, name, steps, clean_end=clean_end, t_end=t_end)

@@ -101,7 +101,7 @@ pixels = st_numpy.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9
 
 
 @given(pixels)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_at_the_size_of_the_model_no_pixel_changes(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> None:
     """Neither on the way in nor on the way out."""
     height, width, channels = array.shape
@@ -143,6 +143,14 @@ def test_a_single_pixel_fills_the_image(tmp_path: Path) -> None:
     image, source = load_image(tmp_path / "pixel.png", 3, 32, 32)
     assert source.size == (1, 1)
     assert image.equal(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64).reshape(1, 3, 1, 1).expand(1, 3, 32, 32))
+
+
+def test_resizing_is_lanczos_filtering_without_rounding(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(64, 192, (40, 50), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    image, _ = load_image(tmp_path / "noise.png", 1, 8, 10)
+    expected = Image.fromarray(noise.astype(np.float32)).resize((10, 8), Image.Resampling.LANCZOS)
+    np.testing.assert_allclose((image[0, 0] + 1) * 127.5, np.asarray(expected), atol=1e-3)
 
 
 def test_resizing_stays_within_the_range_of_pixels(tmp_path: Path) -> None:

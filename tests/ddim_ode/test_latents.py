@@ -64,7 +64,7 @@ def latents(draw: st.DrawFn) -> Latent:
 
 
 @given(latents())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_everything_survives_the_file(latent: Latent) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "latent.pt"

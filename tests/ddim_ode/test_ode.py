@@ -67,7 +67,7 @@ def test_torchdiffeq_takes_it_as_it_is(integrate: object, ends: tuple[float, flo
 
 
 @given(sigmas)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_plain_function_sees_x_and_t_of_sigma(sigma: float) -> None:
     x_bar = state()
     slope = ProbabilityFlowODE(gaussian_eps, SCHEDULE)(torch.tensor(sigma, dtype=torch.float64), x_bar)
@@ -75,7 +75,7 @@ def test_a_plain_function_sees_x_and_t_of_sigma(sigma: float) -> None:
 
 
 @given(sigmas)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_eps_and_v_of_the_same_data_have_the_same_slope(sigma: float) -> None:
     level = torch.tensor(sigma, dtype=torch.float64)
     by_eps = ProbabilityFlowODE(gaussian_eps, SCHEDULE)(level, state())

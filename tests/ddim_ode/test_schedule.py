@@ -85,21 +85,21 @@ def test_published_sigmas_to_their_last_digit(name: str, t: int, sigma: str) -> 
 
 
 @given(schedules, parts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_sigma_of_t_of_sigma_is_sigma(schedule: NoiseSchedule, part: float) -> None:
     sigma = schedule.sigma_min * (schedule.sigma_max / schedule.sigma_min) ** part
     assert float(schedule.sigma(schedule.t(sigma))) == pytest.approx(sigma, rel=1e-11)
 
 
 @given(schedules, parts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_t_of_sigma_of_t_is_t(schedule: NoiseSchedule, part: float) -> None:
     t = part * (len(schedule) - 1)
     assert float(schedule.t(schedule.sigma(t))) == pytest.approx(t, abs=1e-9)
 
 
 @given(schedules, st.lists(parts, min_size=2, max_size=20, unique_by=lambda part: round(part, 6)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_sigma_rises_with_t_and_t_with_sigma(schedule: NoiseSchedule, values: list[float]) -> None:
     t = torch.tensor(sorted(values), dtype=torch.float64) * (len(schedule) - 1)
     sigma = schedule.sigma(t)
@@ -108,7 +108,7 @@ def test_sigma_rises_with_t_and_t_with_sigma(schedule: NoiseSchedule, values: li
 
 
 @given(parts)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_t_of_sigma_is_that_of_diffusers(part: float) -> None:
     """Its Euler scheduler interpolates like k-diffusion: linearly in log sigma."""
     schedule = SCHEDULES["scaled_linear"]

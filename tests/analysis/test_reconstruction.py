@@ -1,0 +1,106 @@
+"""The reconstruction script measures what it says, resumes, and draws from its rows alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from analysis.common import CIFAR10_TEST, load_images, trimmed_mean
+from analysis.reconstruction import load, main, steps_for
+from analysis.reconstruction_plot import table
+from ddim_ode import decode, encode, load_model, make_grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.ode import ProbabilityFlowODE
+from solvers import SOLVERS
+
+OPTIONS = ("--solver", "euler", "--solver", "heun", "--grid", "log-snr", "--count", "2", "--stride", "100")
+
+
+def run(model: Path, out: Path, *options: str) -> Result:
+    result = CliRunner().invoke(main, ["--model", str(model), "--out", str(out), *OPTIONS, *options])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_rows_hold_what_a_round_trip_by_hand_gives(tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, "--nfe", "4")
+    model = load_model(str(tiny_model))
+    images, _ = load_images(CIFAR10_TEST, model, 2)
+    for row in load(tmp_path):
+        ode, solver = model.ode(), SOLVERS[row.solver]
+        grid = make_grid(model.schedule, row.grid, row.steps, clean_end=row.clean_end)
+        x_T = encode(ode, images, grid, solver)
+        assert row.nfe == ode.nfe == 4
+        assert row.mse_mean == pytest.approx(float(pixel_mse(images, decode(ode, x_T, grid, solver)).mean()), rel=1e-3)
+        assert row.second_moment_mean == pytest.approx(float(x_T.square().mean()), rel=1e-3)
+
+
+def test_latent_error_falls_with_the_steps(tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, "--solver", "heun", "--steps", "4", "--steps", "64")
+    errors = {row.steps: row.latent_rmse_mean for row in load(tmp_path) if row.solver == "heun"}
+    assert errors[64] < errors[4] / 2
+
+
+def test_a_second_run_measures_only_what_is_missing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_model, tmp_path, "--nfe", "4")
+    first = load(tmp_path)
+    calls: list[torch.Tensor] = []
+    forward = ProbabilityFlowODE.forward
+
+    def counted(self: ProbabilityFlowODE, sigma: torch.Tensor, x_bar: torch.Tensor) -> torch.Tensor:
+        calls.append(sigma)
+        return forward(self, sigma, x_bar)
+
+    monkeypatch.setattr(ProbabilityFlowODE, "forward", counted)
+    run(tiny_model, tmp_path, "--nfe", "4")
+    assert calls == []
+    assert load(tmp_path) == first
+    run(tiny_model, tmp_path, "--nfe", "6")
+    assert len(calls) == 2 * 2 * 6
+    assert load(tmp_path)[: len(first)] == first
+
+
+def test_plot_only_needs_no_model(tiny_model: Path, tmp_path: Path) -> None:
+    output = run(tiny_model, tmp_path, "--nfe", "4", "--nfe", "10").output
+    plot = tmp_path / "reconstruction.png"
+    plot.unlink()
+    again = run(Path("nowhere"), tmp_path, "--plot-only").output
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert again == output
+
+
+def test_settings_are_beside_the_rows(tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, "--nfe", "4")
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert load_model(str(tiny_model)).fingerprint in json.dumps(settings)
+    assert "reference_rmse" in settings
+
+
+def test_a_folder_of_another_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, "--nfe", "4")
+    options = ["--model", str(tiny_model), "--out", str(tmp_path), "--count", "3", "--nfe", "4"]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 1
+    assert result.output.count("Error: ") == 1
+
+
+def test_the_table_compares_at_equal_nfe(tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, "--nfe", "10", "--nfe", "20")
+    rows = [replace(row, mse_mean=0.25 if row.solver == "euler" else 0.125) for row in load(tmp_path)]
+    lines = table(rows).splitlines()
+    assert "euler" in lines[0]
+    assert "heun" in lines[0]
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["10", "0.014", "0.25", "0.12"]
+    assert steps_for("heun", 10) == 5
+
+
+def test_trimmed_mean_leaves_out_the_largest_twentieth() -> None:
+    assert trimmed_mean(torch.tensor([*[1.0] * 38, 50.0, 90.0])) == 1.0
+    assert trimmed_mean(torch.tensor([7.0])) == 7.0
