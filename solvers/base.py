@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isinf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Solver(ABC):
         """Integrate ``x``, shape ``(B, ...)``, from ``grid[0]`` to ``grid[-1]``; returns the same shape.
 
         Raises:
-            ValueError: if the grid is not strictly monotone or has fewer than two points.
+            ValueError: if the grid is not finite and strictly monotone, or has fewer than two points.
             SolverError: if the end cannot be reached, naming the sigma where it stopped.
         """
 
@@ -64,12 +65,15 @@ class Solver(ABC):
 
 
 def check_grid(grid: Tensor) -> None:
-    """Raise ValueError unless ``grid``, shape ``(steps + 1,)``, is float64 and strictly monotone."""
+    """Raise ValueError unless ``grid``, shape ``(steps + 1,)``, is float64, finite and strictly monotone."""
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"grid must be a 1-D tensor of at least two points, but its shape is {tuple(grid.shape)}")
     if not grid.is_floating_point() or grid.element_size() < 8:
         raise ValueError(f"grid must be float64, but it is {grid.dtype}; make it with dtype=torch.float64")
     values = grid.tolist()
+    for i in (0, -1):
+        if isinf(values[i]):
+            raise ValueError(f"grid must be finite, but grid[{i % len(values)}] = {values[i]:g}")
     upwards = values[-1] > values[0]
     for i in range(1, len(values)):
         if not (values[i] > values[i - 1] if upwards else values[i] < values[i - 1]):

@@ -5,13 +5,16 @@ Virtanen et al., "SciPy 1.0", Nature Methods 17 (2020); scipy.integrate.solve_iv
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
 from solvers.base import SolverError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from torch import Tensor
 
@@ -33,10 +36,8 @@ class ScipySolver(AdaptiveSolver):
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
         import torch
-        from scipy.integrate import solve_ivp
 
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise ValueError(f"{self.name} cannot be differentiated; use one of our own or torchdiffeq's solvers")
+        self._check_no_graph(x)
         watch = Watch(field, self.name, grid)
         field_in_u = self.chart.pull_back(watch)
 
@@ -45,7 +46,9 @@ class ScipySolver(AdaptiveSolver):
             return field_in_u(torch.tensor(u, dtype=torch.float64), state).double().cpu().flatten()
 
         def func(u: float, y: np.ndarray) -> np.ndarray:
-            return slope(u, torch.from_numpy(y)).detach().numpy()
+            slope_at = slope(u, torch.from_numpy(y))
+            self._check_no_graph(slope_at)
+            return slope_at.numpy()
 
         def jacobian(u: float, y: np.ndarray) -> np.ndarray:
             with torch.enable_grad():
@@ -53,20 +56,42 @@ class ScipySolver(AdaptiveSolver):
             return matrix.numpy()
 
         begin, end = self.chart.u(grid[[0, -1]]).tolist()
-        solution = solve_ivp(
-            func,
-            (begin, end),
-            x.detach().double().cpu().flatten().numpy(),
-            method=self.method,
-            t_eval=[end],  # otherwise every step is kept
-            rtol=self.rtol,
-            atol=self.atol,
-            first_step=FIRST_STEP * abs(end - begin),
-            **({"jac": jacobian} if self.implicit else {}),
-        )
-        if not solution.success:
-            raise SolverError(watch.stopped(solution.message.rstrip(".")))
-        return torch.from_numpy(solution.y[:, -1]).reshape(x.shape).to(x)
+        options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "first_step": FIRST_STEP * abs(end - begin)}
+        if self.implicit:
+            options["jac"] = jacobian
+        y, failure = _solve(func, (begin, end), x.detach().double().cpu().flatten().numpy(), self.method, options)
+        if failure:
+            raise SolverError(watch.stopped(failure.rstrip(".")))
+        return torch.from_numpy(y).reshape(x.shape).to(x)
+
+    def _check_no_graph(self, tensor: Tensor) -> None:
+        import torch
+
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise ValueError(
+                f"{self.name} cannot be differentiated; use one of our own or torchdiffeq's solvers, "
+                "or call it under torch.no_grad()"
+            )
+
+
+def _solve(
+    func: Callable[[float, np.ndarray], np.ndarray],
+    ends: tuple[float, float],
+    y: np.ndarray,
+    method: str,
+    options: dict[str, Any],
+) -> tuple[np.ndarray, str]:
+    """The state at ``ends[1]`` and an empty string, or else any state and why the end was not reached."""
+    from scipy.integrate import solve_ivp
+
+    with warnings.catch_warnings():
+        # LSODA puts the reason of a failure into a warning, and what it returns then says nothing.
+        warnings.filterwarnings("error", message="lsoda: ", category=UserWarning)
+        try:
+            solution = solve_ivp(func, ends, y, method=method, t_eval=[ends[1]], **options)  # else every step is kept
+        except UserWarning as warning:
+            return y, str(warning)
+    return (solution.y[:, -1], "") if solution.success else (y, solution.message)
 
 
 def _solver(method: str, order: int, *, implicit: bool = False) -> ScipySolver:

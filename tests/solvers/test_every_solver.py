@@ -139,6 +139,8 @@ def test_a_slope_that_is_not_finite_is_an_error_that_names_sigma(solver: Solver,
         ),
         (real([0.0, 1.0, 0.5]), r"grid must be strictly monotone, but grid\[2\] = 0.5 follows grid\[1\] = 1"),
         (real([0.0, float("nan"), 1.0]), r"grid must be strictly monotone, but grid\[1\] = nan follows grid\[0\] = 0"),
+        (real([float("-inf"), 1.0]), r"grid must be finite, but grid\[0\] = -inf"),
+        (real([0.0, 1.0, float("inf")]), r"grid must be finite, but grid\[2\] = inf"),
         (real([1.0]), r"grid must be a 1-D tensor of at least two points, but its shape is \(1,\)"),
         (real([]), r"grid must be a 1-D tensor of at least two points, but its shape is \(0,\)"),
         (real(1.0), r"grid must be a 1-D tensor of at least two points, but its shape is \(\)"),
@@ -149,7 +151,19 @@ def test_a_slope_that_is_not_finite_is_an_error_that_names_sigma(solver: Solver,
         (torch.tensor([0.0, 1.0]), r"grid must be float64, but it is torch.float32; make it with dtype=torch.float64"),
         (torch.tensor([0, 1]), r"grid must be float64, but it is torch.int64; make it with dtype=torch.float64"),
     ],
-    ids=["repeated", "turning", "nan", "one-point", "empty", "scalar", "2-D", "float32", "int64"],
+    ids=[
+        "repeated",
+        "turning",
+        "nan",
+        "infinite-start",
+        "infinite-end",
+        "one-point",
+        "empty",
+        "scalar",
+        "2-D",
+        "float32",
+        "int64",
+    ],
 )
 def test_a_bad_grid_is_refused_before_the_first_evaluation(solver: Solver, grid: Tensor, message: str) -> None:
     field = Recorded(CORRELATED.field)
@@ -178,6 +192,13 @@ def test_gradient_is_that_of_the_flow(solver: Solver) -> None:
 def test_scipy_refuses_to_be_differentiated(solver: Solver) -> None:
     with pytest.raises(ValueError, match=f"^{solver.name} cannot be differentiated; use one of our own or torchdiffeq"):
         solver(CORRELATED.field, CORRELATED.data.clone().requires_grad_(), GRID)
+
+
+@each_scipy_solver
+def test_scipy_refuses_to_drop_the_graph_of_the_field(solver: Solver) -> None:
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=f"^{solver.name} cannot be differentiated; .* call it under torch.no_grad"):
+        solver(lambda sigma, x: scale * CORRELATED.field(sigma, x), CORRELATED.data, GRID)
 
 
 @each_scipy_solver
