@@ -10,11 +10,21 @@ from dataclasses import replace
 from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
 from solvers.base import Solver as Solver
 from solvers.base import SolverError as SolverError
-from solvers.fixed import FIXED_STEP_SOLVERS
+from solvers.charts import ANGLE
+from solvers.fixed import FixedStepSolver, in_chart
+from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
+from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
 from solvers.scipy_adapter import SCIPY_SOLVERS
+from solvers.target import TARGET_SOLVERS
 from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
 # The registry: command line, tests, plots and docs read it.
+FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
+    *RUNGE_KUTTA_SOLVERS,
+    *MULTISTEP_SOLVERS,
+    *TARGET_SOLVERS,
+    *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
+)
 SOLVERS: dict[str, Solver] = {s.name: s for s in (*FIXED_STEP_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)}
 
 

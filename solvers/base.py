@@ -13,7 +13,7 @@ A solver integrates dx/dsigma = field(sigma, x) along a grid:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isinf
 from typing import TYPE_CHECKING
@@ -90,3 +90,11 @@ def check_finite(x: Tensor, name: str, what: str, sigma: Tensor | float) -> None
             f"{name}: the {what} is not finite at sigma = {float(sigma):.6g}; "
             "try more steps, another grid or a smaller tolerance, and check the input and the network"
         )
+
+
+def plus(x: Tensor, h: Tensor | float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """x + h sum_j weights_j slopes_j; ``x`` and every slope have one shape ``(B, ...)``."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight != 0.0:
+            x = x + (h * weight) * slope
+    return x

@@ -55,14 +55,15 @@ class ScipySolver(AdaptiveSolver):
                 matrix: Tensor = torch.func.jacrev(lambda y: slope(u, y))(torch.from_numpy(y))
             return matrix.numpy()
 
-        begin, end = self.chart.u(grid[[0, -1]]).tolist()
+        begin, end = self.chart.nodes(grid[[0, -1]]).tolist()
         options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "first_step": FIRST_STEP * abs(end - begin)}
         if self.implicit:
             options["jac"] = jacobian
-        y, failure = _solve(func, (begin, end), x.detach().double().cpu().flatten().numpy(), self.method, options)
+        y_begin = self.chart.enter(x.detach().double().cpu(), grid[0]).flatten().numpy()
+        y_end, failure = _solve(func, (begin, end), y_begin, self.method, options)
         if failure:
             raise SolverError(watch.stopped(failure.rstrip(".")))
-        return torch.from_numpy(y).reshape(x.shape).to(x)
+        return self.chart.leave(torch.from_numpy(y_end).reshape(x.shape), grid[-1]).to(x)
 
     def _check_no_graph(self, tensor: Tensor) -> None:
         import torch

@@ -58,13 +58,13 @@ class TorchdiffeqAdaptiveSolver(AdaptiveSolver):
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
         watch = Watch(field, self.name, grid)
-        ends = self.chart.u(grid[[0, -1]])
+        ends = self.chart.nodes(grid[[0, -1]])
         # Without step_t it steps over the end and interpolates back; without first_step it probes beyond it.
         options = {"step_t": ends[-1:].to(x.device), "first_step": FIRST_STEP * float(abs(ends[1] - ends[0]))}
         try:
-            return _odeint(
+            y = _odeint(
                 self.chart.pull_back(watch),
-                x,
+                self.chart.enter(x, grid[0]),
                 ends,
                 method=self.method,
                 options=options,
@@ -75,6 +75,7 @@ class TorchdiffeqAdaptiveSolver(AdaptiveSolver):
             if watch.inside:
                 raise
             raise SolverError(watch.stopped(str(error))) from error
+        return self.chart.leave(y, grid[-1])
 
 
 def _odeint(

@@ -21,7 +21,7 @@ from solvers.scipy_adapter import SCIPY_SOLVERS, ScipySolver
 from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
 ADAPTIVE = [s for s in SOLVERS.values() if s.adaptive]
-IDENTITY = Chart("identity", u=lambda s: s, sigma=lambda u: u, dsigma_du=torch.ones_like)
+IDENTITY = Chart("identity", u=lambda s: s, sigma=lambda u: u, dsigma_du=lambda u: 1.0)
 
 each_adaptive_solver = pytest.mark.parametrize("solver", ADAPTIVE, ids=lambda s: s.name)
 each_scipy_solver = pytest.mark.parametrize("solver", SCIPY_SOLVERS, ids=lambda s: s.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable
+from math import exp
 
 import pytest
 import torch
@@ -23,10 +24,14 @@ def each(solvers: list[Solver]) -> pytest.MarkDecorator:
 
 
 each_solver = each(ALL)
+each_reversible_in_sign = each([s for s in ALL if not getattr(s, "positive", False)])
+each_solver_above_zero = each([s for s in ALL if getattr(s, "positive", False)])
 each_scipy_solver = each([s for s in ALL if isinstance(s, ScipySolver)])
 each_differentiable_solver = each([s for s in ALL if not isinstance(s, ScipySolver)])
 
-GRID = torch.linspace(0, 2, 9, dtype=torch.float64)
+GRID = torch.linspace(0.25, 2.25, 9, dtype=torch.float64)
+
+STEPS_FROM_0 = torch.linspace(0, 2, 17, dtype=torch.float64)
 
 
 def broken(error: Exception, *, calls: int) -> Field:
@@ -45,9 +50,9 @@ class FieldError(Exception):
     """Of no kind that a solver could know."""
 
 
-@each_solver
+@each_reversible_in_sign
 def test_backward_equals_forward_on_the_reversed_field(solver: Solver) -> None:
-    start = CORRELATED.at(2.0)
+    start = CORRELATED.at(2.25)
     backward = solver(CORRELATED.field, start, GRID.flip(0))
     forward = solver(lambda sigma, x: -CORRELATED.field(-sigma, x), start, -GRID.flip(0))
     torch.testing.assert_close(backward, forward, rtol=1e-12, atol=1e-12)
@@ -72,9 +77,10 @@ def test_state_keeps_its_dtype_and_the_clock_is_float64(solver: Solver, dtype: t
 @each_solver
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 3, 2, 2)])
 def test_state_may_have_any_shape(solver: Solver, shape: tuple[int, ...]) -> None:
-    x = solver(lambda sigma, x: -x, torch.ones(shape, dtype=torch.float64), GRID)
+    grid = torch.linspace(0.25, 2.25, 33, dtype=torch.float64)
+    x = solver(lambda sigma, x: -x, torch.ones(shape, dtype=torch.float64), grid)
     torch.testing.assert_close(x, torch.full(shape, float(x.flatten()[0]), dtype=torch.float64), rtol=1e-13, atol=0)
-    assert float(x.flatten()[0]) == pytest.approx(float(torch.exp(-GRID[-1])), abs=0.05)
+    assert float(x.flatten()[0]) == pytest.approx(exp(-2), abs=0.05)
 
 
 @each_solver
@@ -104,7 +110,7 @@ def test_memory_does_not_grow_with_the_steps(solver: Solver) -> None:
         alive.append(sum(ref() is not None for ref in seen))
         return CORRELATED.field(sigma, x)
 
-    solver(field, CORRELATED.data, torch.linspace(0, 20, 101, dtype=torch.float64))
+    solver(field, CORRELATED.data, torch.linspace(0.25, 20, 101, dtype=torch.float64))
     assert len(seen) > 20
     assert max(alive) <= 5
 
@@ -121,12 +127,12 @@ def test_an_error_of_the_field_goes_through_unchanged(solver: Solver, error: Exc
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_slope_that_is_not_finite_is_an_error_that_names_sigma(solver: Solver, bad: float) -> None:
     def field(sigma: Tensor, x: Tensor) -> Tensor:
-        return x if sigma < 1 else x * bad
+        return x if sigma < 0.9 else x * bad
 
     with pytest.raises(SolverError, match=rf"^{solver.name}: the (slope|state) is not finite at sigma = ") as raised:
         solver(field, CORRELATED.data, GRID)
     sigma = float(re.search(r"at sigma = ([\d.]+);", str(raised.value))[1])
-    assert 1 <= sigma <= (2 if solver.adaptive else 1.25), "within a step of where it began"
+    assert 0.9 <= sigma <= (2.25 if solver.adaptive else 1.25), "within a step of where it began"
 
 
 @each_solver
@@ -170,6 +176,24 @@ def test_a_bad_grid_is_refused_before_the_first_evaluation(solver: Solver, grid:
     with pytest.raises(ValueError, match=f"^{message}$"):
         solver(field, CORRELATED.data, grid)
     assert field.nfe == 0
+
+
+@each_solver_above_zero
+@pytest.mark.parametrize("grid", [real([0.0, 1.0, 2.0]), real([2.0, 1.0, 0.0]), real([-1.0, 1.0])])
+def test_a_grid_that_touches_zero_is_refused_by_methods_that_need_its_logarithm(solver: Solver, grid: Tensor) -> None:
+    field = Recorded(CORRELATED.field)
+    with pytest.raises(
+        ValueError, match=rf"^{solver.name} needs a grid above sigma = 0, but .*; replace the 0 by a small sigma"
+    ):
+        solver(field, CORRELATED.data, grid)
+    assert field.nfe == 0
+
+
+@each_reversible_in_sign
+@pytest.mark.parametrize("grid", [STEPS_FROM_0, STEPS_FROM_0.flip(0)], ids=["up", "down"])
+def test_zero_is_an_ordinary_point_for_all_others(solver: Solver, grid: Tensor) -> None:
+    x = solver(GAUSSIAN.field, GAUSSIAN.at(float(grid[0])), grid)
+    assert relative_error(x, GAUSSIAN.at(float(grid[-1]))) < 0.2
 
 
 @each_differentiable_solver

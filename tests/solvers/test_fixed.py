@@ -10,10 +10,11 @@ import torch
 from flows import CORRELATED, GAUSSIAN, MIXTURE, Problem, Recorded, real, relative_error, steps_of_two_sizes
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.polynomial import Polynomial
 
-from solvers import SOLVERS, Solver
-from solvers.fixed import FIXED_STEP_SOLVERS, FixedStepSolver, RungeKuttaStep, _interpolation_weights
+from solvers import FIXED_STEP_SOLVERS, SOLVERS, Solver
+from solvers.fixed import FixedStepSolver
+from solvers.multistep import PredictorCorrectorStep
+from solvers.runge_kutta import RungeKuttaStep
 
 each_fixed_solver = pytest.mark.parametrize(
     "solver", [s for s in SOLVERS.values() if not s.adaptive], ids=lambda s: s.name
@@ -24,20 +25,26 @@ each_runge_kutta_solver = pytest.mark.parametrize(
 both_directions = pytest.mark.parametrize("ends", [(0.3, 10.3), (10.3, 0.3)], ids=["encode", "decode"])
 
 
-def measured_order(solver: Solver, problem: Problem, begin: float, end: float) -> float:
-    """Slope of the error between 64 and 128 steps: past the first bends, and far above round-off."""
+def measured_order(solver: Solver, problem: Problem, begin: float, end: float, steps: int) -> float:
+    """Slope of the error between ``steps`` and twice as many: past the first bends, and far above round-off."""
     errors = [
-        relative_error(solver(problem.field, problem.at(begin), steps_of_two_sizes(begin, end, steps)), problem.at(end))
-        for steps in (64, 128)
+        relative_error(solver(problem.field, problem.at(begin), steps_of_two_sizes(begin, end, n)), problem.at(end))
+        for n in (steps, 2 * steps)
     ]
-    assert errors[1] > 1e-10, "so near to round-off a slope means nothing"
+    assert errors[1] > 1e-12, "so near to round-off a slope means nothing"
     return log2(errors[0] / errors[1])
+
+
+def highest_order(solver: Solver) -> int:
+    """The declared order, but for a corrector of more than 3 slopes: until its start tells, it is as good as those."""
+    step = getattr(solver, "step", None)
+    return step.corrector if isinstance(step, PredictorCorrectorStep) else solver.order
 
 
 @each_fixed_solver
 @both_directions
 def test_order_is_the_declared_one(solver: Solver, ends: tuple[float, float]) -> None:
-    assert measured_order(solver, MIXTURE, *ends) == pytest.approx(solver.order, abs=0.2)
+    assert solver.order - 0.2 < measured_order(solver, MIXTURE, *ends, steps=64) < highest_order(solver) + 0.2
 
 
 @each_fixed_solver
@@ -45,31 +52,35 @@ def test_order_is_the_declared_one(solver: Solver, ends: tuple[float, float]) ->
 @pytest.mark.parametrize("problem", [GAUSSIAN, CORRELATED], ids=lambda p: p.name)
 def test_order_on_gaussians_is_no_less(solver: Solver, problem: Problem, ends: tuple[float, float]) -> None:
     """It may be more: on flows x sqrt(s^2 + sigma^2) the h^3 error of the midpoint rule vanishes everywhere."""
-    assert measured_order(solver, problem, *ends) > solver.order - 0.2
+    assert measured_order(solver, problem, *ends, steps=128) > solver.order - 0.2
 
 
 @each_fixed_solver
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
 def test_nfe_is_steps_times_nfe_per_step(solver: Solver, steps: int) -> None:
     field = Recorded(GAUSSIAN.field)
-    solver(field, GAUSSIAN.data, torch.linspace(0, 5, steps + 1, dtype=torch.float64))
+    solver(field, GAUSSIAN.data, torch.linspace(0.5, 5, steps + 1, dtype=torch.float64))
     assert field.nfe == solver.nfe(steps) == steps * solver.nfe(1)
 
 
 @each_fixed_solver
 def test_every_point_of_the_grid_reaches_the_field_exactly(solver: Solver) -> None:
-    """Also with a float32 state, which torchdiffeq would round the clock to."""
+    """Also with a float32 state, which torchdiffeq would round the clock to. A chart may cost the last bits."""
     grid = steps_of_two_sizes(0.3, 10.3, 8)
     single, double = Recorded(GAUSSIAN.field), Recorded(GAUSSIAN.field)
     solver(single, GAUSSIAN.data.float(), grid)
     solver(double, GAUSSIAN.data, grid)
-    assert set(grid[:-1].tolist()) <= {float(sigma) for sigma in single.sigmas}
+    asked = sorted(float(sigma) for sigma in single.sigmas)
+    inner = grid[1:-1].tolist()
+    if getattr(solver, "chart", None) is None:
+        assert set(inner) <= set(asked)
+    assert all(min(abs(sigma / node - 1) for sigma in asked) < 1e-13 for node in inner)
     assert single.sigmas == double.sigmas
 
 
 @each_fixed_solver
 @given(
-    start=st.floats(0, 2),
+    start=st.floats(0.05, 2),
     steps=st.lists(st.floats(0.05, 1), min_size=1, max_size=6),
     downwards=st.booleans(),
     batch=st.integers(1, 5),
@@ -147,24 +158,6 @@ def test_tableau_with_a_missing_row_is_refused() -> None:
 def test_tableau_that_is_not_consistent_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the weights b must sum to 1, but \(0.5, 0.6\) sum to 1.1"):
         RungeKuttaStep(a=((), (1.0,)), b=(0.5, 0.6))
-
-
-@given(
-    gaps=st.lists(st.floats(0.1, 2), max_size=3),
-    coefficients=st.lists(st.floats(-1, 1), min_size=4, max_size=4),
-    begin=st.floats(-3, 3),
-    length=st.floats(-3, 3),
-)
-def test_interpolation_weights_integrate_polynomials(
-    gaps: list[float], coefficients: list[float], begin: float, length: float
-) -> None:
-    """n nodes, at any distances: exact below degree n."""
-    nodes = np.cumsum([0.0, *gaps])
-    polynomial = Polynomial(coefficients[: len(nodes)])
-    antiderivative, end = polynomial.integ(), begin + length
-    weights = _interpolation_weights(tuple(nodes), begin, end)
-    terms = np.multiply(weights, polynomial(nodes))
-    assert terms.sum() == pytest.approx(antiderivative(end) - antiderivative(begin), abs=1e-11 * (1 + abs(terms).sum()))
 
 
 def test_torchdiffeqs_adams_loses_its_order_on_unequal_steps() -> None:
