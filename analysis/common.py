@@ -101,18 +101,19 @@ def save_settings(settings: Mapping[str, object], path: Path) -> None:
     write_file(path, f"{text}\n".encode(), overwrite=True)
 
 
-def check_same(settings: Mapping[str, object], path: Path) -> None:
-    """Refuse to add rows to those of another measurement.
+def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
+    """What the JSON file ``path`` holds, or nothing; refuses to add rows to those of another measurement.
 
     Raises:
-        ValueError: if the JSON file ``path`` exists and differs from ``settings`` in one of their values.
+        ValueError: if the file differs from ``settings`` in one of their values.
     """
     if not path.exists():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
+        return {}
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for key, value in settings.items():
         if before.get(key) != value:
             raise ValueError(f"'{path.parent}' holds rows with another {key}; choose another folder for the output")
+    return before
 
 
 def git_commit() -> str | None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -185,17 +186,26 @@ def run(
     Raises:
         ValueError: if the folder has rows of another model or other images, or a grid of ``cases`` does not exist.
     """
-    ends = {end_of(case.make_grid(model)) for case in cases}
-    settings = describe(model, names) | {"reference": f"{REFERENCE_SOLVER} over every {stride}. timestep", "seed": None}
+    settings: dict[str, Any] = {
+        **describe(model, names),
+        "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
+        "seed": None,
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    check_same(settings, folder / "settings.json")
-    save_settings(settings, folder / "settings.json")
-    references = make_references(model, images, ends, folder=folder, stride=stride, batch_size=batch_size)
-    accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in references.items()}
-    save_settings(settings | {"reference_rmse": accuracy}, folder / "settings.json")
+    path = folder / "settings.json"
+    settings = {**check_same(settings, path), **settings}
     rows = load(folder)
     known = {row.case for row in rows}
-    for row in measure(model, images, [case for case in cases if case not in known], references, batch_size):
+    missing = [case for case in cases if case not in known]
+    if not missing:
+        return rows
+    ends = {end_of(case.make_grid(model)) for case in missing}
+    save_settings(settings, path)
+    references = make_references(model, images, ends, folder=folder, stride=stride, batch_size=batch_size)
+    accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in references.items()}
+    settings["reference_rmse"] = {**settings.get("reference_rmse", {}), **accuracy}
+    save_settings(settings, path)
+    for row in measure(model, images, missing, references, batch_size):
         rows.append(row)
         save(rows, folder)
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite, log
+from math import log
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def _draw(
     errors: Callable[[Row], tuple[float, float]],
     exponent: Callable[[int], int],
 ) -> None:
-    """A curve of ``errors``, mean and median, for each of ``curves``, and a slope for each order among them."""
+    """A curve of ``errors``, mean and median, for each of ``curves``, and the slope of each order among them."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     for i, (label, rows) in enumerate(curves.items()):
@@ -78,19 +78,21 @@ def _draw(
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         axes.plot(nfe, means, marker=marker, markersize=5, linewidth=1.3, color=colour, label=label)
         axes.plot(nfe, medians, linewidth=1.3, linestyle=":", color=colour)
-    ends = [rows[-1] for rows in curves.values() if isfinite(errors(rows[-1])[0])]
-    for order in sorted({row.order for row in ends}):
-        best = min((row for row in ends if row.order == order), key=lambda row: errors(row)[0])
-        _draw_slope(axes, best.nfe, errors(best)[1], exponent(order), f"order {order}: slope -{exponent(order)}")
+    begin = min(rows[0].nfe for rows in curves.values())
+    _draw_slopes(axes, begin, {row.order: exponent(row.order) for rows in curves.values() for row in rows})
 
 
-def _draw_slope(axes: Axes, nfe: float, error: float, exponent: int, label: str) -> None:
-    """A short line of slope ``-exponent`` below the point ``(nfe, error)``, with its name."""
-    begin, low = nfe / 2, error / 2
-    axes.plot([begin, nfe], [low * 2**exponent, low], linestyle="--", linewidth=1, color="0.5")
-    axes.annotate(
-        label, (nfe, low), xytext=(0, -3), textcoords="offset points", ha="right", va="top", color="0.4", fontsize=8
-    )
+def _draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None:
+    """A fan of short lines from the NFE ``begin`` on, with the slopes ``-exponents`` by order, in the lower left
+    corner, which falling curves leave free."""
+    low, high = axes.get_ylim()
+    error = low * (high / low) ** 0.35
+    for order, exponent in sorted(exponents.items()):
+        end = error / 2**exponent
+        axes.plot([begin, 2 * begin], [error, end], linestyle="--", linewidth=1, color="0.5")
+        axes.annotate(
+            f" order {order}: slope -{exponent}", (2 * begin, end), ha="left", va="center", color="0.4", fontsize=8
+        )
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from analysis.overhead import main as measure_overhead
+from analysis.reconstruction import main as reconstruct
 from cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +37,24 @@ def test_commands(in_scratch_folder: Path) -> None:
         assert result.exit_code == 0, f"{command}\n{result.output}"
     for name in ("photo.latent.pt", "photo.decoded.png", "photo.euler.png", "pair.png", "samples.png"):
         assert (in_scratch_folder / name).stat().st_size > 0
+
+
+def test_analysis_commands(in_scratch_folder: Path) -> None:
+    """The first one finds its rows measured; what it prints of them is what the README says."""
+    results = in_scratch_folder / "analysis" / "results"
+    shutil.copytree(ROOT / "analysis" / "results", results)
+    settings = results / "reconstruction" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"torch": torch.__version__}))
+    text = README.replace("\\\n", " ")
+    (reconstruction,) = re.findall(r"^ +python -m analysis\.reconstruction (.+)$", text, flags=re.MULTILINE)
+    printed = CliRunner().invoke(reconstruct, reconstruction.split(), catch_exceptions=False)
+    assert printed.exit_code == 0
+    body = [line for line in printed.stdout.splitlines() if re.match(r"\| \d", line)]
+    assert len(body) == 7
+    assert all(line in README for line in body)
+    assert "`python -m analysis.overhead`" in README
+    quick = ["--solver", "euler", "--steps", "1", "--repeats", "1", "--batch-size", "1"]
+    assert CliRunner().invoke(measure_overhead, quick, catch_exceptions=False).exit_code == 0
 
 
 def test_python(in_scratch_folder: Path) -> None:
