@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, make_grid
-from solvers import SOLVERS, Solver, get_solver
+from solvers import SOLVERS, Solver, get_solver, way_back
 
 if TYPE_CHECKING:
     from ddim_ode.grids import Grid
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ddim_ode.ode import ProbabilityFlowODE
     from ddim_ode.schedule import NoiseSchedule
 
-DEFAULT_SOLVER = "midpoint"
+DEFAULT_SOLVER = "dpmpp3m"
 DEFAULT_GRID = "log-snr"
 DEFAULT_STEPS = 50
 
@@ -132,7 +132,7 @@ class Run:
         t_end: float | None = None,
     ) -> Grid:
         """The grid of the options; what they leave open is as in the arguments."""
-        clean_end = self.clean_end or clean_end
+        clean_end = self.clean_end or clean_end or ("sigma-min" if solver.positive else None)
         if solver.adaptive:
             if self.steps or self.grid:
                 raise click.UsageError(
@@ -144,12 +144,15 @@ class Run:
             grid = grid_of_timesteps(schedule, self.grid, clean_end=clean_end or "zero")
             if self.steps not in (None, grid.steps):
                 raise click.UsageError(f"these timesteps make {grid.steps} steps, not {self.steps}; leave out --steps")
-            return grid
-        return make_grid(schedule, self.grid or name, self.steps or steps, clean_end=clean_end, t_end=t_end)
+        else:
+            grid = make_grid(schedule, self.grid or name, self.steps or steps, clean_end=clean_end, t_end=t_end)
+        _check_clean_end(solver, grid)
+        return grid
 
     def plan_decoding(self, latent: Latent, model: Model) -> tuple[Solver, Grid]:
         """Solver and grid for a latent: as it was encoded, but for what the options say."""
         solver = self.make_solver(latent.solver)
+        solver = solver if self.solver else way_back(solver)
         grid = latent.grid
         needs_steps = grid.name == ENDS and not solver.adaptive
         if needs_steps or self.steps or self.grid or self.clean_end:
@@ -162,7 +165,16 @@ class Run:
                 t_end=grid.timesteps[-1],
             )
         latent.check_reaches(grid)
+        _check_clean_end(solver, grid)
         return solver, grid
+
+
+def _check_clean_end(solver: Solver, grid: Grid) -> None:
+    if solver.positive and grid.sigmas[0] == 0:
+        raise click.UsageError(
+            f"solver '{solver.name}' cannot reach sigma = 0, where the clean end 'zero' is; "
+            "pass --clean-end sigma-min, or take another solver"
+        )
 
 
 def run_options(command: Callable[..., T]) -> Callable[..., T]:
@@ -344,6 +356,7 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
     targets = list(_targets(images, output, ".reconstruction.png", overwrite, failures))
     model = run.load_model()
     solver = run.make_solver()
+    back = way_back(solver)
     grid = run.make_grid(model.schedule, solver)
     jobs = []
     for path, target in targets:
@@ -354,8 +367,8 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
         x_0 = torch.cat([image for _, image, _ in chunk]).to(model.device)
         with _timed(ode, solver, grid, "encode") as encoding:
             x_T = codec.encode(ode, x_0, grid, solver)
-        with _timed(ode, solver, grid, "decode") as decoding:
-            decoded = codec.decode(ode, x_T, grid, solver)
+        with _timed(ode, back, grid, "decode") as decoding:
+            decoded = codec.decode(ode, x_T, grid, back)
         errors = pixel_mse(x_0, decoded).tolist()
         for (target, image, source), result, mse in zip(chunk, decoded, errors, strict=True):
             with failures.caught():

@@ -46,7 +46,7 @@ from ddim_ode.codec import decode, encode
 from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
-from solvers import SOLVERS, SolverError
+from solvers import SOLVERS, SolverError, way_back
 
 FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)
 
@@ -146,7 +146,7 @@ def _round_trip(model: Model, batch: Tensor, case: Case, grid: Grid) -> tuple[Te
     try:
         x_T = encode(ode, batch, grid, solver)
         nfe = ode.nfe
-        return x_T, decode(ode, x_T, grid, solver), nfe
+        return x_T, decode(ode, x_T, grid, way_back(solver)), nfe
     except SolverError:
         lost = torch.full_like(batch, inf)
         return lost, lost, solver.nfe(case.steps) or 0

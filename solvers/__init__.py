@@ -28,6 +28,11 @@ FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
 SOLVERS: dict[str, Solver] = {s.name: s for s in (*FIXED_STEP_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)}
 
 
+def way_back(solver: Solver) -> Solver:
+    """The solver for the other direction: the one that ``solver`` undoes, or itself."""
+    return SOLVERS[solver.undoes] if solver.undoes else solver
+
+
 def get_solver(name: str, *, rtol: float | None = None, atol: float | None = None) -> Solver:
     """The solver called ``name``, with tolerances other than its own where they are given.
 

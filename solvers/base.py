@@ -32,13 +32,17 @@ class SolverError(RuntimeError):
 class Solver(ABC):
     """A way to integrate ``dx/dsigma = field(sigma, x)``; immutable, and without memory between calls.
 
-    ``order``   p such that the error of one pass over a grid of spacing h is O(h^p).
-    ``source``  where the method is written down.
+    ``order``     p such that the error of one pass over a grid of spacing h is O(h^p).
+    ``source``    where the method is written down.
+    ``positive``  whether all of the grid must lie above sigma = 0.
+    ``undoes``    the name of another solver, if this one is made to walk back from where that leads, on the same grid.
     """
 
     name: str
     order: int
     source: str
+    positive: bool = False
+    undoes: str = ""
 
     @abstractmethod
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:

@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 class FixedStepSolver(Solver):
     """Walks the grid point by point; what a method remembers travels along as the state of the walk.
 
-    ``chart``     the variables in which it walks; None for sigma and x themselves.
-    ``positive``  whether all of the grid must lie above sigma = 0.
+    ``chart``  the variables in which it walks; None for sigma and x themselves.
     """
 
     step: Step
     nfe_per_step: int
     chart: Chart | None = None
-    positive: bool = False
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
         check_grid(grid)

@@ -42,6 +42,7 @@ TARGET_SOLVERS: tuple[FixedStepSolver, ...] = (
         nfe_per_step=1,
         source="the slope at the predicted target; undoes Euler's decoding to order 2",
         step=predicted_target,
+        undoes="euler",
     ),
     FixedStepSolver(
         name="ddim-inverse",
@@ -49,5 +50,6 @@ TARGET_SOLVERS: tuple[FixedStepSolver, ...] = (
         nfe_per_step=1,
         source="the rule of diffusers' DDIMInverseScheduler",
         step=rescaled_target,
+        undoes="euler",
     ),
 )

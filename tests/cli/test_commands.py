@@ -45,6 +45,20 @@ def test_decoding_uses_solver_and_grid_of_the_latent(cli: Cli, picture: Path) ->
     assert "(ab2, 5 steps on quad, 5 NFE" in ok(cli("decode", "photo.latent.pt"))
 
 
+def test_decoding_what_a_ddim_encoder_made_is_ddim(cli: Cli, picture: Path) -> None:
+    options = ("--solver", "ddim-predicted", "--steps", "5", "--grid", "quad")
+    ok(cli("encode", picture, *options))
+    assert "(euler, 5 steps on quad, 5 NFE" in ok(cli("decode", "photo.latent.pt"))
+    report = ok(cli("reconstruct", picture, *options))
+    assert "encode ddim-predicted, 5 steps" in report
+    assert "decode euler, 5 steps" in report
+
+
+def test_solvers_that_cannot_reach_zero_end_at_sigma_min(cli: Cli, picture: Path) -> None:
+    ok(cli("encode", picture, "--solver", "dpmpp2m", "--steps", "5", "--grid", "quad"))
+    assert load_latent(picture.with_name("photo.latent.pt")).grid.clean_end == "sigma-min"
+
+
 def test_decoding_repeats_the_tolerances_of_the_latent(cli: Cli, picture: Path) -> None:
     ok(cli("encode", picture, "--solver", "scipy-RK45", "--rtol", "1e-2", "--atol", "0.02"))
     ok(cli("decode", "photo.latent.pt"))
@@ -64,7 +78,7 @@ def test_decoding_repeats_the_tolerances_of_the_latent(cli: Cli, picture: Path) 
     ],
 )
 def test_decoding_another_way(cli: Cli, picture: Path, options: tuple[str, ...], report: str) -> None:
-    ok(cli("encode", picture, "--steps", "4", "--grid", "linspace"))
+    ok(cli("encode", picture, "--solver", "midpoint", "--steps", "4", "--grid", "linspace"))
     assert report in ok(cli("decode", "photo.latent.pt", *options))
 
 
@@ -139,7 +153,7 @@ def test_info_lists_every_solver_and_grid(cli: Cli) -> None:
 
 
 def test_info_on_a_latent_and_a_model(cli: Cli, picture: Path, tiny_model: Path) -> None:
-    ok(cli("encode", picture, "--steps", "3", "--grid", "karras"))
+    ok(cli("encode", picture, "--solver", "midpoint", "--steps", "3", "--grid", "karras"))
     output = ok(cli("info", "photo.latent.pt", tiny_model))
     for word in ("karras", "midpoint", "12 x 10", "v_prediction", "linear-1000", "157.407"):
         assert word in output

@@ -177,6 +177,10 @@ def test_a_grid_that_does_not_reach_the_latent(cli: Cli, latent: Path) -> None:
         (("--solver", "heun", "--rtol", "1e-3"), ("takes fixed steps",)),
         (("--solver", "scipy-RK45", "--rtol", "0"), ("rtol must be at least",)),
         (("--solver", "scipy-RK45", "--atol", "-1"), ("atol must be at least",)),
+        (
+            ("--solver", "reab2", "--clean-end", "zero", "--steps", "5"),
+            ("solver 'reab2' cannot reach sigma = 0", "--clean-end sigma-min"),
+        ),
         (("--clean-end", "dirty"), ("'dirty' is not one of",)),
         (("--batch-size", "0"), ("0 is not in the range",)),
         (("--max-nfe", "3", "--solver", "euler", "--steps", "5"), ("limit of 3 network evaluations", "on the way")),

@@ -24,8 +24,8 @@ def each(solvers: list[Solver]) -> pytest.MarkDecorator:
 
 
 each_solver = each(ALL)
-each_reversible_in_sign = each([s for s in ALL if not getattr(s, "positive", False)])
-each_solver_above_zero = each([s for s in ALL if getattr(s, "positive", False)])
+each_reversible_in_sign = each([s for s in ALL if not s.positive])
+each_solver_above_zero = each([s for s in ALL if s.positive])
 each_scipy_solver = each([s for s in ALL if isinstance(s, ScipySolver)])
 each_differentiable_solver = each([s for s in ALL if not isinstance(s, ScipySolver)])
 

@@ -10,7 +10,7 @@ import pytest
 from torchdiffeq._impl.odeint import SOLVERS as TORCHDIFFEQS_OWN
 
 import solvers
-from solvers import SOLVERS, AdaptiveSolver, Solver, get_solver
+from solvers import SOLVERS, AdaptiveSolver, Solver, get_solver, way_back
 from solvers.scipy_adapter import SCIPY_SOLVERS
 from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
@@ -36,6 +36,13 @@ def test_settings_are_enough_to_get_the_solver_again(name: str) -> None:
 @each_name
 def test_every_solver_names_its_source(name: str) -> None:
     assert SOLVERS[name].source
+
+
+@each_name
+def test_the_way_back_is_the_same_method_or_the_one_that_it_undoes(name: str) -> None:
+    solver = SOLVERS[name]
+    assert way_back(solver).name == (solver.undoes or name)
+    assert not way_back(solver).undoes
 
 
 def test_no_solver_is_lost_to_another_of_the_same_name() -> None:
