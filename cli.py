@@ -149,8 +149,9 @@ class Run:
         _check_clean_end(solver, grid)
         return grid
 
-    def plan_decoding(self, latent: Latent, model: Model) -> tuple[Solver, Grid]:
-        """Solver and grid for a latent: as it was encoded, but for what the options say."""
+    def plan_decoding(self, latent: Latent, model: Model) -> tuple[Solver, Grid, bool]:
+        """Solver and grid for a latent: as it was encoded, but for what the options say; and whether its companion
+        leads back on them."""
         solver = self.make_solver(latent.solver)
         solver = solver if self.solver else way_back(solver)
         grid = latent.grid
@@ -166,7 +167,8 @@ class Run:
             )
         latent.check_reaches(grid)
         _check_clean_end(solver, grid)
-        return solver, grid
+        exact = latent.companion is not None and (solver.settings, grid) == (latent.solver, latent.grid)
+        return solver, grid, exact
 
 
 def _check_clean_end(solver: Solver, grid: Grid) -> None:
@@ -281,11 +283,12 @@ def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: b
     ode = model.ode(max_nfe=run.max_nfe)
     for chunk in _chunks(jobs, run.batch_size):
         with _timed(ode, solver, grid, "encode") as report:
-            x_T = codec.encode(ode, torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device), grid, solver).cpu()
+            x_0 = torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device)
+            x_T, companion = codec.encode_pair(ode, x_0, grid, solver)
         for i, (target, _, source) in enumerate(chunk):
             with failures.caught():
                 latent = Latent(
-                    x_T=x_T[i : i + 1],
+                    x_T=x_T[i : i + 1].cpu(),
                     grid=grid,
                     solver=solver.settings,
                     schedule=model.schedule,
@@ -293,6 +296,7 @@ def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: b
                     fingerprint=model.fingerprint,
                     source=source,
                     nfe=ode.nfe,
+                    companion=None if companion is None else companion[i : i + 1].cpu(),
                 )
                 save_latent(latent, target, overwrite=overwrite)
                 click.echo(f"{source.name} -> {target} ({report()})")
@@ -326,11 +330,13 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
             latent.check_fits(model, any_model=any_model)
             jobs.append((target, latent, run.plan_decoding(latent, model)))
     ode = model.ode(max_nfe=run.max_nfe)
-    for (solver, grid), group in groupby(jobs, key=lambda job: job[2]):
+    for (solver, grid, exact), group in groupby(jobs, key=lambda job: job[2]):
         for chunk in _chunks(list(group), run.batch_size):
             x_T = torch.cat([latent.x_T for _, latent, _ in chunk]).to(model.device)
+            companions = [latent.companion for _, latent, _ in chunk if exact and latent.companion is not None]
+            companion = torch.cat(companions).to(model.device) if companions else None
             with _timed(ode, solver, grid, "decode") as report:
-                images = codec.decode(ode, x_T, grid, solver)
+                images = codec.decode_pair(ode, x_T, companion, grid, solver)
             for (target, latent, _), image in zip(chunk, images, strict=True):
                 with failures.caught():
                     save_image(
@@ -366,17 +372,21 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
     for chunk in _chunks(jobs, run.batch_size):
         x_0 = torch.cat([image for _, image, _ in chunk]).to(model.device)
         with _timed(ode, solver, grid, "encode") as encoding:
-            x_T = codec.encode(ode, x_0, grid, solver)
+            x_T, companion = codec.encode_pair(ode, x_0, grid, solver)
         with _timed(ode, back, grid, "decode") as decoding:
-            decoded = codec.decode(ode, x_T, grid, back)
+            decoded = codec.decode_pair(ode, x_T, companion, grid, back)
         errors = pixel_mse(x_0, decoded).tolist()
-        for (target, image, source), result, mse in zip(chunk, decoded, errors, strict=True):
+        notes = [""] * len(chunk)
+        if companion is not None:
+            alone = pixel_mse(x_0, codec.decode(ode, x_T, grid, back)).tolist()
+            notes = [f" ({mse:.3g} from x_T alone)" for mse in alone]
+        for (target, image, source), result, mse, note in zip(chunk, decoded, errors, notes, strict=True):
             with failures.caught():
                 pair = tile(torch.cat([image, result[None].cpu()]), columns=2)
                 settings = _settings(model, solver, grid, source.name) | {"mse": mse}
                 save_image(pair, target, settings=settings, zoom=ceil(256 / model.height), overwrite=overwrite)
                 click.echo(
-                    f"{source.name}: MSE {mse:.3g} on [0, 1], PSNR {psnr(mse):.2f} dB, "
+                    f"{source.name}: MSE {mse:.3g} on [0, 1]{note}, PSNR {psnr(mse):.2f} dB, "
                     f"encode {encoding()}, decode {decoding()} -> {target}"
                 )
     failures.exit()

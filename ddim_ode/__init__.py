@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddim_ode.codec import decode as decode
+    from ddim_ode.codec import decode_pair as decode_pair
     from ddim_ode.codec import encode as encode
+    from ddim_ode.codec import encode_pair as encode_pair
     from ddim_ode.grids import Grid as Grid
     from ddim_ode.grids import full_range as full_range
     from ddim_ode.grids import grid_of_timesteps as grid_of_timesteps
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from ddim_ode.schedule import make_schedule as make_schedule
 
 _MODULES = {
-    "codec": ("decode", "encode"),
+    "codec": ("decode", "decode_pair", "encode", "encode_pair"),
     "grids": ("Grid", "full_range", "grid_of_timesteps", "make_grid"),
     "images": ("load_image", "save_image"),
     "latents": ("Latent", "load_latent", "save_latent"),

@@ -60,6 +60,29 @@ def decode(
     return _integrate(ode, x_bar_T, grid.downward(), solver, differentiable)
 
 
+def encode_pair(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Solve) -> tuple[Tensor, Tensor | None]:
+    """Latents x_T and, of a reversible solver, the companions with which they lead back to ``x_0`` exactly.
+
+    A reversible solver has an attribute ``stacked``, a solver that takes two states as the halves of a batch. Of any
+    other there is no companion. All shapes are ``(B, C, H, W)``. Errors are those of ``encode``.
+    """
+    stacked: Solve | None = getattr(solver, "stacked", None)
+    if stacked is None:
+        return encode(ode, x_0, grid, solver), None
+    x_T, companion = encode(ode, torch.cat([x_0, x_0]), grid, stacked).chunk(2)
+    return x_T, companion
+
+
+def decode_pair(ode: ProbabilityFlowODE, x_T: Tensor, companion: Tensor | None, grid: Grid, solver: Solve) -> Tensor:
+    """Images of the latents ``x_T``: with the ``companion`` of a reversible ``solver`` those that ``encode_pair`` was
+    given, to rounding, on the same ``grid``; without one as ``decode`` makes them. Shapes are ``(B, C, H, W)``.
+    """
+    stacked: Solve | None = getattr(solver, "stacked", None)
+    if companion is None or stacked is None:
+        return decode(ode, x_T, grid, solver)
+    return decode(ode, torch.cat([x_T, companion]), grid, stacked).chunk(2)[0]
+
+
 def draw_latents(count: int, shape: tuple[int, int, int], *, seed: int) -> Tensor:
     """``count`` latents x_T from N(0, I), ``(count, C, H, W)`` for ``shape`` (C, H, W); float64 on the CPU.
 

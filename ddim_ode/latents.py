@@ -41,9 +41,10 @@ class Latent:
     ``model``, ``fingerprint``  the name of the model and the fingerprint of its weights.
     ``source``         the picture it was made from.
     ``nfe``            network evaluations spent on it.
+    ``companion``      the second state of a reversible solver, of the shape and dtype of x_T; None for all others.
 
     Raises:
-        LatentError: if x_T has another shape or holds NaN or infinity.
+        LatentError: if x_T or its companion has another shape or holds NaN or infinity.
     """
 
     x_T: Tensor
@@ -54,8 +55,14 @@ class Latent:
     fingerprint: str
     source: Source
     nfe: int
+    companion: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.companion is not None and (
+            (self.companion.shape, self.companion.dtype) != (self.x_T.shape, self.x_T.dtype)
+            or not bool(self.companion.isfinite().all())
+        ):
+            raise LatentError("the companion of x_T must be finite and of its shape and dtype; encode the image again")
         if self.x_T.ndim != 4 or self.x_T.shape[0] != 1 or not self.x_T.is_floating_point():
             raise LatentError(
                 f"x_T must be a float tensor of shape (1, C, H, W), but it is {self.x_T.dtype} {tuple(self.x_T.shape)}"
@@ -105,7 +112,8 @@ class Latent:
         return "\n".join(
             (
                 f"latent of '{self.source.name}' ({width} x {height}; {self.source.fit})",
-                f"  x_T        {tuple(self.x_T.shape)} {self.x_T.dtype}, second moment {moment:.4f}",
+                f"  x_T        {tuple(self.x_T.shape)} {self.x_T.dtype}, second moment {moment:.4f}"
+                + (", with a companion: decodes exactly" if self.companion is not None else ""),
                 f"  sigma_T    {self.grid.sigma_T:.6g} at t = {self.grid.timesteps[-1]:g}; scale: {SCALE}",
                 f"  grid       {self.grid.name}, {self.grid.steps} steps, clean end {self.grid.clean_end}",
                 f"  solver     {solver}, {self.nfe} NFE",
@@ -138,6 +146,7 @@ def save_latent(latent: Latent, path: Path, *, overwrite: bool = False) -> None:
         "model": {"name": latent.model, "fingerprint": latent.fingerprint},
         "source": asdict(latent.source),
         "nfe": latent.nfe,
+        "companion": None if latent.companion is None else latent.companion.detach().cpu().clone(),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -202,4 +211,5 @@ def _from_content(content: dict[str, Any]) -> Latent:
             fit=str(content["source"]["fit"]),
         ),
         nfe=int(content["nfe"]),
+        companion=content.get("companion"),
     )

@@ -13,6 +13,8 @@ from solvers.base import SolverError as SolverError
 from solvers.charts import ANGLE
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
+from solvers.reversible import REVERSIBLE_SOLVERS
+from solvers.reversible import ReversibleHeun as ReversibleHeun
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
 from solvers.scipy_adapter import SCIPY_SOLVERS
 from solvers.target import TARGET_SOLVERS
@@ -25,7 +27,9 @@ FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *TARGET_SOLVERS,
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )
-SOLVERS: dict[str, Solver] = {s.name: s for s in (*FIXED_STEP_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)}
+SOLVERS: dict[str, Solver] = {
+    solver.name: solver for solver in (*FIXED_STEP_SOLVERS, *REVERSIBLE_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)
+}
 
 
 def way_back(solver: Solver) -> Solver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 from cli import DEFAULT_STEPS, main
 from ddim_ode import load_latent
 from ddim_ode.grids import GRIDS
+from ddim_ode.images import load_image, to_picture
 from solvers import SOLVERS
 
 Cli = Callable[..., Result]
@@ -52,6 +54,22 @@ def test_decoding_what_a_ddim_encoder_made_is_ddim(cli: Cli, picture: Path) -> N
     report = ok(cli("reconstruct", picture, *options))
     assert "encode ddim-predicted, 5 steps" in report
     assert "decode euler, 5 steps" in report
+
+
+def test_a_reversible_solver_stores_a_companion_and_comes_back_exactly(cli: Cli, picture: Path) -> None:
+    options = ("--solver", "reversible-heun", "--steps", "6")
+    report = ok(cli("reconstruct", picture, *options))
+    found = re.search(r"MSE (\S+) on \[0, 1\] \((\S+) from x_T alone", report)
+    assert found
+    assert float(found[1]) < 1e-20
+    assert float(found[2]) > 1e-8
+    ok(cli("encode", picture, *options))
+    assert "with a companion" in ok(cli("info", "photo.latent.pt"))
+    ok(cli("decode", "photo.latent.pt", "-o", "exact.png"))
+    ok(cli("decode", "photo.latent.pt", "--steps", "7", "-o", "seven.png"))
+    fitted = to_picture(load_image(picture, 3, 8, 8)[0][0])
+    with Image.open("exact.png") as exact, Image.open("seven.png") as seven:
+        assert exact.tobytes() == fitted.tobytes() != seven.tobytes()
 
 
 def test_solvers_that_cannot_reach_zero_end_at_sigma_min(cli: Cli, picture: Path) -> None:

@@ -51,8 +51,9 @@ def latents(draw: st.DrawFn) -> Latent:
     values = draw(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=count, max_size=count))
     sigmas = sorted(draw(st.sets(st.floats(0, 1e6), min_size=2, max_size=6)))
     timesteps = draw(st.lists(st.floats(0, 999), min_size=len(sigmas), max_size=len(sigmas)))
+    x_T = torch.tensor(values, dtype=dtype).reshape(1, channels, height, width)
     return Latent(
-        x_T=torch.tensor(values, dtype=dtype).reshape(1, channels, height, width),
+        x_T=x_T,
         grid=Grid(draw(texts), draw(st.sampled_from(CLEAN_ENDS)), tuple(sigmas), tuple(timesteps)),
         solver={"name": draw(texts)} | draw(st.dictionaries(texts, texts | finite, max_size=3)),
         schedule=make_schedule(draw(st.sampled_from(["linear", "sigmoid"])), timesteps=draw(st.integers(2, 50))),
@@ -60,6 +61,7 @@ def latents(draw: st.DrawFn) -> Latent:
         fingerprint=draw(texts),
         source=Source(draw(texts), (draw(st.integers(1, 10**6)), draw(st.integers(1, 10**6))), draw(texts)),
         nfe=draw(st.integers(0, 10**9)),
+        companion=x_T.flip(3) if draw(st.booleans()) else None,
     )
 
 
@@ -73,6 +75,9 @@ def test_everything_survives_the_file(latent: Latent) -> None:
         assert torch.load(path, weights_only=True)["format"] == "ddim-ode latent"
     assert loaded.x_T.dtype == latent.x_T.dtype
     assert loaded.x_T.numpy().tobytes() == latent.x_T.numpy().tobytes()
+    assert (loaded.companion is None) == (latent.companion is None)
+    if loaded.companion is not None:
+        assert loaded.companion.numpy().tobytes() == latent.companion.numpy().tobytes()
     assert loaded.schedule.alpha_bar.equal(latent.schedule.alpha_bar)
     assert loaded.schedule.name == latent.schedule.name
     for name in ("grid", "solver", "model", "fingerprint", "source", "nfe"):
@@ -305,3 +310,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left on device"):
         save_latent(LATENT, tmp_path / "latent.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "companion",
+    [LATENT.x_T[:, :2], LATENT.x_T.float(), LATENT.x_T * float("nan")],
+    ids=["shape", "dtype", "nan"],
+)
+def test_a_companion_that_is_none_is_refused(companion: Tensor) -> None:
+    with pytest.raises(LatentError, match=r"^the companion of x_T must be finite and of its shape and dtype"):
+        replace(LATENT, companion=companion)
