@@ -491,15 +491,15 @@ def _timed(ode: ProbabilityFlowODE, solver: Solver, grid: Grid, label: str) -> I
 
     ode.reset()
     start = time.perf_counter()
-    seconds = 0.0
+    seconds, nfe = 0.0, 0
     steps = "adaptive steps" if solver.adaptive else f"{grid.steps} steps on {grid.name}"
     with tqdm(total=solver.nfe(grid.steps), desc=label, unit="NFE", leave=False, disable=None) as bar:
         hook = ode.register_forward_hook(lambda *_: bar.update())
         try:
-            yield lambda: f"{solver.name}, {steps}, {ode.nfe} NFE, {seconds:.2f} s"
+            yield lambda: f"{solver.name}, {steps}, {nfe} NFE, {seconds:.2f} s"
         finally:
             hook.remove()
-            seconds = time.perf_counter() - start
+            seconds, nfe = time.perf_counter() - start, ode.nfe
 
 
 def _settings(model: Model, solver: Solver, grid: Grid, source: str) -> dict[str, object]:

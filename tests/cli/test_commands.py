@@ -47,6 +47,15 @@ def test_decoding_uses_solver_and_grid_of_the_latent(cli: Cli, picture: Path) ->
     assert "(ab2, 5 steps on quad, 5 NFE" in ok(cli("decode", "photo.latent.pt"))
 
 
+@pytest.mark.parametrize("options", [("--solver", "scipy-RK45", "--rtol", "1e-3"), ("--solver", "reversible-heun")])
+def test_reconstruct_reports_the_evaluations_of_each_way(cli: Cli, picture: Path, options: tuple[str, ...]) -> None:
+    """Which differ for a solver that chooses its steps."""
+    counts = [int(n) for n in re.findall(r"(\d+) NFE", ok(cli("reconstruct", picture, *options)))]
+    apart = [*re.findall(r"(\d+) NFE", ok(cli("encode", picture, *options)))]
+    apart += re.findall(r"(\d+) NFE", ok(cli("decode", "photo.latent.pt")))
+    assert counts == [int(n) for n in apart]
+
+
 def test_decoding_what_a_ddim_encoder_made_is_ddim(cli: Cli, picture: Path) -> None:
     options = ("--solver", "ddim-predicted", "--steps", "5", "--grid", "quad")
     ok(cli("encode", picture, *options))
