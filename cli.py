@@ -24,7 +24,10 @@ from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timestep
 from solvers import SOLVERS, Solver, get_solver, way_back
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ddim_ode.grids import Grid
+    from ddim_ode.images import Source
     from ddim_ode.latents import Latent
     from ddim_ode.models import Model
     from ddim_ode.ode import ProbabilityFlowODE
@@ -268,7 +271,6 @@ def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: b
     import torch
 
     from ddim_ode import codec
-    from ddim_ode.images import load_image
     from ddim_ode.latents import Latent, save_latent
 
     failures = Failures()
@@ -276,10 +278,7 @@ def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: b
     model = run.load_model()
     solver = run.make_solver()
     grid = run.make_grid(model.schedule, solver)
-    jobs = []
-    for path, target in targets:
-        with failures.caught():
-            jobs.append((target, *load_image(path, model.channels, model.height, model.width)))
+    jobs = _load_pictures(targets, model, failures)
     ode = model.ode(max_nfe=run.max_nfe)
     for chunk in _chunks(jobs, run.batch_size):
         with _timed(ode, solver, grid, "encode") as report:
@@ -356,7 +355,7 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
     import torch
 
     from ddim_ode import codec
-    from ddim_ode.images import load_image, pixel_mse, psnr, save_image, tile
+    from ddim_ode.images import pixel_mse, psnr, save_image, tile
 
     failures = Failures()
     targets = list(_targets(images, output, ".reconstruction.png", overwrite, failures))
@@ -364,10 +363,7 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
     solver = run.make_solver()
     back = way_back(solver)
     grid = run.make_grid(model.schedule, solver)
-    jobs = []
-    for path, target in targets:
-        with failures.caught():
-            jobs.append((target, *load_image(path, model.channels, model.height, model.width)))
+    jobs = _load_pictures(targets, model, failures)
     ode = model.ode(max_nfe=run.max_nfe)
     for chunk in _chunks(jobs, run.batch_size):
         x_0 = torch.cat([image for _, image, _ in chunk]).to(model.device)
@@ -477,6 +473,19 @@ def _targets(
             check_writable(target, overwrite=overwrite)
             taken.add(target)
             yield path, target
+
+
+def _load_pictures(
+    targets: Sequence[tuple[Path, Path]], model: Model, failures: Failures
+) -> list[tuple[Path, Tensor, Source]]:
+    """For each picture that opens: the file to write, its pixels fitted to the model, and where it is from."""
+    from ddim_ode.images import load_image
+
+    jobs = []
+    for path, target in targets:
+        with failures.caught():
+            jobs.append((target, *load_image(path, model.channels, model.height, model.width)))
+    return jobs
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
