@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, make_grid
-from solvers import SOLVERS, Solver, get_solver, way_back
+from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, halved, make_grid
+from solvers import SOLVERS, Solver, finer, get_solver, way_back
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -264,9 +264,10 @@ def main() -> None:
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMG...")
 @run_options
+@click.option("--check", is_flag=True, help="Say how good the latents are; four times the evaluations.")
 @output_option
 @overwrite_option
-def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: bool) -> None:
+def encode(run: Run, images: tuple[Path, ...], check: bool, output: Path | None, overwrite: bool) -> None:
     """Encode pictures to latent files, IMG.latent.pt."""
     import torch
 
@@ -284,6 +285,8 @@ def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: b
         with _timed(ode, solver, grid, "encode") as report:
             x_0 = torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device)
             x_T, companion = codec.encode_pair(ode, x_0, grid, solver)
+        nfe = ode.nfe
+        notes = _quality(ode, x_0, x_T, companion, grid, solver, model.schedule) if check else [""] * len(chunk)
         for i, (target, _, source) in enumerate(chunk):
             with failures.caught():
                 latent = Latent(
@@ -294,12 +297,31 @@ def encode(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: b
                     model=model.name,
                     fingerprint=model.fingerprint,
                     source=source,
-                    nfe=ode.nfe,
+                    nfe=nfe,
                     companion=None if companion is None else companion[i : i + 1].cpu(),
                 )
                 save_latent(latent, target, overwrite=overwrite)
-                click.echo(f"{source.name} -> {target} ({report()})")
+                click.echo(f"{source.name} -> {target} ({report()}{notes[i]})")
     failures.exit()
+
+
+def _quality(
+    ode: ProbabilityFlowODE,
+    x_0: Tensor,
+    x_T: Tensor,
+    companion: Tensor | None,
+    grid: Grid,
+    solver: Solver,
+    schedule: NoiseSchedule,
+) -> list[str]:
+    """What ``ddim_ode.check`` has to say of each latent."""
+    from ddim_ode.check import check
+
+    fine_grid = grid if solver.adaptive else halved(grid, schedule)
+    with _timed(ode, solver, fine_grid, "check"):
+        found = check(ode, x_0, x_T, grid, finer=(finer(solver), fine_grid), back=way_back(solver), companion=companion)
+    pairs = zip(found.latent_rmse.tolist(), found.reconstruction_mse.tolist(), strict=True)
+    return [f"; latent RMSE about {rmse:.2g}, reconstruction MSE {mse:.2g}" for rmse, mse in pairs]
 
 
 @main.command()

@@ -103,7 +103,10 @@ class Row:
 
 def steps_for(solver: str, nfe: int) -> int:
     """As many steps of the fixed-step ``solver`` as ``nfe`` evaluations pay for, but one at least."""
-    return max(1, nfe // (SOLVERS[solver].nfe(1) or 1))
+    steps = 1
+    while (SOLVERS[solver].nfe(steps + 1) or 0) <= nfe:
+        steps += 1
+    return steps
 
 
 def measure(

@@ -115,7 +115,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _by_S(rows: Sequence[Row]) -> dict[int, Row]:
     """Those of the ``rows`` of one curve that pay for as many evaluations as the paper's S."""
-    return {S: row for row in rows for S in PAPER if row.steps == S // (row.nfe // row.steps)}
+    return {S: row for row in rows for S in PAPER if S - row.nfe // row.steps < row.nfe <= S}
 
 
 def _solver(by_S: Mapping[int, Row]) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor
+from math import floor, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -77,6 +77,15 @@ class Grid:
     def downward(self) -> Tensor:
         """The sigmas in the order of decoding; float64, shape ``(steps + 1,)``."""
         return self.upward().flip(0)
+
+
+def halved(grid: Grid, schedule: NoiseSchedule) -> Grid:
+    """``grid`` with one node more in the middle of each step: in log sigma, or in sigma on a step from 0."""
+    sigmas = [grid.sigmas[0]]
+    for sigma, following in pairwise(grid.sigmas):
+        sigmas += [sqrt(sigma * following) if sigma else following / 2, following]
+    timesteps = [float(t) for t in schedule.t(_tensor(sigmas))]
+    return Grid("explicit", grid.clean_end, tuple(sigmas), tuple(timesteps))
 
 
 def make_grid(

@@ -42,6 +42,15 @@ def test_encode_then_decode(cli: Cli, picture: Path) -> None:
         assert decoded.size == (8, 8)
 
 
+@pytest.mark.parametrize("solver", ["dpmpp3m", "reversible-heun", "ddim-predicted", "scipy-RK45"])
+def test_encode_says_how_good_it_is(cli: Cli, picture: Path, solver: str) -> None:
+    report = ok(cli("encode", picture, "--solver", solver, "--check"))
+    assert re.search(r"; latent RMSE about \d\S*, reconstruction MSE \d\S*\)", report)
+    plain = ok(cli("encode", picture, "--solver", solver, "-o", "plain.pt"))
+    assert re.search(r"\d+ NFE", plain)[0] in report
+    assert load_latent(Path("plain.pt")).nfe == load_latent(picture.with_name("photo.latent.pt")).nfe
+
+
 def test_decoding_uses_solver_and_grid_of_the_latent(cli: Cli, picture: Path) -> None:
     ok(cli("encode", picture, "--solver", "ab2", "--steps", "5", "--grid", "quad"))
     assert "(ab2, 5 steps on quad, 5 NFE" in ok(cli("decode", "photo.latent.pt"))

@@ -1,0 +1,51 @@
+"""How good a latent is, without knowing the truth: encode once more with finer steps, and decode what there is.
+
+The finer latent is nearer to the truth by a factor of 2^p for a method of order p, so that the distance of the two is
+the error of the coarser one, but for that part. What decoding gives back is measured, not estimated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ddim_ode.codec import Solve, decode_pair, encode
+from ddim_ode.grids import Grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.ode import ProbabilityFlowODE
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """Of each latent: both of shape ``(B,)``.
+
+    ``latent_rmse``         estimated RMSE per dimension of x_T, which has about unit variance.
+    ``reconstruction_mse``  measured MSE per dimension of what it decodes to, pixels in [0, 1].
+    """
+
+    latent_rmse: Tensor
+    reconstruction_mse: Tensor
+
+
+def check(
+    ode: ProbabilityFlowODE,
+    x_0: Tensor,
+    x_T: Tensor,
+    grid: Grid,
+    *,
+    finer: tuple[Solve, Grid],
+    back: Solve,
+    companion: Tensor | None = None,
+) -> Check:
+    """The quality of ``x_T``, encoded from ``x_0`` on ``grid``, both ``(B, C, H, W)``; pixels of x_0 in [-1, 1].
+
+    ``finer``      the same method with halved steps, ``grids.halved``, or with a tenth of its tolerances.
+    ``back``       the method to decode with, on ``grid``.
+    ``companion``  that of x_T, if there is one.
+
+    Errors are those of ``encode``.
+    """
+    solver, fine_grid = finer
+    distance = (encode(ode, x_0, fine_grid, solver) - x_T).square().flatten(1).mean(1).sqrt()
+    return Check(distance, pixel_mse(x_0, decode_pair(ode, x_T, companion, grid, back)))
