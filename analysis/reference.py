@@ -69,6 +69,25 @@ def make_references(
     return {end: references[end] for end in ends}
 
 
+def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int = 1) -> dict[str, Tensor]:
+    """The images of the latents ``x_T`` at the last timestep, both ``(B, C, H, W)``, for each clean end.
+
+    ``folder``  keeps them; what is there is not computed again. It serves one model, set of latents and stride.
+    """
+    path = folder / "reference-decoded.pt"
+    if not path.exists():
+        x_bar = x_T.double() * sqrt(1 + model.schedule.sigma_max**2)
+        stage = STAGE * stride
+        for t in tqdm(range(len(model.schedule) - 1, 0, -stage), desc="reference images", disable=None):
+            x_bar = _walk(model, x_bar, ("sigma-min", t), max(t - stage, 0), stride, len(x_bar))
+        last_step = torch.tensor([model.schedule.sigma_min, 0.0], dtype=torch.float64)
+        with torch.no_grad():
+            at_zero = get_solver(SOLVER)(model.ode(), x_bar, last_step)
+        _save((x_bar, at_zero), path)
+    at_sigma_min, at_zero = torch.load(path, weights_only=True)
+    return {"sigma-min": at_sigma_min, "zero": at_zero}
+
+
 def _with_stages(ends: Collection[End], stage: int) -> list[End]:
     """``ends`` in the order of the walk, with stages between them, so that a killed run loses little."""
     stages = {(clean_end, t) for clean_end, t_end in ends for t in range(stage, t_end, stage)}
@@ -78,7 +97,8 @@ def _with_stages(ends: Collection[End], stage: int) -> list[End]:
 def _walk(model: Model, x_bar: Tensor, begin: End, t_end: int, stride: int, batch_size: int) -> Tensor:
     """The states ``x_bar``, ``(B, C, H, W)``, from timestep ``begin[1]``, where 0 is the clean end, to ``t_end``."""
     clean_end, t_begin = begin
-    sigmas = model.schedule.sigma(torch.tensor([*range(t_begin, t_end, stride), t_end], dtype=torch.float64))
+    timesteps = range(t_begin, t_end, stride if t_end > t_begin else -stride)
+    sigmas = model.schedule.sigma(torch.tensor([*timesteps, t_end], dtype=torch.float64))
     if clean_end == "zero" and t_begin == 0:
         sigmas = torch.cat([torch.zeros(1, dtype=torch.float64), sigmas])
     with torch.no_grad():

@@ -1,0 +1,227 @@
+"""Decode the same latents with our solvers and with the schedulers of diffusers, and measure what each is off by.
+
+The error is the RMSE per dimension, pixels in [-1, 1], to the image that the ODE solved with tiny steps makes of the
+latent, at the clean end that the competitor stops at: sigma = 0, or the smallest sigma of training. diffusers'
+schedulers are driven as its pipelines do it, on every spacing of timesteps they offer. Cost is counted in calls of the
+network, by the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from analysis.common import check_same, describe, load_rows, save_rows, save_settings, trimmed_mean
+from analysis.reconstruction import steps_for
+from analysis.reference import SOLVER as REFERENCE_SOLVER
+from analysis.reference import decoded_references
+from ddim_ode.codec import decode, draw_latents
+from ddim_ode.grids import make_grid
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from solvers import SOLVERS, SolverError
+
+BUDGETS = (5, 8, 10, 20)
+SEED = 0
+OURS = ("dpmpp2m", "dpmpp3m", "unipc2-bh2-data", "unipc3-bh2-data", "reab2", "reab3", "abam3", "ipndm4", "midpoint")
+OUR_GRIDS = ("log-snr", "karras", "quad")
+SPACINGS: dict[str, dict[str, object]] = {
+    "trailing": {"timestep_spacing": "trailing"},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "lu": {"use_lu_lambdas": True},
+}
+# The class in diffusers, settings, and the spacings that it knows.
+THEIRS: tuple[tuple[str, dict[str, object], tuple[str, ...]], ...] = (
+    ("DDIMScheduler", {}, ("trailing",)),
+    ("DPMSolverMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential", "lu")),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential", "lu")),
+    ("UniPCMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential")),
+    ("UniPCMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential")),
+    ("DEISMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential")),
+    ("DEISMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential")),
+    ("EulerDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
+    ("HeunDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
+    ("LMSDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
+    ("PNDMScheduler", {"skip_prk_steps": True}, ("trailing",)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One competitor at one cost; errors are RMSE per dimension, pixels in [-1, 1], over the latents."""
+
+    family: str
+    name: str
+    spacing: str
+    budget: int
+    nfe: int
+    rmse_mean: float
+    rmse_median: float
+    rmse_trimmed: float
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """``run(budget)`` gives images ``(B, C, H, W)``, the clean end they are at, and the calls of the network."""
+
+    family: str
+    name: str
+    spacing: str
+    run: Callable[[int], tuple[Tensor, str, int]]
+
+
+class Counted(nn.Module):
+    """A network that counts its ``calls``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.calls = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        self.calls += 1
+        output: Tensor = self.network(x, t)
+        return output
+
+
+def competitors(model: Model, x_T: Tensor) -> Iterator[Competitor]:
+    """Ours and theirs, for the latents ``x_T``, ``(B, C, H, W)``."""
+    for name, grid in product(OURS, OUR_GRIDS):
+        yield Competitor("ddim-ode", name, grid, partial(_ours, model, x_T, name, grid))
+    for kind, settings, spacings in THEIRS:
+        label = " ".join([kind.removesuffix("Scheduler"), *(str(value) for value in settings.values())])
+        for spacing in spacings:
+            yield Competitor(
+                "diffusers", label, spacing, partial(_theirs, model, x_T, kind, settings | SPACINGS[spacing])
+            )
+
+
+def _ours(model: Model, x_T: Tensor, name: str, grid_name: str, budget: int) -> tuple[Tensor, str, int]:
+    ode, solver = model.ode(), SOLVERS[name]
+    grid = make_grid(model.schedule, grid_name, steps_for(name, budget), clean_end="sigma-min")
+    return decode(ode, x_T, grid, solver), grid.clean_end, ode.nfe
+
+
+def _theirs(
+    model: Model, x_T: Tensor, kind: str, options: Mapping[str, object], budget: int
+) -> tuple[Tensor, str, int]:
+    """As a pipeline of diffusers does it, with the most steps that the budget pays for."""
+    import diffusers
+
+    best: tuple[Tensor, str, int] | None = None
+    for steps in (budget, budget // 2, budget // 2 + 1):
+        scheduler = getattr(diffusers, kind)(
+            trained_betas=_betas(model), prediction_type=model.prediction, **_known(getattr(diffusers, kind), options)
+        )
+        scheduler.set_timesteps(steps)
+        if len(scheduler.timesteps) > budget or (best and len(scheduler.timesteps) <= best[2]):
+            continue
+        network = Counted(model.network)
+        x = x_T.float() * float(scheduler.init_noise_sigma)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                output = network(scheduler.scale_model_input(x, t), t.expand(len(x)))
+                x = scheduler.step(output, t, x).prev_sample
+        best = x.double(), "zero", network.calls
+    if best is None:
+        raise ValueError(f"{kind} makes no image with {budget} evaluations")
+    return best
+
+
+def _betas(model: Model) -> list[float]:
+    alpha_bar = model.schedule.alpha_bar
+    return torch.cat([1 - alpha_bar[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]]).tolist()
+
+
+def _known(kind: Any, options: Mapping[str, object]) -> dict[str, object]:
+    """``options``, and of those that make a scheduler follow the ODE the ones that it knows."""
+    fixed = {"clip_sample": False, "set_alpha_to_one": True, "lower_order_final": True}
+    return {**{key: value for key, value in fixed.items() if key in signature(kind.__init__).parameters}, **options}
+
+
+def measure(
+    model: Model, x_T: Tensor, references: Mapping[str, Tensor], known: Sequence[Row], budgets: Sequence[int]
+) -> Iterator[Row]:
+    """A row for each competitor and budget that is not in ``known``; those that fail have infinite errors."""
+    done = {(row.family, row.name, row.spacing, row.budget) for row in known}
+    jobs = [
+        (competitor, budget)
+        for budget in budgets
+        for competitor in competitors(model, x_T)
+        if (competitor.family, competitor.name, competitor.spacing, budget) not in done
+    ]
+    for competitor, budget in tqdm(jobs, desc="competitors", disable=None):
+        try:
+            images, clean_end, nfe = competitor.run(budget)
+        except SolverError:
+            images, clean_end, nfe = torch.full_like(x_T, torch.inf), "zero", budget
+        rmse = (images - references[clean_end]).square().flatten(1).mean(1).sqrt()
+        yield Row(
+            competitor.family,
+            competitor.name,
+            competitor.spacing,
+            budget,
+            nfe,
+            float(rmse.mean()),
+            float(rmse.median()),
+            trimmed_mean(rmse),
+        )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: for each budget the best of either family, and the error of ours in parts of theirs."""
+    lines = ["| NFE | best of diffusers | RMSE | best of ours | RMSE | ratio |", "|---:|---|---:|---|---:|---:|"]
+    for budget in sorted({row.budget for row in rows}):
+        best = [
+            min((row for row in rows if (row.budget, row.family) == (budget, family)), key=lambda row: row.rmse_mean)
+            for family in ("diffusers", "ddim-ode")
+        ]
+        cells = [cell for row in best for cell in (f"{row.name}, {row.spacing}", f"{row.rmse_mean:.4f}")]
+        lines.append(f"| {budget} | {' | '.join(cells)} | {best[1].rmse_mean / best[0].rmse_mean:.2f} |")
+    return "\n".join(lines)
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option("--nfe", "budgets", type=click.IntRange(min=2), multiple=True, default=BUDGETS, show_default=True)
+@click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="How many latents.")
+@click.option(
+    "--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference, in timesteps."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/decode_error"), show_default=True)
+def main(model: str, budgets: tuple[int, ...], count: int, stride: int, out: Path) -> None:
+    try:
+        loaded = load_model(model)
+        out.mkdir(parents=True, exist_ok=True)
+        x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=SEED)
+        settings = {
+            **describe(loaded, []),
+            "latents": count,
+            "seed": SEED,
+            "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
+        }
+        check_same(settings, out / "settings.json")
+        save_settings(settings, out / "settings.json")
+        references = decoded_references(loaded, x_T, folder=out, stride=stride)
+        rows = load_rows(Row, out / "rows.csv")
+        for row in measure(loaded, x_T, references, rows, budgets):
+            rows.append(row)
+            save_rows(rows, out / "rows.csv")
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(table(rows))
+
+
+if __name__ == "__main__":
+    main()
