@@ -223,7 +223,9 @@ def report(folder: Path) -> None:
     rows = load(folder)
     if not rows:
         raise ValueError(f"there are no rows in '{folder}' to plot; measure some first")
-    save_figure(plot(rows), folder / "reconstruction.png")
+    settings = check_same({}, folder / "settings.json")
+    accuracy = max(settings.get("reference_rmse", {}).values(), default=None)
+    save_figure(plot(rows, accuracy), folder / "reconstruction.png")
     click.echo(table(rows))
     click.echo(f"\nplot: {folder / 'reconstruction.png'}   rows: {folder / 'rows.csv'}", err=True)
 

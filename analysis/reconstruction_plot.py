@@ -24,8 +24,11 @@ def round_trip_order(order: int) -> int:
     return order if order % 2 else order + 1
 
 
-def plot(rows: Sequence[Row]) -> Figure:
-    """Reconstruction MSE and latent RMSE against NFE, both logarithmic, with the slopes that theory has."""
+def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
+    """Reconstruction MSE and latent RMSE against NFE, both logarithmic, with the slopes that theory has.
+
+    ``accuracy``  RMSE of the reference latents to coarser ones; much below it a latent error says nothing.
+    """
     curves = _curves(rows)
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
@@ -38,6 +41,9 @@ def plot(rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("network evaluations (NFE) in one direction")
         axes.grid(visible=True, which="major", color="0.9")
     handles, labels = left.get_legend_handles_labels()
+    if accuracy:
+        handles.append(right.axhline(accuracy, color="0.6", linewidth=1, linestyle="-."))
+        labels.append("how far the reference is from a coarser one")
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
     same = "".join(f", {what}" for what in _shared(rows))
     figure.suptitle(f"model '{rows[0].model}', {rows[0].images} images{same}; mean (solid) and median (dotted)")
@@ -87,11 +93,12 @@ def _draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None
     corner, which falling curves leave free."""
     low, high = axes.get_ylim()
     error = low * (high / low) ** 0.35
-    for order, exponent in sorted(exponents.items()):
+    for exponent in sorted(set(exponents.values())):
+        orders = " and ".join(str(order) for order in sorted(exponents) if exponents[order] == exponent)
         end = error / 2**exponent
         axes.plot([begin, 2 * begin], [error, end], linestyle="--", linewidth=1, color="0.5")
         axes.annotate(
-            f" order {order}: slope -{exponent}", (2 * begin, end), ha="left", va="center", color="0.4", fontsize=8
+            f" order {orders}: slope -{exponent}", (2 * begin, end), ha="left", va="center", color="0.4", fontsize=8
         )
 
 
