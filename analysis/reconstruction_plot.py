@@ -44,7 +44,7 @@ def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
     if accuracy:
         handles.append(right.axhline(accuracy, color="0.6", linewidth=1, linestyle="-."))
         labels.append("how far the reference is from a coarser one")
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize="small")
     same = "".join(f", {what}" for what in _shared(rows))
     figure.suptitle(f"model '{rows[0].model}', {rows[0].images} images{same}; mean (solid) and median (dotted)")
     return figure
