@@ -201,16 +201,13 @@ def run_options(command: Callable[..., T]) -> Callable[..., T]:
         click.option(
             "--solver",
             type=click.Choice(sorted(SOLVERS), case_sensitive=False),
-            help=f"How to step; {DEFAULT_SOLVER} unless a latent says otherwise.",
+            metavar="NAME",
+            help=f"How to step: one of those that 'info' lists; {DEFAULT_SOLVER} unless a latent says otherwise.",
         ),
         click.option(
-            "--steps",
-            type=click.IntRange(min=1),
-            help=f"How many steps, {DEFAULT_STEPS} likewise; for fixed-step solvers.",
+            "--steps", type=click.IntRange(min=1), help=f"How many; {DEFAULT_STEPS} likewise. For fixed-step solvers."
         ),
-        click.option(
-            "--grid", type=GridName(), help=f"Where the steps are, {DEFAULT_GRID} likewise; for fixed-step solvers."
-        ),
+        click.option("--grid", type=GridName(), help=f"Where; {DEFAULT_GRID} likewise. For fixed-step solvers."),
         click.option("--clean-end", type=click.Choice(CLEAN_ENDS), help="Noise level at which the image is taken."),
         click.option("--rtol", type=float, help="Relative tolerance (1e-5); for adaptive solvers."),
         click.option("--atol", type=float, help="Absolute tolerance (1e-5); for adaptive solvers."),
