@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, halved, make_grid
 from solvers import SOLVERS, Solver, finer, get_solver, way_back
@@ -32,10 +33,13 @@ if TYPE_CHECKING:
     from ddim_ode.models import Model
     from ddim_ode.ode import ProbabilityFlowODE
     from ddim_ode.schedule import NoiseSchedule
+    from ddim_ode.training.checkpoint import Checkpoint
 
 DEFAULT_SOLVER = "dpmpp3m"
 DEFAULT_GRID = "log-snr"
 DEFAULT_STEPS = 50
+# The sheet of samples that training leaves at every save.
+PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
 
 T = TypeVar("T")
 
@@ -264,6 +268,7 @@ def main() -> None:
       python cli.py decode photo.latent.pt --solver euler --steps 20 -o euler.png
       python cli.py reconstruct *.png -o out/                     round trips and their errors
       python cli.py sample -n 64 --seed 1 -o sheet.png            new images
+      python cli.py train pictures.zip --minutes 60 -o model      a model of your own
       python cli.py info                                          the solvers and grids
     """
 
@@ -446,6 +451,74 @@ def sample(run: Run, count: int, seed: int, output: Path, overwrite: bool) -> No
     settings = _settings(model, solver, grid, "samples") | {"seed": seed, "count": count}
     save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
     click.echo(f"{count} images from seed {seed} -> {output} ({report()} for the last batch)")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="FOLDER|ZIP")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
+@click.option("--steps", type=int, help="Length of the run in steps.")
+@click.option("--minutes", type=float, help="Length of the run in minutes, over all its parts if it is resumed.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the output folder, with its settings.")
+@click.option("--unet", type=click.Path(path_type=Path), help="JSON configuration of diffusers' UNet2DModel.")
+@click.option("--prediction", metavar="epsilon|v_prediction", default="v_prediction", show_default=True)
+@click.option("--schedule", metavar="linear|cosine", default="linear", show_default=True)
+@click.option("--gamma", metavar="1|1/alpha_bar", help="Weights of L_gamma; else the plain error of the prediction.")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Of all processes together.")
+@click.option("--learning-rate", type=float, default=6e-4, show_default=True)
+@click.option("--ema", type=float, default=0.9995, show_default=True, help="Decay of the average of the weights.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--cpu", is_flag=True, help="Do not use a GPU.")
+@click.option("--bf16", is_flag=True, help="Mixed precision.")
+@click.option("--compile", is_flag=True, help="Use torch.compile: slow to begin, faster afterwards.")
+@click.option("--processes", type=int, help="Refuse to run in any other number of processes than this.")
+@click.option("--save-minutes", type=float, default=10.0, show_default=True, help="Time from one save to the next.")
+@click.option("--licence", default="not stated", help="Licence of the model, for its card.")
+def train(
+    source: Path,
+    output: Path,
+    resume: bool,
+    unet: Path | None,
+    cpu: bool,
+    bf16: bool,
+    compile: bool,
+    processes: int | None,
+    save_minutes: float,
+    licence: str,
+    **values: Any,
+) -> None:
+    """Train a diffusion model on the pictures in a folder or zip file.
+
+    Every save leaves a checkpoint, a model that '--model' takes, its card, its loss and a sheet of samples. On several
+    devices or processes: torchrun --nproc_per_node N cli.py train ...
+    """
+    from ddim_ode import codec
+    from ddim_ode.training.checkpoint import load_checkpoint
+    from ddim_ode.training.data import describe_skipped, read_training_images
+    from ddim_ode.training.loop import Hardware
+    from ddim_ode.training.loop import train as run
+    from ddim_ode.training.publish import publish
+    from ddim_ode.training.settings import Settings, load_unet_config
+
+    if resume:
+        ctx = click.get_current_context()
+        given = {name: values[name] for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        settings = load_checkpoint(output).settings.resumed(given | ({"unet": load_unet_config(unet)} if unet else {}))
+    else:
+        settings = Settings(unet=load_unet_config(unet), **values)
+    shape = settings.image_shape()
+    data = read_training_images(source, *shape)
+    if data.skipped:
+        click.echo(f"Warning: {describe_skipped(data.skipped)}", err=True)
+    output.mkdir(parents=True, exist_ok=True)
+
+    def save(model: Model, checkpoint: Checkpoint) -> None:
+        x_T = codec.draw_latents(PREVIEW_IMAGES, shape, seed=settings.seed).to(model.device)
+        grid = make_grid(model.schedule, DEFAULT_GRID, PREVIEW_STEPS)
+        samples = codec.decode(model.ode(), x_T, grid, get_solver(DEFAULT_SOLVER))
+        publish(model, checkpoint, data, output, samples=samples, licence=licence)
+
+    hardware = Hardware(cpu=cpu, bf16=bf16, compile=compile, processes=processes)
+    run(settings, data, output, publish=save, hardware=hardware, resume=resume, save_minutes=save_minutes)
 
 
 @main.command()

@@ -46,33 +46,48 @@ def load_image(path: Path, channels: int, height: int, width: int) -> tuple[Tens
     Raises:
         ImageFileError: if the file is missing, empty, a folder, truncated, too large, or not a picture.
     """
-    if channels not in (1, 3):
-        raise ImageFileError(f"pictures have 1 or 3 channels, but the model takes {channels}")
-    picture = _open(path)
-    source = Source(path.name, picture.size)
-    bands = _bands(picture, channels)
-    fitted = [ImageOps.fit(band, (width, height), method=Image.Resampling.LANCZOS) for band in bands]
-    pixels = np.stack([np.asarray(band, dtype=np.float64) for band in fitted])
-    return torch.from_numpy(pixels * 2 - 1).clamp(-1, 1)[None], source
-
-
-def _open(path: Path) -> Image.Image:
     try:
         if path.is_dir():
             raise ImageFileError(f"'{path}' is a folder, not a picture; name the files in it")
-        if path.stat().st_size == 0:
-            raise ImageFileError(f"'{path}' is empty")
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ImageFileError(f"'{path}' does not exist") from None
-    except UnidentifiedImageError:
-        raise ImageFileError(f"'{path}' is not a picture that Pillow can open") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageFileError):
-            raise
+    except OSError as error:
         raise ImageFileError(f"cannot read the picture '{path}': {error}") from error
+    picture = open_picture(content, str(path))
+    return fit_picture(picture, channels, height, width)[None], Source(path.name, picture.size)
+
+
+def open_picture(content: bytes, name: str) -> Image.Image:
+    """The picture in a file's ``content``, turned as its EXIF data say; ``name`` is for messages.
+
+    Raises:
+        ImageFileError: if it is empty, truncated, too large, or not a picture.
+    """
+    if not content:
+        raise ImageFileError(f"'{name}' is empty")
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError:
+        raise ImageFileError(f"'{name}' is not a picture that Pillow can open") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageFileError(f"cannot read the picture '{name}': {error}") from error
+
+
+def fit_picture(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
+    """The ``picture`` as an image ``(channels, height, width)``, float64, pixels in [-1, 1]; by the rule ``FIT``.
+
+    Raises:
+        ImageFileError: if ``channels`` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ImageFileError(f"pictures have 1 or 3 channels, but the model takes {channels}")
+    bands = _bands(picture, channels)
+    fitted = [ImageOps.fit(band, (width, height), method=Image.Resampling.LANCZOS) for band in bands]
+    pixels = np.stack([np.asarray(band, dtype=np.float64) for band in fitted])
+    return torch.from_numpy(pixels * 2 - 1).clamp(-1, 1)
 
 
 def _bands(picture: Image.Image, channels: int) -> list[Image.Image]:

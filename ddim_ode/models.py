@@ -30,6 +30,7 @@ from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
 
 DEFAULT_MODEL = "default"
 _DEFAULT_FOLDER = Path(__file__).parent / "pretrained" / "ddpm-cifar10"
+DEFAULT_UNET_CONFIG = _DEFAULT_FOLDER / "unet" / "config.json"
 _WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -122,7 +123,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     except ValueError as error:
         raise ModelError(f"model '{name}': {error}") from error
     unet = _load_unet(name, unet_folder)
-    _check_supported(name, unet.config)
+    check_supported(name, unet.config)
     size = unet.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     channels = int(unet.config["in_channels"])
@@ -190,8 +191,8 @@ def _load_unet(name: str, folder: Path) -> Any:
     return unet
 
 
-def _check_supported(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ModelError unless the U-Net of this ``config`` is a function of x and a fractional t alone."""
+def check_supported(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ModelError unless the U-Net of this complete ``config`` is a function of x and a fractional t alone."""
     if config["sample_size"] is None:
         raise ModelError(f"model '{name}' does not say its image size; write sample_size into its config.json")
     if config["num_class_embeds"] is not None or config["class_embed_type"] is not None:

@@ -245,3 +245,26 @@ def test_a_full_disk_leaves_no_part_of_a_file(cli: Cli, picture: Path, tiny_mode
     assert run.stderr.strip().splitlines()[-1].startswith("Error: cannot write 'photo.latent.pt'")
     assert "Traceback" not in run.stderr
     assert files(picture.parent) == {"photo.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ("either a number of steps or of minutes",)),
+        (("--steps", "1", "--minutes", "1"), ("either a number of steps or of minutes",)),
+        (("--steps", "1", "--prediction", "x_0"), ("unknown prediction 'x_0'", "epsilon, v_prediction")),
+        (("--steps", "1", "--schedule", "quad"), ("unknown schedule 'quad'", "cosine, linear")),
+        (("--steps", "1", "--unet", "nothing.json"), ("cannot read the configuration", "nothing.json")),
+        (("--steps", "1", "--resume"), ("there is no run to resume in 'model'",)),
+        (("--steps", "1"), ("has 12 x 10 pixels, but the model has 32 x 32",)),
+    ],
+)
+def test_runs_that_cannot_begin(cli: Cli, picture: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    fails(cli("train", ".", "-o", "model", "--cpu", *options), *words)
+    assert files(picture.parent) == {picture.name}
+
+
+def test_a_run_in_the_wrong_number_of_processes(cli: Cli, picture: Path, tiny_model: Path) -> None:
+    config = tiny_model / "unet" / "config.json"
+    words = ("train", ".", "-o", "model", "--cpu", "--unet", config, "--steps", "1", "--processes", "2")
+    fails(cli(*words), "2 processes are wanted, but accelerate runs 1")

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
-from ddim_ode.images import ImageFileError, Source, load_image, pixel_mse, psnr, save_image, tile, to_picture
+from ddim_ode.images import (
+    ImageFileError,
+    Source,
+    fit_picture,
+    load_image,
+    pixel_mse,
+    psnr,
+    save_image,
+    tile,
+    to_picture,
+)
 
 WHITE, BLACK = 255.0, 0.0
 
@@ -246,9 +256,9 @@ def test_of_a_very_large_picture_pillow_warns_and_it_is_read(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_no_picture_has_two_or_four_channels(channels: int, tmp_path: Path) -> None:
+def test_no_picture_has_two_or_four_channels(channels: int) -> None:
     with pytest.raises(ImageFileError, match=f"pictures have 1 or 3 channels, but the model takes {channels}"):
-        load_image(tmp_path / "photo.png", channels, 8, 8)
+        fit_picture(Image.new("RGB", (2, 2)), channels, 8, 8)
 
 
 def test_a_picture_is_clipped_and_rounded() -> None:

@@ -1,0 +1,264 @@
+"""The training loop.
+
+All that is random in a step is drawn from the seed and the number of the step. A checkpoint therefore needs no state of
+a random generator, and a run that was killed goes on as one that was not; nor does the result depend, but for rounding,
+on how many processes share the work. Devices, processes and mixed precision are left to Hugging Face's accelerate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from tqdm import tqdm
+
+from ddim_ode.models import Model, UNet
+from ddim_ode.schedule import NoiseSchedule
+from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from ddim_ode.training.data import TrainingImages
+from ddim_ode.training.objective import denoising_loss, stratified_timesteps
+from ddim_ode.training.settings import Settings
+
+MAX_GRADIENT_NORM = 1.0
+
+# What is done with a model and its losses so far at every save: pictures, a card, a folder for diffusers.
+Publish = Callable[[Model, Checkpoint], None]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """``cpu``: do not use an accelerator; ``bf16``: compute in bfloat16 where that is safe; ``compile``: with
+    ``torch.compile``; ``processes``: refuse to run in another number of processes, if not None."""
+
+    cpu: bool = False
+    bf16: bool = False
+    compile: bool = False
+    processes: int | None = None
+
+    def accelerator(self) -> Accelerator:
+        """accelerate's view of this process and the others.
+
+        Raises:
+            ValueError: if there are not ``processes`` of them.
+        """
+        accelerator = Accelerator(
+            cpu=self.cpu,
+            mixed_precision="bf16" if self.bf16 else "no",
+            dynamo_backend="inductor" if self.compile else "no",
+        )
+        if self.processes not in (None, accelerator.num_processes):
+            raise ValueError(
+                f"{self.processes} processes are wanted, but accelerate runs {accelerator.num_processes}; "
+                f"start with: torchrun --nproc_per_node {self.processes} cli.py train ..."
+            )
+        return accelerator
+
+
+def train(
+    settings: Settings,
+    data: TrainingImages,
+    folder: Path,
+    *,
+    publish: Publish,
+    hardware: Hardware,
+    resume: bool = False,
+    save_minutes: float = 10.0,
+) -> None:
+    """Train a network on ``data`` and leave checkpoints in ``folder``, which must exist, every ``save_minutes``.
+
+    ``resume``   go on from the checkpoint there; ``settings`` may then differ from its in the length of the run.
+    ``publish``  called after every checkpoint, by the main process.
+
+    Raises:
+        ValueError: if there is a checkpoint and ``resume`` is false, or none and it is true, or of other ``data``.
+    """
+    accelerator = hardware.accelerator()
+    run = _Run(settings, data, accelerator)
+    if resume:
+        run.load(load_checkpoint(folder))
+    elif (folder / FILE).exists():
+        raise CheckpointError(f"'{folder}' holds a run already; go on with it by --resume, or name another folder")
+    clock = _Clock(settings, run.seconds, 60 * save_minutes, accelerator)
+    main = accelerator.is_main_process
+    if main:
+        images = f"{len(data.pixels)} images of '{data.name}'"
+        tqdm.write(f"training on {images} in {accelerator.num_processes} process(es) on {accelerator.device}")
+    with tqdm(initial=run.images, unit="img", unit_scale=True, desc="train", disable=None if main else True) as bar:
+        done, _ = clock.tick(run.step)
+        if main and done == 1:
+            tqdm.write("the run is finished; make it longer with --steps or --minutes to go on")
+        while done < 1:
+            run.advance(done)
+            done, save = clock.tick(run.step)
+            bar.total = max(bar.n, round(run.images / done))
+            bar.update(settings.batch_size)
+            if save:
+                loss = run.recent_loss()
+                if main:
+                    checkpoint = run.checkpoint(clock.seconds)
+                    save_checkpoint(checkpoint, folder)
+                    publish(run.averaged_model(folder.name), checkpoint)
+                    tqdm.write(f"step {run.step}, {run.images} images, {done:.1%} of the run: loss {loss:.4f}")
+
+
+class _Clock:
+    """Tells all processes the same time: how much of a run is done, and whether to save."""
+
+    def __init__(self, settings: Settings, seconds: float, save_seconds: float, accelerator: Accelerator) -> None:
+        self._settings, self._save_seconds, self._accelerator = settings, save_seconds, accelerator
+        self._begin = time.monotonic() - seconds
+        self._saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with the parts before it was resumed."""
+        return time.monotonic() - self._begin
+
+    def tick(self, step: int) -> tuple[float, bool]:
+        """The part of the run that is done after ``step`` steps, from 0 to 1, and whether it is time to save."""
+        done = self._settings.progress(step, self.seconds)
+        save = done == 1 or time.monotonic() - self._saved > self._save_seconds
+        if self._accelerator.num_processes > 1:
+            state = torch.tensor([done, save], dtype=torch.float64, device=self._accelerator.device)
+            done, save = broadcast(state).tolist()
+        if save:
+            self._saved = time.monotonic()
+        return done, bool(save)
+
+
+class _Run:
+    """The state of a run in one process."""
+
+    def __init__(self, settings: Settings, data: TrainingImages, accelerator: Accelerator) -> None:
+        if settings.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"a batch of {settings.batch_size} cannot be shared evenly by {accelerator.num_processes} processes"
+            )
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.schedule: NoiseSchedule = settings.make_schedule()
+        self.step, self.seconds = 0, 0.0
+        self._accelerator = accelerator
+        self._data = data.to(accelerator.device)
+        self._losses: list[float] = []
+        self._pending: list[Tensor] = []
+        self._unet = UNet2DModel.from_config(settings.unet)  # type: ignore[no-untyped-call]
+        self._unet.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(self._unet.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+        self._network, self._optimizer = accelerator.prepare(self._unet, optimizer)
+        self._average = EMAModel(
+            self._unet.parameters(), decay=settings.ema, use_ema_warmup=True, power=3 / 4, foreach=True
+        )
+        self._permutation = lru_cache(maxsize=2)(partial(_permutation, settings.seed, len(data.pixels)))
+
+    @property
+    def images(self) -> int:
+        """How many have been seen."""
+        return self.step * self.settings.batch_size
+
+    def advance(self, done: float) -> None:
+        """One step of the optimizer; ``done`` of the run is over."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(self.step, done)
+        x_0, t, noise = self._draw()
+        errors = denoising_loss(
+            lambda x, t: self._network(x, t, return_dict=False)[0],
+            self.schedule,
+            self.settings.prediction,
+            x_0.contiguous(memory_format=torch.channels_last),
+            t,
+            noise,
+            gamma=self.settings.gamma,
+        )
+        loss = errors.mean()
+        self._accelerator.backward(loss)
+        self._accelerator.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._average.step(self._unet.parameters())
+        self._pending.append(loss.detach())
+        self.step += 1
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's share of the images, timesteps and noise of the step that comes."""
+        device, rank = self._accelerator.device, self._accelerator.process_index
+        size, N = self.settings.batch_size, len(self._data.pixels)
+        torch.manual_seed(_seed(self.settings.seed, "dropout", self.step) + rank)
+        generator = torch.Generator(device).manual_seed(_seed(self.settings.seed, "batch", self.step))
+        positions = torch.arange(self.images, self.images + size)
+        epochs = positions // N
+        indices = torch.cat([self._permutation(e)[positions[epochs == e] % N] for e in sorted(set(epochs.tolist()))])
+        flips = torch.rand(size, generator=generator, device=device) < 0.5
+        t = stratified_timesteps(size, len(self.schedule), generator)
+        noise = torch.randn((size, *self._data.pixels.shape[1:]), generator=generator, device=device)
+        share = slice(
+            rank * size // self._accelerator.num_processes, (rank + 1) * size // self._accelerator.num_processes
+        )
+        return self._data.images(indices.to(device)[share], flips[share]), t[share], noise[share]
+
+    def recent_loss(self) -> float:
+        """The mean loss of the last hundred steps, over all processes, which have to ask for it together."""
+        if self._pending:
+            losses = self._accelerator.reduce(torch.stack(self._pending).float(), reduction="mean")
+            self._losses += losses.tolist()
+            self._pending.clear()
+        recent = self._losses[-100:]
+        return sum(recent) / len(recent)
+
+    def checkpoint(self, seconds: float) -> Checkpoint:
+        """The state as it is after so many ``seconds``; ask for the ``recent_loss`` first."""
+        return Checkpoint(
+            settings=self.settings,
+            data=self._data.name,
+            step=self.step,
+            seconds=seconds,
+            unet=self._unet.state_dict(),
+            average=self._average.state_dict(),
+            optimizer=self._optimizer.state_dict(),
+            losses=self._losses,
+        )
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Become what was saved.
+
+        Raises:
+            CheckpointError: if that was trained on other data.
+        """
+        if checkpoint.data != self._data.name:
+            raise CheckpointError(f"the run was trained on '{checkpoint.data}', not '{self._data.name}'; name its data")
+        self.step, self.seconds = checkpoint.step, checkpoint.seconds
+        self._unet.load_state_dict(checkpoint.unet)
+        self._average.load_state_dict(checkpoint.average)
+        self._average.to(self._accelerator.device)
+        self._optimizer.load_state_dict(checkpoint.optimizer)
+        self._losses = list(checkpoint.losses)
+
+    def averaged_model(self, name: str) -> Model:
+        """The network with the moving average of its weights, in a copy, ready for the ODE."""
+        # A new one: accelerate has changed the forward of the network that is trained, and a copy would share that.
+        unet = UNet2DModel.from_config(self.settings.unet)  # type: ignore[no-untyped-call]
+        unet.to(self._accelerator.device).requires_grad_(False).eval()
+        self._average.copy_to(unet.parameters())
+        shape = self.settings.image_shape()
+        return Model(name, UNet(unet, shape[0]), self.schedule, self.settings.prediction, *shape)
+
+
+def _permutation(seed: int, count: int, epoch: int) -> Tensor:
+    """The order of ``count`` images in one passage through them, on the CPU."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_seed(seed, "order", epoch)))
+
+
+def _seed(seed: int, purpose: str, number: int) -> int:
+    """A seed of its own for everything that is drawn."""
+    digest = hashlib.sha256(f"{seed} {purpose} {number}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")

@@ -1,0 +1,132 @@
+"""What a training run leaves beside its checkpoint: a folder that diffusers and this project open, and its papers.
+
+``unet/``, ``scheduler/``, ``model_index.json``  the pipeline: ``DDPMPipeline.from_pretrained(folder)``
+``README.md``     the model card
+``loss.csv``, ``loss.png``, ``samples.png``  the loss, and a sheet of samples
+
+Every file is there whole or not at all. While a run goes on, each save puts new ones in the place of the old.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from torch import Tensor
+
+from ddim_ode.files import write_file
+from ddim_ode.images import save_image, tile
+from ddim_ode.models import Model, UNet
+from ddim_ode.training.checkpoint import Checkpoint
+from ddim_ode.training.data import TrainingImages
+from ddim_ode.training.settings import Settings
+
+_PACKAGES = ("torch", "diffusers", "accelerate", "ddim-ode")
+_CURVE_POINTS = 500
+
+
+def publish(
+    model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: Path, *, samples: Tensor, licence: str
+) -> None:
+    """Write all of it into ``folder``; ``samples`` are ``(B, C, H, W)``, pixels in [-1, 1], decoded with ``model``."""
+    _save_pipeline(model, checkpoint.settings, folder)
+    curve = smoothed(checkpoint.losses, _CURVE_POINTS)
+    lines = [f"{step},{loss:.6g}" for step, loss in curve]
+    write_file(folder / "loss.csv", "\n".join(["step,loss", *lines, ""]).encode(), overwrite=True)
+    write_file(folder / "loss.png", _plot(curve, checkpoint.settings), overwrite=True)
+    columns = max(1, round(len(samples) ** 0.5))
+    settings = {"step": checkpoint.step, "images": checkpoint.step * checkpoint.settings.batch_size}
+    save_image(tile(samples, columns), folder / "samples.png", settings=settings, zoom=2, overwrite=True)
+    card = model_card(model, checkpoint, data, licence)
+    write_file(folder / "README.md", card.encode(), overwrite=True)
+
+
+def _save_pipeline(model: Model, settings: Settings, folder: Path) -> None:
+    """diffusers writes into a folder of its own first; then each file is moved to its place."""
+    fresh = folder / f".pipeline.{os.getpid()}.tmp"
+    try:
+        unet = model.network.unet if isinstance(model.network, UNet) else model.network
+        scheduler = DDPMScheduler(**settings.scheduler_config())  # type: ignore[no-untyped-call]
+        DDPMPipeline(unet, scheduler).save_pretrained(fresh)  # type: ignore[no-untyped-call,attr-defined]
+        for path in sorted(fresh.rglob("*")):
+            if path.is_file():
+                target = folder / path.relative_to(fresh)
+                target.parent.mkdir(exist_ok=True)
+                os.replace(path, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def smoothed(losses: list[float], points: int) -> list[tuple[int, float]]:
+    """The mean of the ``losses`` over at most ``points`` equal stretches, each with its last step."""
+    length = max(1, -(-len(losses) // points))
+    parts = [losses[i : i + length] for i in range(0, len(losses), length)]
+    return [(i * length + len(part), sum(part) / len(part)) for i, part in enumerate(parts)]
+
+
+def _plot(curve: list[tuple[int, float]], settings: Settings) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(*zip(*curve, strict=True), color="#0072B2")
+    axes.set_xlabel(f"step of {settings.batch_size} images")
+    axes.set_ylabel(f"training loss of {settings.prediction}, per dimension")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def model_card(model: Model, checkpoint: Checkpoint, data: TrainingImages, licence: str) -> str:
+    """What the model is and how it came to be, in Markdown."""
+    settings, schedule = checkpoint.settings, model.schedule
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    images = checkpoint.step * settings.batch_size
+    gamma = f"L_gamma with gamma = {settings.gamma}" if settings.gamma else "plain squared error of the prediction"
+    machine = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU ({platform.machine()})"
+    skipped = f", {len(data.skipped)} unreadable files skipped" if data.skipped else ""
+    recent = checkpoint.losses[-1000:]
+    rows = {
+        "network": f"UNet2DModel, {parameters / 1e6:.2f} M parameters, moving average of the weights in float32",
+        "predicts": settings.prediction,
+        "noise schedule": f"{schedule.name}, sigma {schedule.sigma_min:.4g} to {schedule.sigma_max:.4g}",
+        "trained on": f"{len(data.pixels)} images of `{data.name}`{skipped}, mirrored at random",
+        "objective": f"{gamma}, t uniform and stratified",
+        "images seen": f"{images:,} in {checkpoint.step:,} steps, {images / len(data.pixels):.1f} epochs",
+        "time": f"{checkpoint.seconds / 3600:.2f} hours, on {machine}",
+        "loss": f"{sum(recent) / len(recent):.4f} per dimension, mean of the last {len(recent)} steps",
+        "seed": settings.seed,
+        "versions": ", ".join(f"{package} {version(package)}" for package in _PACKAGES),
+        "weights": f"SHA-256 {model.fingerprint}",
+        "licence": licence,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    plain = {key: value for key, value in asdict(settings).items() if key != "unet"}
+    return f"""# {model.name}
+
+A diffusion model for images of {model.channels} x {model.height} x {model.width}, in diffusers' folder format:
+`DDPMPipeline.from_pretrained(...)` opens it, and `ddim-ode --model ...`.
+
+| | |
+|---|---|
+{table}
+
+![Training loss](loss.png)
+
+![Samples, not selected](samples.png)
+
+Settings of the run:
+
+```json
+{json.dumps(plain, indent=2)}
+```
+"""

@@ -1,0 +1,171 @@
+"""Runs: they learn, they can be killed, and what they leave opens in diffusers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from torch import Tensor
+
+from ddim_ode.models import Model, load_model
+from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint
+from ddim_ode.training.data import read_training_images
+from ddim_ode.training.loop import Hardware, train
+from ddim_ode.training.publish import publish, smoothed
+from ddim_ode.training.settings import Settings
+
+MakeSettings = Callable[..., Settings]
+CPU = Hardware(cpu=True)
+ROOT = Path(__file__).parents[3]
+
+
+def run(settings: Settings, pictures: Path, folder: Path, *, resume: bool = False, save_minutes: float = 10.0) -> None:
+    data = read_training_images(pictures, 3, 8, 8)
+    folder.mkdir(exist_ok=True)
+
+    def save(model: Model, checkpoint: Checkpoint) -> None:
+        publish(model, checkpoint, data, folder, samples=torch.zeros(4, 3, 8, 8), licence="CC0")
+
+    train(settings, data, folder, publish=save, hardware=CPU, resume=resume, save_minutes=save_minutes)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_model(str(folder)).network.state_dict()
+
+
+def test_a_run_learns(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    run(make_settings(steps=300, batch_size=16, learning_rate=3e-3), pictures, tmp_path / "run")
+    losses = load_checkpoint(tmp_path / "run").losses
+    assert len(losses) == 300
+    assert sum(losses[-30:]) < 0.6 * sum(losses[:30])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_result_opens_in_diffusers_and_here(
+    make_settings: MakeSettings, pictures: Path, tmp_path: Path, prediction: str
+) -> None:
+    folder = tmp_path / "run"
+    run(make_settings(prediction=prediction, schedule="cosine"), pictures, folder)
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    assert pipeline.scheduler.config.prediction_type == prediction
+    model = load_model(str(folder))
+    assert model.prediction == prediction
+    assert torch.allclose(pipeline.scheduler.alphas_cumprod.double(), model.schedule.alpha_bar, rtol=1e-4)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([7.0, 70.0])
+    assert pipeline.unet(x, t).sample.equal(model.network(x, t))
+    card = (folder / "README.md").read_text()
+    for text in (model.fingerprint, "10 images of `pictures`", "24 in 6 steps", "CC0", f'"prediction": "{prediction}"'):
+        assert text in card
+    assert (folder / "loss.csv").read_text().startswith("step,loss\n1,")
+    assert not list(folder.glob(".*"))
+
+
+def test_the_published_weights_are_the_moving_average(
+    make_settings: MakeSettings, pictures: Path, tmp_path: Path
+) -> None:
+    """With a decay of 0 they are the last weights, with a larger one they lag behind."""
+    run(make_settings(ema=0.0), pictures, tmp_path / "none")
+    run(make_settings(ema=0.9), pictures, tmp_path / "some")
+    for name, is_last in (("none", True), ("some", False)):
+        last = load_checkpoint(tmp_path / name).unet
+        averaged = weights(tmp_path / name)
+        assert all(averaged[f"unet.{key}"].equal(last[key]) for key in last) is is_last
+
+
+def test_seeds_decide_a_run(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(make_settings(seed=seed), pictures, tmp_path / name)
+    losses = [load_checkpoint(tmp_path / name).losses for name in "abc"]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_stopped_and_resumed_as_if_never_stopped(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    """With dropout, whose random numbers are not drawn by the loop."""
+    unet = {**make_settings().unet, "dropout": 0.3}
+    settings = make_settings(unet=unet, steps=12)
+    run(settings, pictures, tmp_path / "whole", save_minutes=0)
+    stopped = tmp_path / "stopped"
+
+    class Stop(Exception):
+        pass
+
+    def stop(model: Model, checkpoint: Checkpoint) -> None:
+        if checkpoint.step == 5:
+            raise Stop
+
+    data = read_training_images(pictures, 3, 8, 8)
+    stopped.mkdir()
+    with pytest.raises(Stop):
+        train(settings, data, stopped, publish=stop, hardware=CPU, save_minutes=0)
+    assert load_checkpoint(stopped).step == 5
+    run(settings, pictures, stopped, resume=True)
+    whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(stopped)
+    assert whole.losses == resumed.losses
+    assert all(whole.unet[key].equal(resumed.unet[key]) for key in whole.unet)
+    assert all(value.equal(weights(stopped)[key]) for key, value in weights(tmp_path / "whole").items())
+
+
+def test_killed_and_resumed(pictures: Path, tmp_path: Path) -> None:
+    """kill -9 of the command itself, at any moment after the first checkpoint."""
+    config = tmp_path / "unet.json"
+    config.write_text(
+        '{"sample_size": 8, "block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4,'
+        ' "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "add_attention": false}'
+    )
+
+    def command(folder: Path, *more: str) -> list[str]:
+        words = [sys.executable, str(ROOT / "cli.py"), "train", str(pictures), "-o", str(folder), "--cpu", *more]
+        return [*words, "--steps", "15", "--save-minutes", "0"]
+
+    new = ("--unet", str(config), "--batch-size", "4")
+    killed = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(killed, *new), env=environment, stdout=subprocess.DEVNULL)
+    while not (killed / FILE).exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < load_checkpoint(killed).step < 15
+    for folder, more in ((killed, ["--resume"]), (tmp_path / "whole", [*new])):
+        subprocess.run(command(folder, *more), env=environment, check=True, capture_output=True)
+    whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(killed)
+    assert whole.step == resumed.step == 15
+    assert whole.losses == resumed.losses
+    assert all(value.equal(weights(killed)[key]) for key, value in weights(tmp_path / "whole").items())
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_data(
+    make_settings: MakeSettings, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="there is no run to resume"):
+        run(make_settings(), pictures, folder, resume=True)
+    run(make_settings(), pictures, folder)
+    with pytest.raises(CheckpointError, match="holds a run already; go on with it by --resume"):
+        run(make_settings(), pictures, folder)
+    other = pictures.rename(pictures.with_name("other"))
+    with pytest.raises(CheckpointError, match="the run was trained on 'pictures', not 'other'"):
+        run(make_settings(), other, folder, resume=True)
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
+        run(make_settings(), other, folder, resume=True)
+
+
+def test_hardware_that_is_not_there(make_settings: MakeSettings, pictures: Path) -> None:
+    with pytest.raises(ValueError, match="2 processes are wanted, but accelerate runs 1; start with: torchrun"):
+        Hardware(cpu=True, processes=2).accelerator()
+
+
+def test_losses_are_smoothed_over_equal_stretches() -> None:
+    assert smoothed([1.0, 3.0, 5.0], 5) == [(1, 1.0), (2, 3.0), (3, 5.0)]
+    assert smoothed([1.0, 3.0, 5.0], 2) == [(2, 2.0), (3, 5.0)]
