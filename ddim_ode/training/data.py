@@ -6,7 +6,7 @@ import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,17 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class TrainingImages:
-    """``pixels``: ``(N, C, H, W)``, uint8, in the order of the files' names; ``skipped``: why each other file is not
-    among them; ``name``: that of the folder or zip file."""
+    """What was read from the folder or zip file called ``name``.
+
+    ``pixels``   ``(N, C, H, W)``, uint8.
+    ``files``    the path of each in the folder or zip file, in alphabetical order.
+    ``skipped``  why each other file is not among them.
+    """
 
     name: str
     pixels: Tensor
-    skipped: tuple[str, ...]
+    files: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def images(self, indices: Tensor, flips: Tensor) -> Tensor:
         """Those at ``indices``, mirrored where ``flips``, both ``(B,)``; ``(B, C, H, W)``, float32, in [-1, 1]."""
@@ -40,7 +45,7 @@ class TrainingImages:
 
     def to(self, device: torch.device) -> TrainingImages:
         """The same with the pixels on ``device``."""
-        return TrainingImages(self.name, self.pixels.to(device), self.skipped)
+        return replace(self, pixels=self.pixels.to(device))
 
 
 def read_training_images(source: Path, channels: int, height: int, width: int) -> TrainingImages:
@@ -70,11 +75,11 @@ def read_training_images(source: Path, channels: int, height: int, width: int) -
             return ((image + 1) * 127.5).round().to(torch.uint8)
 
         found = list(tqdm(pool.map(read, names), total=len(names), desc="pictures", leave=False, disable=None))
-    pixels = [image for image in found if isinstance(image, Tensor)]
+    read_ones = {name: image for name, image in zip(names, found, strict=True) if isinstance(image, Tensor)}
     skipped = tuple(reason for reason in found if isinstance(reason, str))
-    if not pixels:
+    if not read_ones:
         raise DataError(f"none of the {len(names)} files in '{source}' can be read; the first one: {skipped[0]}")
-    return TrainingImages(source.name, torch.stack(pixels), skipped)
+    return TrainingImages(source.name, torch.stack([*read_ones.values()]), tuple(read_ones), skipped)
 
 
 def describe_skipped(skipped: tuple[str, ...]) -> str:

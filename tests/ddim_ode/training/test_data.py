@@ -28,6 +28,7 @@ def test_folder_and_zip_hold_what_load_image_reads(pictures: Path, size: int) ->
     for source in (pictures, zipped(pictures)):
         data = read_training_images(source, 3, size, size)
         assert data.name == source.name
+        assert data.files == tuple(str(path.relative_to(pictures)) for path in paths)
         assert data.skipped == ()
         images = data.images(torch.arange(10), torch.zeros(10, dtype=torch.bool))
         assert images.dtype == torch.float32
