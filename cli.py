@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import wraps
+from importlib import import_module
 from itertools import groupby
 from math import ceil, sqrt
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 from click.core import ParameterSource
 
+from analysis import ANALYSES
 from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, halved, make_grid
 from solvers import SOLVERS, Solver, finer, get_solver, way_back
 
@@ -519,6 +521,33 @@ def train(
 
     hardware = Hardware(cpu=cpu, bf16=bf16, compile=compile, processes=processes)
     run(settings, data, output, publish=save, hardware=hardware, resume=resume, save_minutes=save_minutes)
+
+
+class Analyses(click.Group):
+    """The scripts of ``analysis``, each imported when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, and 'all'."""
+        return ["all", *(name.replace("_", "-") for name in sorted(ANALYSES))]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of the script ``name``; of the report for 'all'."""
+        if name not in self.list_commands(ctx):
+            return None
+        module = "report" if name == "all" else name.replace("-", "_")
+        command: click.Command = import_module(f"analysis.{module}").main
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help, which imports none of them."""
+        with formatter.section("Analyses"):
+            lines = [(name.replace("_", "-"), text) for name, text in sorted(ANALYSES.items())]
+            formatter.write_dl([("all", "All of them, and one report."), *lines])
+
+
+@main.command(cls=Analyses)
+def analyze() -> None:
+    """Measure and plot: what solvers and models are good for."""
 
 
 @main.command()

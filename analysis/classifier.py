@@ -93,7 +93,9 @@ def train(data: TrainingImages, *, epochs: int = EPOCHS, seed: int = 0) -> Featu
     """Train on ``data`` with flips, shifts, and a learning rate that rises and falls once; with a progress bar."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
+    # Channels last is a third faster on a CPU.
     network, targets = Features(), labels(data)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = len(targets) // min(BATCH, len(targets))
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
@@ -106,6 +108,7 @@ def train(data: TrainingImages, *, epochs: int = EPOCHS, seed: int = 0) -> Featu
                 flips = torch.rand(len(chosen), generator=generator) < 0.5
                 shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
                 images = data.images(chosen, flips).roll(shift, dims=(-2, -1))
+                images = images.contiguous(memory_format=torch.channels_last)
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = network.classify(network(images))
                 loss = loss_of(logits.float(), targets[chosen])

@@ -54,12 +54,18 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class DistanceRow:
-    """How far ``count`` images of ``what``, a model's samples or training images, are from as many test images."""
+    """How far ``count`` images of ``what``, a model's samples or training images, are from as many test images.
+
+    ``colour_shift``  root mean square, over the channels, of the difference of the mean colours, pixels in [-1, 1].
+    ``contrast``      standard deviation of the pixels, as a multiple of that of the test images.
+    """
 
     what: str
     count: int
     frechet: float
     wasserstein: float
+    colour_shift: float
+    contrast: float
 
 
 def measure_errors(model: Model, label: str, images: Tensor, *, seed: int, batch_size: int = 50) -> list[ErrorRow]:
@@ -138,6 +144,12 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, seed: int) -> float:
     return float(torch.stack(gaps).mean().sqrt())
 
 
+def colours(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """``colour_shift`` and ``contrast`` of a ``DistanceRow``, of ``a`` against ``b``, both ``(N, C, H, W)``, uint8."""
+    x, y = ((images.transpose(0, 1).flatten(1).double() / 127.5 - 1) for images in (a, b))
+    return float((x.mean(1) - y.mean(1)).square().mean().sqrt()), float(x.std() / y.std())
+
+
 def plot(rows: Sequence[ErrorRow]) -> Figure:
     """The error of eps per timestep, a curve for each model."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -154,11 +166,13 @@ def plot(rows: Sequence[ErrorRow]) -> Figure:
 
 def table(errors: Sequence[ErrorRow], distances: Sequence[DistanceRow]) -> str:
     """Markdown: a line for each model, and one for training images."""
-    lines = ["| | eps-MSE, mean over t | samples | Frechet | sliced Wasserstein |", "|---|---:|---:|---:|---:|"]
+    heads = ("", "eps-MSE, mean over t", "images", "Frechet", "sliced Wasserstein", "colour shift", "contrast")
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for row in distances:
         curve = [error.eps_mse for error in errors if error.model == row.what]
         mean = f"{sum(curve) / len(curve):.4f}" if curve else ""
-        lines.append(f"| {row.what} | {mean} | {row.count} | {row.frechet:.3f} | {row.wasserstein:.4f} |")
+        cells = (row.what, mean, row.count, f"{row.frechet:.3f}", f"{row.wasserstein:.4f}")
+        lines.append(f"| {' | '.join(map(str, cells))} | {row.colour_shift:.3f} | {row.contrast:.3f} |")
     return "\n".join(lines)
 
 
@@ -206,8 +220,8 @@ def run(
     real = test.pixels[_spread(test, count)]
 
     def add_distances(what: str, images: Tensor) -> None:
-        content = frechet(images, real, inception=inception)
-        distances.append(DistanceRow(what, count, content, sliced_wasserstein(images, real, seed=seed)))
+        content, pixels = frechet(images, real, inception=inception), sliced_wasserstein(images, real, seed=seed)
+        distances.append(DistanceRow(what, count, content, pixels, *colours(images, real)))
         save_rows(distances, folder / "distances.csv")
 
     known = {row.what for row in distances}
