@@ -143,7 +143,8 @@ def main(train_images: Path, test_images: Path, out: Path, seed: int) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: value.half() for name, value in network.state_dict().items() if value.is_floating_point()}
+    floats = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
+    state = {name: value.half().contiguous() for name, value in floats.items()}
     write_file(out, save(state, metadata={"seed": str(seed), "accuracy": f"{share:.4f}"}), overwrite=True)
     click.echo(f"{share:.2%} of '{test_images}' are classified rightly -> {out}")
 

@@ -1,0 +1,89 @@
+"""Fitted corrections: better on solutions that they were not fitted to, and honest about what they are for."""
+
+from __future__ import annotations
+
+from math import hypot
+
+import pytest
+import torch
+from flows import MIXTURE, Recorded, gaussian, real
+from torch import Tensor
+
+from solvers import SOLVERS
+from solvers.fitted import FittedSolver, fit
+from solvers.fixed import FixedStepSolver
+
+NODES = (0.05, 0.3, 0.8, 2.0, 6.0, 20.0)
+GRID = torch.tensor(NODES, dtype=torch.float64)
+EULER = SOLVERS["euler"]
+
+
+def states(count: int, seed: int) -> list[Tensor]:
+    """Solutions of the mixture's field at the nodes, from random states at the last one."""
+    generator = torch.Generator().manual_seed(seed)
+    end = hypot(1.0, NODES[-1]) * torch.randn((count, 1, 2, 2), generator=generator, dtype=torch.float64)
+    return [MIXTURE.flow(end, NODES[-1], sigma) for sigma in NODES[:-1]] + [end]
+
+
+def fitted(base: FixedStepSolver, solutions: list[Tensor]) -> FittedSolver:
+    return FittedSolver(
+        name=f"fitted-{base.name}",
+        order=base.order,
+        source="a test",
+        positive=base.positive,
+        base=base,
+        nodes=NODES,
+        up=fit(base, MIXTURE.field, solutions, GRID),
+        down=fit(base, MIXTURE.field, solutions[::-1], GRID.flip(0)),
+    )
+
+
+@pytest.mark.parametrize("name", ["euler", "ab2", "dpmpp3m", "reab2"])
+def test_errors_on_other_solutions_are_smaller(name: str) -> None:
+    base = SOLVERS[name]
+    assert isinstance(base, FixedStepSolver)
+    solver, (known, others) = fitted(base, states(60, seed=0)), (states(60, seed=0), states(60, seed=1))
+    assert not known[0].equal(others[0])
+    for grid, begin, end in ((GRID, others[0], others[-1]), (GRID.flip(0), others[-1], others[0])):
+        error, before = ((s(MIXTURE.field, begin, grid) - end).square().mean().sqrt() for s in (solver, base))
+        assert float(error) < 0.7 * float(before)
+
+
+def test_a_linear_flow_is_solved_exactly() -> None:
+    """Data N(0, 1): every solution is the same function of sigma but for a factor, which one weight can give."""
+    problem = gaussian(real(0.0), real(1.0), torch.ones(3, 1, 2, 2, dtype=torch.float64))
+    begin = torch.randn((5, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    solutions = [problem.flow(begin, NODES[0], sigma) for sigma in NODES]
+    up = fit(EULER, problem.field, solutions, GRID, slopes=1, ridge=1e-12)
+    down = fit(EULER, problem.field, solutions[::-1], GRID.flip(0), slopes=1, ridge=1e-12)
+    solver = FittedSolver(name="fitted", order=1, source="a test", base=EULER, nodes=NODES, up=up, down=down)
+    other = 7 * problem.data
+    torch.testing.assert_close(
+        solver(problem.field, other, GRID), problem.flow(other, NODES[0], NODES[-1]), rtol=1e-9, atol=0
+    )
+    torch.testing.assert_close(
+        solver(problem.field, other, GRID.flip(0)), problem.flow(other, NODES[-1], NODES[0]), rtol=1e-9, atol=0
+    )
+
+
+def test_a_large_ridge_leaves_the_method_as_it_is() -> None:
+    weights = fit(SOLVERS["ab2"], MIXTURE.field, states(10, seed=0), GRID, ridge=1e12)
+    assert max(abs(weight) for step in weights for weight in step) < 1e-9
+
+
+def test_weights_by_step_and_cost() -> None:
+    solver = fitted(SOLVERS["ab2"], states(10, seed=0))
+    assert [len(step) for step in solver.up] == [2, 3, 4, 4, 4]
+    recorded = Recorded(MIXTURE.field)
+    solver(recorded, states(2, seed=3)[0], GRID)
+    assert recorded.nfe == solver.nfe(5) == 5
+    assert not solver.adaptive
+
+
+def test_other_grids_are_refused() -> None:
+    solver = fitted(EULER, states(10, seed=0))
+    for grid in (GRID[:-1], GRID * 1.01, torch.cat([GRID, GRID[-1:] * 2])):
+        with pytest.raises(ValueError, match=r"was fitted for one grid of 5 steps from 0.05 to 20, and not for this"):
+            solver(MIXTURE.field, torch.zeros(1, 1, 2, 2), grid)
+    with pytest.raises(ValueError, match="a state for each of the 6 nodes, but there are 2"):
+        fit(EULER, MIXTURE.field, states(3, seed=0)[:2], GRID)
