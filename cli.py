@@ -29,6 +29,7 @@ from solvers import SOLVERS, Solver, finer, get_solver, way_back
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim_ode.codec import Solve
     from ddim_ode.grids import Grid
     from ddim_ode.images import Source
     from ddim_ode.latents import Latent
@@ -179,6 +180,13 @@ class Run:
         exact = latent.companion is not None and (solver.settings, grid) == (latent.solver, latent.grid)
         return solver, grid, exact
 
+    def plan_interpolation(self, latents: Sequence[Latent], model: Model) -> tuple[Solver, Grid]:
+        """Solver to encode with and grid: those of the first of ``latents``, but for what the options say."""
+        solver = self.make_solver(latents[0].solver if latents else None)
+        if not latents:
+            return solver, self.make_grid(model.schedule, solver)
+        return solver, self.plan_decoding(latents[0], model)[1]
+
 
 def _check_clean_end(solver: Solver, grid: Grid) -> None:
     if solver.positive and grid.sigmas[0] == 0:
@@ -271,6 +279,7 @@ def main() -> None:
       python cli.py reconstruct *.png -o out/                     round trips and their errors
       python cli.py sample -n 64 --seed 1 -o sheet.png            new images
       python cli.py train pictures.zip --minutes 60 -o model      a model of your own
+      python cli.py interpolate a.png b.png -n 9                  from one to the other
       python cli.py info                                          the solvers and grids
     """
 
@@ -427,32 +436,132 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
 @main.command()
 @click.option("-n", "--count", type=click.IntRange(min=1), default=16, show_default=True, help="How many images.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
+@click.option("--eta", type=click.FloatRange(0, 1), help="Noise in each step: from 0, DDIM, to 1, DDPM; no --solver.")
+@click.option("--sigma-hat", is_flag=True, help="The larger noise of DDPM's other variance; no --solver.")
 @run_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
 @overwrite_option
-def sample(run: Run, count: int, seed: int, output: Path, overwrite: bool) -> None:
-    """Decode random latents to new images and save them as one sheet."""
-    import torch
+def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, output: Path, overwrite: bool) -> None:
+    """Decode random latents to new images and save them as one sheet.
 
+    With --eta or --sigma-hat not through the ODE but with noise, on the grid 'trailing' unless another is named.
+    """
     from ddim_ode import codec
+    from ddim_ode.ancestral import Ancestral, seeded_noise
     from ddim_ode.files import check_writable
     from ddim_ode.images import save_image, tile
 
     check_writable(output, overwrite=overwrite)
     model = run.load_model()
-    solver = run.make_solver()
-    grid = run.make_grid(model.schedule, solver)
-    x_T = codec.draw_latents(count, (model.channels, model.height, model.width), seed=seed)
+    shape = (model.channels, model.height, model.width)
+    noisy = eta is not None or sigma_hat
+    if noisy and run.solver:
+        raise click.UsageError(f"--eta and --sigma-hat are steps of their own; leave out --solver {run.solver}")
+    solver = get_solver("euler") if noisy else run.make_solver()
+    grid = run.make_grid(model.schedule, solver, name="trailing" if noisy else DEFAULT_GRID)
+
+    def walk(members: range) -> Solve:
+        noise = seeded_noise(members, shape, seed=seed)
+        return Ancestral(noise, 1.0 if eta is None else eta, sigma_hat) if noisy else solver
+
+    x_T = codec.draw_latents(count, shape, seed=seed)
+    images, report = _decode_all(run, model, x_T, grid, solver, "sample", walk)
+    sheet = tile(images, columns=ceil(sqrt(count)))
+    settings = _settings(model, solver, grid, "samples") | {"seed": seed, "count": count}
+    settings |= {"eta": 1.0 if eta is None else eta, "sigma_hat": sigma_hat} if noisy else {}
+    save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
+    click.echo(f"{count} images from seed {seed} -> {output} ({report} for the last batch)")
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[IMG|LATENT]...")
+@click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="A random latent; give two, or more.")
+@click.option("-n", "--count", type=click.IntRange(min=2), default=9, show_default=True, help="Images in a row.")
+@run_options
+@click.option("--frames", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each image there by itself.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("interpolation.png"), show_default=True)
+@overwrite_option
+def interpolate(
+    run: Run,
+    inputs: tuple[Path, ...],
+    seeds: tuple[int, ...],
+    count: int,
+    frames: Path | None,
+    output: Path,
+    overwrite: bool,
+) -> None:
+    """Decode the way from one latent to another, on a great circle, and save it as one strip.
+
+    Between two pictures, latent files or --seed, or any of them mixed. Four make a sheet of --count rows: its corners
+    are upper left, upper right, lower left, lower right. Latent files are decoded on the grid of the first of them.
+    """
+    from ddim_ode.corners import corner_errors, encode_corners, load_corners
+    from ddim_ode.files import check_writable
+    from ddim_ode.images import save_image, tile
+    from ddim_ode.interpolation import span
+
+    check_writable(output, overwrite=overwrite)
+    targets = _frames(frames, count ** max((len(inputs) + len(seeds)) // 2, 1), overwrite) if frames else []
+    model = run.load_model()
+    corners = load_corners(inputs, seeds, model)
+    solver, grid = run.plan_interpolation([c.latent for c in corners if c.latent], model)
+    ode = model.ode(max_nfe=run.max_nfe)
+    with _timed(ode, solver, grid, "encode") as encoding:
+        ends = encode_corners(ode, corners, grid, solver, model.device)
+    images, decoding = _decode_all(run, model, span(ends, count), grid, way_back(solver), "decode")
+    errors = corner_errors(corners, images)
+    names = [corner.name for corner in corners]
+    settings = _settings(model, solver, grid, ", ".join(names)) | {"between": names, "count": count, "mse": errors}
+    for i, target in enumerate(targets):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_image(images[i], target, settings=settings | {"frame": i}, overwrite=overwrite)
+    sheet = tile(images, columns=count)
+    save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
+    back = f"MSE of the ends {', '.join(f'{mse:.3g}' for mse in errors)} on [0, 1], encode {encoding()}, "
+    click.echo(
+        f"{len(images)} images between {', '.join(names)}: {back if errors else ''}"
+        f"decode {decoding} for the last batch -> {output}"
+    )
+
+
+def _frames(folder: Path, count: int, overwrite: bool) -> list[Path]:
+    """The files in ``folder`` for so many images, checked before any work."""
+    from ddim_ode.files import check_writable
+
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"'{folder}' is a file; name a folder for the frames")
+    targets = [folder / f"{i:04}.png" for i in range(count)]
+    if folder.is_dir():
+        for target in targets:
+            check_writable(target, overwrite=overwrite)
+    return targets
+
+
+def _decode_all(
+    run: Run,
+    model: Model,
+    x_T: Tensor,
+    grid: Grid,
+    solver: Solver,
+    label: str,
+    walk: Callable[[range], Solve] | None = None,
+) -> tuple[Tensor, str]:
+    """The images of all latents, ``(B, C, H, W)`` on the CPU, batch by batch; and the report on the last batch.
+
+    ``walk``  what takes the place of ``solver``, for the members of the batch by their numbers.
+    """
+    import torch
+
+    from ddim_ode import codec
+
     ode = model.ode(max_nfe=run.max_nfe)
     images = []
     for i, chunk in enumerate(torch.split(x_T, run.batch_size)):
-        done = i * run.batch_size
-        with _timed(ode, solver, grid, f"sample {done + 1}-{done + len(chunk)} of {count}") as report:
-            images.append(codec.decode(ode, chunk.to(model.device), grid, solver).cpu())
-    sheet = tile(torch.cat(images), columns=ceil(sqrt(count)))
-    settings = _settings(model, solver, grid, "samples") | {"seed": seed, "count": count}
-    save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
-    click.echo(f"{count} images from seed {seed} -> {output} ({report()} for the last batch)")
+        members = range(i * run.batch_size, i * run.batch_size + len(chunk))
+        with _timed(ode, solver, grid, f"{label} {members.start + 1}-{members.stop} of {len(x_T)}") as report:
+            step = walk(members) if walk else solver
+            images.append(codec.decode(ode, chunk.to(model.device), grid, step).cpu())
+    return torch.cat(images), report()
 
 
 @main.command()

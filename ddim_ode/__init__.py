@@ -12,16 +12,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ddim_ode.ancestral import Ancestral as Ancestral
+    from ddim_ode.ancestral import seeded_noise as seeded_noise
     from ddim_ode.codec import decode as decode
     from ddim_ode.codec import decode_pair as decode_pair
     from ddim_ode.codec import encode as encode
     from ddim_ode.codec import encode_pair as encode_pair
+    from ddim_ode.family import ForwardProcess as ForwardProcess
+    from ddim_ode.family import forward_process as forward_process
     from ddim_ode.grids import Grid as Grid
     from ddim_ode.grids import full_range as full_range
     from ddim_ode.grids import grid_of_timesteps as grid_of_timesteps
     from ddim_ode.grids import make_grid as make_grid
     from ddim_ode.images import load_image as load_image
     from ddim_ode.images import save_image as save_image
+    from ddim_ode.interpolation import slerp as slerp
+    from ddim_ode.interpolation import span as span
     from ddim_ode.latents import Latent as Latent
     from ddim_ode.latents import load_latent as load_latent
     from ddim_ode.latents import save_latent as save_latent
@@ -32,9 +38,12 @@ if TYPE_CHECKING:
     from ddim_ode.schedule import make_schedule as make_schedule
 
 _MODULES = {
+    "ancestral": ("Ancestral", "seeded_noise"),
     "codec": ("decode", "decode_pair", "encode", "encode_pair"),
+    "family": ("ForwardProcess", "forward_process"),
     "grids": ("Grid", "full_range", "grid_of_timesteps", "make_grid"),
     "images": ("load_image", "save_image"),
+    "interpolation": ("slerp", "span"),
     "latents": ("Latent", "load_latent", "save_latent"),
     "models": ("Model", "load_model"),
     "ode": ("ProbabilityFlowODE",),

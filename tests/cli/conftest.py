@@ -13,6 +13,7 @@ from PIL import Image
 from cli import main
 
 Cli = Callable[..., Result]
+WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate")
 
 
 @pytest.fixture
@@ -22,7 +23,11 @@ def cli(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cl
 
     def call(*arguments: str | Path) -> Result:
         words = [str(argument) for argument in arguments]
-        if words and words[0] in ("encode", "decode", "reconstruct", "sample") and "--model" not in words:
+        if (
+            words
+            and words[0] in ("encode", "decode", "reconstruct", "sample", "interpolate")
+            and "--model" not in words
+        ):
             words += ["--model", str(tiny_model)]
         return CliRunner().invoke(main, words)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -239,3 +240,59 @@ def test_train_then_sample_and_go_on(cli: Cli, picture: Path, tiny_model: Path) 
     assert "the run is finished" in ok(cli("train", "pictures", "-o", "model", "--cpu", "--resume"))
     with Image.open("model/samples.png") as sheet:
         assert json.loads(sheet.text["ddim-ode"]) == {"step": 3, "images": 6}
+
+
+def pixels(path: str) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture, dtype=int)
+
+
+def test_interpolate_between_pictures(cli: Cli, picture: Path) -> None:
+    """The ends are the pictures, as the model sees them; the frames are the strip."""
+    Image.open(picture).convert("RGB").rotate(180).save("other.png")
+    output = ok(cli("interpolate", picture, "other.png", "-n", "4", "--steps", "50", "--frames", "frames"))
+    assert "4 images between photo.png, other.png: MSE of the ends" in output
+    frames = [pixels(f"frames/{i:04}.png") for i in range(4)]
+    assert len(list(Path("frames").iterdir())) == 4
+    for path, frame in ((picture, frames[0]), (Path("other.png"), frames[-1])):
+        expected = np.asarray(to_picture(load_image(path, 3, 8, 8)[0][0]), dtype=int)
+        assert abs(frame - expected).max() <= 2
+    assert pixels("interpolation.png").shape == (64, 4 * 64 + 3 * 2 * 8, 3)
+    with Image.open("interpolation.png") as strip:
+        settings = json.loads(strip.text["ddim-ode"])
+    assert settings["between"] == ["photo.png", "other.png"]
+    assert len(settings["mse"]) == 2
+
+
+def test_interpolate_between_latents_pictures_and_seeds(cli: Cli, picture: Path) -> None:
+    """Four corners make a sheet; its corner from a latent file is what decode makes of that."""
+    ok(cli("encode", picture, "--steps", "3"))
+    ok(cli("decode", "photo.latent.pt"))
+    corners = ("photo.latent.pt", picture, "--seed", "1", "--seed", "2")
+    output = ok(cli("interpolate", *corners, "-n", "3", "--frames", "frames"))
+    assert "9 images between photo.latent.pt, photo.png, seed 1, seed 2" in output
+    assert "3 steps on log-snr" in output
+    assert (pixels("frames/0000.png") == pixels("photo.decoded.png")).all()
+    assert (pixels("frames/0000.png") == pixels("frames/0002.png")).all()
+    ok(cli("sample", "-n", "1", "--seed", "2", "--steps", "3", "-o", "seed.png"))
+    assert (pixels("frames/0008.png") == pixels("seed.png")[::8, ::8]).all()
+
+
+def test_sample_with_noise(cli: Cli) -> None:
+    """eta = 0 is Euler; more noise makes other images, the same ones whatever the batches are."""
+    ok(cli("sample", "-n", "3", "--steps", "4", "--grid", "trailing", "--solver", "euler", "-o", "euler.png"))
+    for name, options in (
+        ("ddim", ("--eta", "0")),
+        ("ddpm", ("--eta", "1")),
+        ("batches", ("--eta", "1", "--batch-size", "2")),
+        ("hat", ("--sigma-hat",)),
+        ("seed", ("--eta", "1", "--seed", "7")),
+    ):
+        ok(cli("sample", "-n", "3", "--steps", "4", *options, "-o", f"{name}.png"))
+    assert (pixels("ddim.png") == pixels("euler.png")).all()
+    assert abs(pixels("ddpm.png") - pixels("batches.png")).max() <= 1
+    for a, b in (("ddim", "ddpm"), ("ddpm", "hat"), ("ddpm", "seed")):
+        assert abs(pixels(f"{a}.png") - pixels(f"{b}.png")).mean() > 1
+    with Image.open("hat.png") as sheet:
+        settings = json.loads(sheet.text["ddim-ode"])
+    assert (settings["eta"], settings["sigma_hat"], settings["grid"]) == (1.0, True, "trailing")

@@ -268,3 +268,24 @@ def test_a_run_in_the_wrong_number_of_processes(cli: Cli, picture: Path, tiny_mo
     config = tiny_model / "unet" / "config.json"
     words = ("train", ".", "-o", "model", "--cpu", "--unet", config, "--steps", "1", "--processes", "2")
     fails(cli(*words), "2 processes are wanted, but accelerate runs 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("interpolate", "photo.png"),
+            "latent files or seeds, or four for a sheet, but there are 1",
+        ),
+        (("interpolate", "--seed", "1", "--seed", "2", "--seed", "3"), "but there are 3"),
+        (("interpolate", "photo.png", "nothing.png"), "'nothing.png' does not exist"),
+        (("interpolate", "photo.png", "--seed", "1", "--frames", "photo.png"), "'photo.png' is a file; name a folder"),
+        (("interpolate", "photo.png", "--seed", "1", "-o", "photo.png"), "photo.png' exists already"),
+        (("interpolate", "--seed", "1", "--seed", "2", "-n", "1"), "1 is not in the range"),
+        (("sample", "--eta", "1.5"), "1.5 is not in the range"),
+        (("sample", "--eta", "1", "--solver", "rk4"), "leave out --solver rk4"),
+    ],
+)
+def test_wrong_ways_to_make_images(cli: Cli, picture: Path, words: tuple[str, ...], message: str) -> None:
+    fails(cli(*words), message)
+    assert files(picture.parent) == {picture.name}
