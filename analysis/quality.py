@@ -199,7 +199,7 @@ def run(
     for images in (test, *((train,) if train else ())):
         if len(images.pixels) < count:
             raise ValueError(
-                f"'{images.name}' holds {len(images.pixels)} images, but {count} are wanted; lower --count"
+                f"'{images.name}' holds {len(images.pixels)} images, fewer than {count} as wanted; lower --count"
             )
     solver, grid, steps = sampler
     settings = {
