@@ -24,11 +24,12 @@ from click.core import ParameterSource
 
 from analysis import ANALYSES
 from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, halved, make_grid
-from solvers import SOLVERS, Solver, finer, get_solver, way_back
+from solvers import SOLVERS, Solver, finer, fitted, get_solver, way_back
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim_ode.calibration import Entry
     from ddim_ode.codec import Solve
     from ddim_ode.grids import Grid
     from ddim_ode.images import Source
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from ddim_ode.schedule import NoiseSchedule
     from ddim_ode.training.checkpoint import Checkpoint
 
+# What the calibration of a model says; and where that says nothing, or there is none, the other one.
+AUTO = "auto"
 DEFAULT_SOLVER = "dpmpp3m"
 DEFAULT_GRID = "log-snr"
 DEFAULT_STEPS = 50
@@ -125,11 +128,25 @@ class Run:
     def make_solver(self, settings: Mapping[str, Any] | None = None) -> Solver:
         """The solver of the options; where they name none, that of ``settings``, and else the default."""
         settings = settings if settings and self.solver in (None, settings["name"]) else {}
+        name = self.solver or settings.get("name", AUTO)
         return get_solver(
-            self.solver or settings.get("name", DEFAULT_SOLVER),
+            DEFAULT_SOLVER if name == AUTO else name,
             rtol=settings.get("rtol") if self.rtol is None else self.rtol,
             atol=settings.get("atol") if self.atol is None else self.atol,
         )
+
+    def plan(self, model: Model) -> tuple[Solver, Grid]:
+        """Solver and grid of the options, or of the model's calibration."""
+        if self._asks_for_calibration():
+            entry = model.calibration.entries.get(self.steps or DEFAULT_STEPS) if model.calibration else None
+            if entry:
+                return _solver_of(entry), entry.grid
+        solver = self.make_solver()
+        return solver, self.make_grid(model.schedule, solver)
+
+    def _asks_for_calibration(self) -> bool:
+        others = (self.grid, self.clean_end, self.rtol, self.atol)
+        return self.solver in (None, AUTO) and all(option is None for option in others)
 
     def make_grid(
         self,
@@ -162,6 +179,8 @@ class Run:
     def plan_decoding(self, latent: Latent, model: Model) -> tuple[Solver, Grid, bool]:
         """Solver and grid for a latent: as it was encoded, but for what the options say; and whether its companion
         leads back on them."""
+        if latent.solver["name"] == AUTO and self._asks_for_calibration() and self.steps in (None, latent.grid.steps):
+            return _calibrated_way_back(latent, model), latent.grid, False
         solver = self.make_solver(latent.solver)
         solver = solver if self.solver else way_back(solver)
         grid = latent.grid
@@ -181,11 +200,28 @@ class Run:
         return solver, grid, exact
 
     def plan_interpolation(self, latents: Sequence[Latent], model: Model) -> tuple[Solver, Grid]:
-        """Solver to encode with and grid: those of the first of ``latents``, but for what the options say."""
-        solver = self.make_solver(latents[0].solver if latents else None)
+        """Solver and grid: those of the first of ``latents``, if there is one, but for what the options say."""
         if not latents:
-            return solver, self.make_grid(model.schedule, solver)
-        return solver, self.plan_decoding(latents[0], model)[1]
+            return self.plan(model)
+        return self.plan_decoding(latents[0], model)[:2]
+
+
+def _solver_of(entry: Entry) -> Solver:
+    if not entry.fitted:
+        return get_solver(entry.solver)
+    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+
+
+def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
+    from ddim_ode.latents import LatentError
+
+    entry = model.calibration.entries.get(latent.grid.steps) if model.calibration else None
+    if entry is None or not entry.fitted or entry.grid.sigmas != latent.grid.sigmas:
+        raise LatentError(
+            f"the latent was encoded with a calibration for {latent.grid.steps} steps that model '{model.name}' does "
+            f"not have now; name a solver, such as --solver {DEFAULT_SOLVER}"
+        )
+    return _solver_of(entry)
 
 
 def _check_clean_end(solver: Solver, grid: Grid) -> None:
@@ -214,9 +250,10 @@ def run_options(command: Callable[..., T]) -> Callable[..., T]:
         ),
         click.option(
             "--solver",
-            type=click.Choice(sorted(SOLVERS), case_sensitive=False),
+            type=click.Choice([AUTO, *sorted(SOLVERS)], case_sensitive=False),
             metavar="NAME",
-            help=f"How to step: one of those that 'info' lists; {DEFAULT_SOLVER} unless a latent says otherwise.",
+            help=f"How to step: one of those that 'info' lists. Unless a latent says otherwise {AUTO}: what the "
+            f"calibration of the model says for the number of steps, and else {DEFAULT_SOLVER}.",
         ),
         click.option(
             "--steps", type=click.IntRange(min=1), help=f"How many; {DEFAULT_STEPS} likewise. For fixed-step solvers."
@@ -300,8 +337,7 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, output: Path | None,
     failures = Failures()
     targets = list(_targets(images, output, ".latent.pt", overwrite, failures))
     model = run.load_model()
-    solver = run.make_solver()
-    grid = run.make_grid(model.schedule, solver)
+    solver, grid = run.plan(model)
     jobs = _load_pictures(targets, model, failures)
     ode = model.ode(max_nfe=run.max_nfe)
     for chunk in _chunks(jobs, run.batch_size):
@@ -405,9 +441,8 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
     failures = Failures()
     targets = list(_targets(images, output, ".reconstruction.png", overwrite, failures))
     model = run.load_model()
-    solver = run.make_solver()
+    solver, grid = run.plan(model)
     back = way_back(solver)
-    grid = run.make_grid(model.schedule, solver)
     jobs = _load_pictures(targets, model, failures)
     ode = model.ode(max_nfe=run.max_nfe)
     for chunk in _chunks(jobs, run.batch_size):
@@ -457,8 +492,10 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
     noisy = eta is not None or sigma_hat
     if noisy and run.solver:
         raise click.UsageError(f"--eta and --sigma-hat are steps of their own; leave out --solver {run.solver}")
-    solver = get_solver("euler") if noisy else run.make_solver()
-    grid = run.make_grid(model.schedule, solver, name="trailing" if noisy else DEFAULT_GRID)
+    solver, grid = run.plan(model)
+    if noisy:
+        solver = get_solver("euler")
+        grid = run.make_grid(model.schedule, solver, name="trailing")
 
     def walk(members: range) -> Solve:
         noise = seeded_noise(members, shape, seed=seed)
@@ -630,6 +667,66 @@ def train(
 
     hardware = Hardware(cpu=cpu, bf16=bf16, compile=compile, processes=processes)
     run(settings, data, output, publish=save, hardware=hardware, resume=resume, save_minutes=save_minutes)
+
+
+@main.command()
+@click.option("--model", default="default", show_default=True, metavar="FOLDER|ORG/NAME", help="Model to calibrate.")
+@click.option(
+    "--images", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Real images. [default: CIFAR-10's]"
+)
+@click.option("--steps", type=click.IntRange(min=2), multiple=True, help="One or several. [default: 5, 8, 10, 20]")
+@click.option("--latents", type=click.IntRange(min=4), default=32, show_default=True, help="Half of them for judging.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("demo/calibrate"),
+    show_default=True,
+    help="Folder for trajectories and results; what is there is not done again.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File. [default: beside the model's weights]")
+@overwrite_option
+def calibrate(
+    model: str,
+    images: Path | None,
+    steps: tuple[int, ...],
+    latents: int,
+    seed: int,
+    device: str,
+    work: Path,
+    output: Path | None,
+    overwrite: bool,
+) -> None:
+    """Fit a solver to a model, for '--solver auto'; minutes to an hour.
+
+    What is worse than the default on images and latents that it was not fitted to is refused.
+    """
+    from analysis.calibrate import BUDGETS, CALIBRATION_IMAGES, Plan, calibrate_in
+    from ddim_ode.calibration import FILE, save_calibration
+    from ddim_ode.devices import find_device
+    from ddim_ode.files import check_writable
+    from ddim_ode.models import load_model
+
+    loaded = load_model(model, device=find_device(device))
+    if output is None and loaded.folder is None:
+        raise click.UsageError(f"model '{model}' is in no folder; name a file with --output")
+    target = output or Path(loaded.folder or ".") / FILE
+    check_writable(target, overwrite=overwrite)
+    plan = Plan((DEFAULT_SOLVER, DEFAULT_GRID), steps or BUDGETS, latents, seed=seed)
+    calibration = calibrate_in(loaded, images or CALIBRATION_IMAGES, plan, work)
+    save_calibration(calibration, target, overwrite=overwrite)
+    for count, entry in calibration.entries.items():
+        kind = "fitted" if entry.fitted else "as it is"
+        click.echo(f"{count} steps: {entry.solver} on {entry.grid.name}, {kind}; {_gains(entry)}")
+    click.echo(f"-> {target}")
+
+
+def _gains(entry: Entry) -> str:
+    """The errors of an entry, as parts of those of the default."""
+    names = ("decode", "latent", "round_trip")
+    parts = (f"{name} {entry.scores[name] / entry.scores[f'{name} of the default']:.2f}" for name in names)
+    return f"errors as parts of the default's: {', '.join(parts)}"
 
 
 class Analyses(click.Group):

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim_ode.calibration import FILE as CALIBRATION_FILE
+from ddim_ode.calibration import Calibration, load_calibration
 from ddim_ode.ode import PREDICTIONS, ProbabilityFlowODE
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
 
@@ -54,7 +56,10 @@ class UNet(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network with what is needed to use it; images are ``(B, channels, height, width)``."""
+    """A network with what is needed to use it; images are ``(B, channels, height, width)``.
+
+    ``folder``  where it was read from, if it was.
+    """
 
     name: str
     network: nn.Module
@@ -63,6 +68,7 @@ class Model:
     channels: int
     height: int
     width: int
+    folder: Path | None = None
 
     def ode(self, *, max_nfe: int | None = None) -> ProbabilityFlowODE:
         """A fresh ODE of this model, with its count of evaluations at zero."""
@@ -82,10 +88,21 @@ class Model:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration beside the weights, if there is one.
+
+        Raises:
+            CalibrationError: if it is damaged, or was made for other weights.
+        """
+        return load_calibration(self.folder / CALIBRATION_FILE, self.fingerprint) if self.folder else None
+
     def summary(self) -> str:
         """What it is, in a few lines for people to read."""
         schedule = self.schedule
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        entries = self.calibration.entries if self.calibration else {}
+        calibrated = ", ".join(f"{steps} steps" for steps in sorted(entries)) or "none"
         return "\n".join(
             (
                 f"model '{self.name}'",
@@ -93,6 +110,7 @@ class Model:
                 f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
                 f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
                 f"  weights    {self.fingerprint}",
+                f"  calibrated {calibrated}",
             )
         )
 
@@ -128,7 +146,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     height, width = (size, size) if isinstance(size, int) else size
     channels = int(unet.config["in_channels"])
     network = UNet(unet, channels).to(device).eval().requires_grad_(False)
-    return Model(name, network, schedule, prediction, channels, height, width)
+    return Model(name, network, schedule, prediction, channels, height, width, folder)
 
 
 def _find(name: str) -> Path:

@@ -11,6 +11,7 @@ from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
 from solvers.base import Solver as Solver
 from solvers.base import SolverError as SolverError
 from solvers.charts import ANGLE
+from solvers.fitted import Corrections, FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
 from solvers.reversible import REVERSIBLE_SOLVERS
@@ -37,8 +38,36 @@ def way_back(solver: Solver) -> Solver:
     return SOLVERS[solver.undoes] if solver.undoes else solver
 
 
+def correctable(name: str) -> FixedStepSolver:
+    """The solver called ``name``, if corrections can be fitted to its steps.
+
+    Raises:
+        ValueError: if there is no such solver, or it does not take fixed steps of one state.
+    """
+    solver = get_solver(name)
+    if not isinstance(solver, FixedStepSolver):
+        possible = ", ".join(sorted(solver.name for solver in FIXED_STEP_SOLVERS))
+        raise ValueError(f"solver '{name}' does not take fixed steps of one state; choose one of: {possible}")
+    return solver
+
+
+def fitted(name: str, nodes: tuple[float, ...], up: Corrections, down: Corrections) -> FittedSolver:
+    """The solver called ``name`` with corrections for the two directions of one grid, ``nodes``, rising; 'auto'.
+
+    Raises:
+        ValueError: as ``correctable`` does.
+    """
+    base = correctable(name)
+    source = f"{base.source}; with corrections fitted to one model"
+    return FittedSolver(
+        name="auto", order=base.order, source=source, positive=base.positive, base=base, nodes=nodes, up=up, down=down
+    )
+
+
 def finer(solver: Solver) -> Solver:
-    """The same method with a tenth of its tolerances; a fixed-step one as it is, which takes a finer grid instead."""
+    """The same method with a tenth of its tolerances; a fixed-step one, without corrections, takes a finer grid."""
+    if isinstance(solver, FittedSolver):
+        return solver.base
     if not isinstance(solver, AdaptiveSolver):
         return solver
     least = 1e-13

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cli import DEFAULT_STEPS, main
-from ddim_ode import load_latent
+from ddim_ode import load_latent, load_model
 from ddim_ode.grids import GRIDS
 from ddim_ode.images import load_image, to_picture
 from solvers import SOLVERS
@@ -296,3 +296,37 @@ def test_sample_with_noise(cli: Cli) -> None:
     with Image.open("hat.png") as sheet:
         settings = json.loads(sheet.text["ddim-ode"])
     assert (settings["eta"], settings["sigma_hat"], settings["grid"]) == (1.0, True, "trailing")
+
+
+@pytest.fixture
+def calibrated(make_model: Callable[..., Path], picture: Path) -> Path:
+    """A model with a calibration for 3 steps, fitted to very few pictures."""
+    model = make_model(seed=5)
+    Path("pictures").mkdir()
+    for i in range(4):
+        Image.open(picture).rotate(90 * i).save(f"pictures/{i}.png")
+    words = ["calibrate", "--model", str(model), "--images", "pictures", "--steps", "3", "--latents", "4"]
+    output = ok(CliRunner().invoke(main, words))
+    assert re.search(r"^3 steps: \S+ on \S+, (fitted|as it is); errors as parts of the default's: decode ", output)
+    assert f"-> {model / 'calibration.json'}" in output
+    return model
+
+
+def test_calibrate_then_everything_is_calibrated(cli: Cli, calibrated: Path, picture: Path) -> None:
+    """'auto' is the default for as many steps; the latent says so, and is decoded so, or not at all."""
+    entry = load_model(str(calibrated)).calibration.entries[3]
+    assert entry.fitted  # or else there is nothing to test here
+    model = ("--model", calibrated)
+    assert "calibrated 3 steps" in ok(cli("info", calibrated))
+    assert "auto, 3 steps" in ok(cli("reconstruct", picture, "--steps", "3", *model))
+    assert "auto, 3 steps" in ok(cli("encode", picture, "--steps", "3", "--check", *model))
+    assert load_latent(Path("photo.latent.pt")).solver == {"name": "auto"}
+    assert "auto, 3 steps" in ok(cli("decode", "photo.latent.pt", *model))
+    assert "dpmpp3m, 4 steps" in ok(cli("decode", "photo.latent.pt", "--steps", "4", "--overwrite", *model))
+    for options in (("--steps", "4"), ("--steps", "3", "--grid", "quad"), ("--steps", "3", "--solver", "dpmpp3m")):
+        assert "dpmpp3m, " in ok(cli("sample", "-n", "1", "--overwrite", *options, *model))
+    (calibrated / "calibration.json").unlink()
+    result = cli("decode", "photo.latent.pt", "--overwrite", *model)
+    assert result.exit_code == 1
+    assert "encoded with a calibration for 3 steps that model" in result.output
+    assert "dpmpp3m, 3 steps" in ok(cli("decode", "photo.latent.pt", "--solver", "dpmpp3m", "--overwrite", *model))

@@ -1,0 +1,227 @@
+"""Fit solvers to a model: for a few numbers of steps, the solver, the grid and the corrections that serve it best.
+
+The solutions fitted to are trajectories in small steps: of random latents downwards, of real images upwards. Half of
+them are for the fit, the other half for judging it. What is judged, each against the trajectory (RMSE per dimension, 95
+% trimmed mean over the images):
+
+``decode``      the image of a random latent, pixels in [-1, 1].
+``latent``      the latent of a real image.
+``round_trip``  a real image, encoded and decoded.
+``moment``      the second moment of the latents of real images, as its relative distance from the true one.
+
+A candidate that is worse than the default solver on its grid in any of the four is refused. Of the others that one is
+chosen whose errors are smallest in the geometric mean; if there is none, the default.
+
+Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, for the ODE; ``solvers.fitted`` for the fit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import inf, log, sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.common import check_same, describe, load_images, save_settings, trimmed_mean
+from analysis.trajectories import Trajectories, join, walk
+from ddim_ode.calibration import Calibration, Entry, Weights
+from ddim_ode.codec import decode, draw_latents, encode
+from ddim_ode.files import write_file
+from ddim_ode.grids import Grid, make_grid
+from ddim_ode.models import Model
+from solvers import SOLVERS, Solver, SolverError, correctable, fitted
+from solvers.fitted import fit
+
+CALIBRATION_IMAGES = Path(__file__).parent / "images" / "cifar10_train"
+BUDGETS = (5, 8, 10, 20)
+SOLVER_NAMES = ("dpmpp3m", "reab2", "reab3")
+GRID_NAMES = ("log-snr", "quad")
+CLEAN_END = "sigma-min"
+# A moment that is so near to the true one is as good as any.
+MOMENT_FLOOR = 0.005
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much work: ``latents`` and images are halved; ``reference_steps`` of the trajectories; ``budgets`` in steps.
+
+    ``default``  solver and grid that a candidate must not be worse than.
+    """
+
+    default: tuple[str, str]
+    budgets: tuple[int, ...] = BUDGETS
+    latents: int = 32
+    reference_steps: int = 160
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Names of a solver and a grid, with or without corrections, on so many steps."""
+
+    solver: str
+    grid: str
+    steps: int
+    fitted: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a candidate."""
+
+    candidate: Candidate
+    up: Weights
+    down: Weights
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Trajectories: those to fit to, and those to judge by, of random latents and of real images."""
+
+    known: Trajectories
+    latents: Trajectories
+    images: Trajectories
+
+
+def calibrate(model: Model, images: Tensor, plan: Plan, folder: Path) -> Calibration:
+    """The calibration of ``model``, from ``images`` ``(B, C, H, W)`` in [-1, 1], of which half is kept for judging.
+
+    ``folder``  keeps the trajectories and each candidate's result; what is there is not done again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    material = gather(model, images, plan, folder)
+    results = [*measure(model, material, plan, folder)]
+    entries = {steps: choose([r for r in results if r.candidate.steps == steps], model, plan) for steps in plan.budgets}
+    settings = {**asdict(plan), "images": len(images), "solvers": SOLVER_NAMES, "grids": GRID_NAMES}
+    return Calibration(model.fingerprint, entries, settings)
+
+
+def calibrate_in(model: Model, images: Path, plan: Plan, folder: Path) -> Calibration:
+    """``calibrate`` on all pictures in the folder ``images``; a ``folder`` of other settings is refused.
+
+    Raises:
+        ValueError: if ``folder`` holds the work for another model, other images or another plan.
+    """
+    pixels, names = load_images(images, model)
+    settings = {**describe(model, names), "plan": json.loads(json.dumps(asdict(plan)))}
+    folder.mkdir(parents=True, exist_ok=True)
+    check_same(settings, folder / "settings.json")
+    save_settings(settings, folder / "settings.json")
+    return calibrate(model, pixels, plan, folder)
+
+
+def gather(model: Model, images: Tensor, plan: Plan, folder: Path) -> Material:
+    """Walk the trajectories, or read those that ``folder`` holds."""
+    path = folder / "trajectories.pt"
+    if not path.exists():
+        fine = make_grid(model.schedule, "log-snr", plan.reference_steps, clean_end=CLEAN_END)
+        x_T = draw_latents(plan.latents, (model.channels, model.height, model.width), seed=plan.seed)
+        x_bar_T = x_T * sqrt(1 + fine.sigma_T**2)
+        ways = (("latents", x_bar_T, False), ("images", images, True))
+        found = [
+            walk(model, x_bar.to(model.device), fine, upward=up, batch_size=plan.batch_size, label=f"reference {name}")
+            for name, x_bar, up in ways
+        ]
+        buffer = io.BytesIO()
+        torch.save([(part.u, part.y.cpu(), part.slopes.cpu()) for part in found], buffer)
+        write_file(path, buffer.getvalue())
+    latents, real = (Trajectories(*part) for part in torch.load(path, map_location=model.device, weights_only=True))
+    half, middle = latents.y.shape[1] // 2, real.y.shape[1] // 2
+    return Material(
+        join([latents.take(slice(half)), real.take(slice(middle))]),
+        latents.take(slice(half, None)),
+        real.take(slice(middle, None)),
+    )
+
+
+def measure(model: Model, material: Material, plan: Plan, folder: Path) -> Iterator[Result]:
+    """The result of every candidate, read from ``folder`` if it is there; with a progress bar."""
+    pairs = dict.fromkeys([plan.default, *product(SOLVER_NAMES, GRID_NAMES)])
+    candidates = [
+        Candidate(solver, grid, steps, fitted)
+        for steps in plan.budgets
+        for solver, grid in pairs
+        for fitted in (False, True)
+    ]
+    for candidate in tqdm(candidates, desc="candidates", disable=None):
+        name = f"{candidate.steps}-{candidate.solver}-{candidate.grid}{'-fitted' if candidate.fitted else ''}.json"
+        path = folder / name
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            up, down = (tuple(tuple(step) for step in content[way]) for way in ("up", "down"))
+            yield Result(candidate, up, down, content["scores"])
+            continue
+        result = try_out(model, material, candidate)
+        write_file(path, json.dumps(asdict(result)).encode())
+        yield result
+
+
+def try_out(model: Model, material: Material, candidate: Candidate) -> Result:
+    """Fit, if it is to be fitted, and judge; a candidate that leaves the finite numbers is infinitely bad."""
+    grid = make_grid(model.schedule, candidate.grid, candidate.steps, clean_end=CLEAN_END)
+    try:
+        if not candidate.fitted:
+            return Result(candidate, (), (), judge(model, material, SOLVERS[candidate.solver], grid))
+        states = material.known.along(grid)
+        base = correctable(candidate.solver)
+        with torch.no_grad():
+            up = fit(base, model.ode(), states, grid.upward())
+            down = fit(base, model.ode(), states[::-1], grid.downward())
+        return Result(
+            candidate, up, down, judge(model, material, fitted(candidate.solver, grid.sigmas, up, down), grid)
+        )
+    except SolverError:
+        return Result(candidate, (), (), dict.fromkeys(("decode", "latent", "round_trip", "moment"), inf))
+
+
+def judge(model: Model, material: Material, solver: Solver, grid: Grid) -> dict[str, float]:
+    """The four errors of a solver on what it was not fitted to."""
+    scale = sqrt(1 + grid.sigma_T**2)
+    images, truth = material.images.at(grid.sigmas[0]), material.images.at(grid.sigma_T) / scale
+    decoded = decode(model.ode(), material.latents.at(grid.sigma_T) / scale, grid, solver)
+    x_T = encode(model.ode(), images, grid, solver)
+    again = decode(model.ode(), x_T, grid, solver)
+    moments = (x_T.square().mean() / truth.square().mean() - 1).abs()
+    return {
+        "decode": _rmse(decoded - material.latents.at(grid.sigmas[0])),
+        "latent": _rmse(x_T - truth),
+        "round_trip": _rmse(again - images),
+        "moment": float(moments),
+    }
+
+
+def _rmse(error: Tensor) -> float:
+    return trimmed_mean(error.square().flatten(1).mean(1).sqrt().cpu())
+
+
+def choose(results: Sequence[Result], model: Model, plan: Plan) -> Entry:
+    """The best of the results for one number of steps that is nowhere worse than the default."""
+    (default,) = [
+        r for r in results if (r.candidate.solver, r.candidate.grid, r.candidate.fitted) == (*plan.default, False)
+    ]
+    allowed = [result for result in results if _nowhere_worse(result.scores, default.scores)]
+    best = min(allowed, key=_size, default=default)
+    grid = make_grid(model.schedule, best.candidate.grid, best.candidate.steps, clean_end=CLEAN_END)
+    scores = {**best.scores, **{f"{name} of the default": value for name, value in default.scores.items()}}
+    return Entry(best.candidate.solver, grid, best.up, best.down, scores)
+
+
+def _nowhere_worse(scores: Mapping[str, float], default: Mapping[str, float]) -> bool:
+    return all(
+        value <= (max(default[name], MOMENT_FLOOR) if name == "moment" else default[name])
+        for name, value in scores.items()
+    )
+
+
+def _size(result: Result) -> float:
+    """The sum of the logarithms of the three errors; the moment only has to be right."""
+    return sum(log(max(value, 1e-12)) for name, value in result.scores.items() if name != "moment")

@@ -1,0 +1,103 @@
+"""Solutions of a model's ODE at every noise level: walked once in small steps, and read off between them.
+
+A solution is kept in the angle chart, y = x_bar / sqrt(sd^2 + sigma^2) over u = atan(sigma / sd), where it hardly
+moves, with its slope at every node; between two nodes it is the cubic that has both values and slopes (Hermite).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddim_ode.grids import Grid
+from ddim_ode.models import Model
+from solvers.charts import ANGLE, LOG_TAN
+from solvers.multistep import AdamsBashforthStep
+
+# The one step of 'reab3': third order in this chart, one evaluation a step.
+STEP = AdamsBashforthStep(3, LOG_TAN)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """``y`` and its ``slopes`` dy/du at the angles ``u``, rising, ``(nodes,)``; both are ``(nodes, B, C, H, W)``."""
+
+    u: tuple[float, ...]
+    y: Tensor
+    slopes: Tensor
+
+    def at(self, sigma: float) -> Tensor:
+        """The states x_bar at ``sigma``, ``(B, C, H, W)``; within the range that was walked.
+
+        Raises:
+            ValueError: if sigma lies outside.
+        """
+        u = ANGLE.u(sigma)
+        if not self.u[0] - 1e-12 <= u <= self.u[-1] + 1e-12:
+            raise ValueError(f"sigma = {sigma:g} lies outside of what was walked")
+        left = min(max(bisect_right(self.u, u) - 1, 0), len(self.u) - 2)
+        h = self.u[left + 1] - self.u[left]
+        s = (u - self.u[left]) / h
+        y = (
+            (1 + 2 * s) * (1 - s) ** 2 * self.y[left]
+            + s**2 * (3 - 2 * s) * self.y[left + 1]
+            + h * s * (1 - s) ** 2 * self.slopes[left]
+            - h * s**2 * (1 - s) * self.slopes[left + 1]
+        )
+        return y * ANGLE.scale(sigma)
+
+    def take(self, members: slice) -> Trajectories:
+        """Only some of them."""
+        return Trajectories(self.u, self.y[:, members], self.slopes[:, members])
+
+    def along(self, grid: Grid) -> list[Tensor]:
+        """The states at the nodes of ``grid``, rising in sigma."""
+        return [self.at(sigma) for sigma in grid.sigmas]
+
+
+def join(parts: Sequence[Trajectories]) -> Trajectories:
+    """Several walks over the same nodes as one batch."""
+    return Trajectories(
+        parts[0].u, torch.cat([part.y for part in parts], 1), torch.cat([part.slopes for part in parts], 1)
+    )
+
+
+def walk(model: Model, x_bar: Tensor, grid: Grid, *, upward: bool, batch_size: int, label: str) -> Trajectories:
+    """From ``x_bar``, ``(B, C, H, W)``, at one end of ``grid``, which should be fine, to the other; a progress bar.
+
+    One evaluation a step, and one more for the last slope.
+    """
+    parts = [
+        _walk(model, batch, grid, upward, f"{label} {i + 1}")
+        for i, batch in enumerate(torch.split(x_bar.double(), batch_size))
+    ]
+    return join(parts)
+
+
+def _walk(model: Model, x_bar: Tensor, grid: Grid, upward: bool, label: str) -> Trajectories:
+    sigmas = grid.sigmas if upward else grid.sigmas[::-1]
+    field = ANGLE.pull_back(model.ode())
+    slopes: list[Tensor] = []
+
+    def recorded(u: Tensor, y: Tensor) -> Tensor:
+        slopes.append(field(u, y))
+        return slopes[-1]
+
+    nodes = [torch.tensor(ANGLE.u(sigma), dtype=torch.float64) for sigma in sigmas]
+    states = [x_bar / ANGLE.scale(sigmas[0])]
+    memory: Any = None
+    with torch.no_grad():
+        for u, u_next in tqdm([*pairwise(nodes)], desc=label, leave=False, disable=None):
+            state, memory = STEP(recorded, u, u_next, states[-1], memory)
+            states.append(state)
+        recorded(nodes[-1], states[-1])
+    order = slice(None) if upward else slice(None, None, -1)
+    angles = tuple(float(u) for u in nodes)[order]
+    return Trajectories(angles, torch.stack(states[order]), torch.stack(slopes[order]))

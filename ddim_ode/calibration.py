@@ -1,0 +1,115 @@
+"""The calibration of a model: which solver and grid serve it best at a number of steps, with corrections fitted to it.
+
+It is a JSON file beside the weights, ``calibration.json``, and says for which weights it holds. The numbers in it come
+from solutions of the model's ODE; what they mean to a solver, this module does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ddim_ode.files import write_file
+from ddim_ode.grids import Grid
+
+FILE = "calibration.json"
+FORMAT = "ddim-ode calibration 1"
+
+# For each step the weights of the newest slopes and of the state.
+Weights = tuple[tuple[float, ...], ...]
+
+
+class CalibrationError(ValueError):
+    """A calibration that is damaged, or was made for other weights."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What to take for the number of steps that ``grid`` has.
+
+    ``solver``      its name.
+    ``up, down``    corrections of its steps in the two directions; empty if it is taken as it is.
+    ``scores``      errors on what it was not fitted to, and those of the default solver and grid, by name.
+    """
+
+    solver: str
+    grid: Grid
+    up: Weights
+    down: Weights
+    scores: Mapping[str, float]
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there are corrections."""
+        return bool(self.up)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """For the weights of this ``fingerprint``, an entry for each number of steps; ``settings`` of how it was made."""
+
+    fingerprint: str
+    entries: Mapping[int, Entry]
+    settings: Mapping[str, Any]
+
+
+def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = False) -> None:
+    """Write the file; it is there whole or not at all.
+
+    Raises:
+        OSError: if it exists and ``overwrite`` is false, or cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "fingerprint": calibration.fingerprint,
+        "settings": dict(calibration.settings),
+        "entries": {str(steps): asdict(entry) for steps, entry in sorted(calibration.entries.items())},
+    }
+    write_file(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=overwrite)
+
+
+def load_calibration(path: Path, fingerprint: str) -> Calibration | None:
+    """The calibration in ``path`` for the weights of this ``fingerprint``; None if there is no such file.
+
+    Raises:
+        CalibrationError: if it is damaged, or was made for other weights.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"it is not of the format '{FORMAT}'")
+        entries = {int(steps): _entry(entry) for steps, entry in content["entries"].items()}
+        calibration = Calibration(str(content["fingerprint"]), entries, dict(content["settings"]))
+    except Exception as error:  # whatever a wrong structure provokes
+        raise CalibrationError(f"the calibration '{path}' is damaged: {error}; make it anew with: calibrate") from error
+    if calibration.fingerprint != fingerprint:
+        raise CalibrationError(
+            f"the calibration '{path}' was made for other weights ({calibration.fingerprint[:12]}) than these "
+            f"({fingerprint[:12]}); make it anew with: calibrate"
+        )
+    return calibration
+
+
+def _entry(content: Mapping[str, Any]) -> Entry:
+    grid = content["grid"]
+    return Entry(
+        solver=str(content["solver"]),
+        grid=Grid(
+            str(grid["name"]),
+            str(grid["clean_end"]),
+            tuple(float(sigma) for sigma in grid["sigmas"]),
+            tuple(float(t) for t in grid["timesteps"]),
+        ),
+        up=_weights(content["up"]),
+        down=_weights(content["down"]),
+        scores={str(name): float(value) for name, value in content["scores"].items()},
+    )
+
+
+def _weights(content: Any) -> Weights:
+    return tuple(tuple(float(weight) for weight in step) for step in content)

@@ -1,0 +1,144 @@
+"""Calibration: trajectories are solutions, fits are judged on what they have not seen, and worse ones are refused."""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from analysis import calibrate as module
+from analysis.calibrate import Candidate, Plan, Result, calibrate, choose
+from analysis.trajectories import walk
+from ddim_ode.codec import draw_latents
+from ddim_ode.grids import make_grid
+from ddim_ode.models import Model
+from ddim_ode.schedule import make_schedule
+
+SCHEDULE = make_schedule()
+MODES = torch.tensor([-0.8, 0.5], dtype=torch.float64)
+SD = 0.2
+
+
+class Mixture(nn.Module):
+    """The true eps of two kinds of pixels, N(-0.8, 0.2^2) and N(0.5, 0.2^2), which are equally frequent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("unused", nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        sigma = SCHEDULE.sigma(t.double()).reshape(-1, 1, 1, 1, 1)
+        offsets = (x * (1 + sigma[..., 0] ** 2).sqrt())[..., None] - MODES
+        variance = SD**2 + sigma**2
+        pulls = (-(offsets**2) / (2 * variance)).softmax(-1) * sigma / variance
+        return (pulls * offsets).sum(-1)
+
+
+class Gaussian(nn.Module):
+    """The true eps of data N(0, SD^2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("unused", nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        sigma = SCHEDULE.sigma(t.double()).reshape(-1, 1, 1, 1)
+        return sigma * x * (1 + sigma**2).sqrt() / (SD**2 + sigma**2)
+
+
+def model(network: nn.Module) -> Model:
+    return Model("true", network, SCHEDULE, "epsilon", 1, 4, 4)
+
+
+def pictures(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    kinds = MODES[torch.randint(2, (count, 1, 4, 4), generator=generator)]
+    return kinds + SD * torch.randn(kinds.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("upward", [True, False])
+def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
+    """Of Gaussian data: x_bar / sqrt(SD^2 + sigma^2) is constant. Read off at nodes and between them."""
+    grid = make_grid(SCHEDULE, "log-snr", 200)
+    x_bar = torch.randn((3, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    begin = grid.sigmas[0 if upward else -1]
+    found = walk(model(Gaussian()), x_bar, grid, upward=upward, batch_size=2, label="")
+    for sigma in (grid.sigmas[0], grid.sigmas[7], 0.1234, 1.0, 33.3, grid.sigmas[-1]):
+        expected = x_bar * sqrt((SD**2 + sigma**2) / (SD**2 + begin**2))
+        torch.testing.assert_close(found.at(sigma), expected, rtol=2e-5, atol=0)
+    assert len(found.along(make_grid(SCHEDULE, "karras", 9))) == 10
+    assert found.take(slice(1)).at(1.0).shape == (1, 1, 4, 4)
+    with pytest.raises(ValueError, match="sigma = 200 lies outside"):
+        found.at(200.0)
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(module, "SOLVER_NAMES", ("euler", "reab2"))
+    return Plan(("euler", "log-snr"), budgets=(4,), latents=24, reference_steps=100)
+
+
+def test_a_calibration_is_better_on_images_of_its_own(plan: Plan, tmp_path: Path) -> None:
+    """Judged once more, here, on latents of another seed and against a walk of another number of steps."""
+    true = model(Mixture())
+    calibration = calibrate(true, pictures(24), plan, tmp_path)
+    entry = calibration.entries[4]
+    assert calibration.fingerprint == true.fingerprint
+    assert entry.fitted
+    x_T = draw_latents(40, (1, 4, 4), seed=77)
+    fine = make_grid(SCHEDULE, "karras", 400)
+    truth = walk(true, x_T * sqrt(1 + fine.sigma_T**2), fine, upward=False, batch_size=40, label="").at(fine.sigmas[0])
+    errors = {}
+    for name, solver, grid in (
+        ("auto", module.fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down), entry.grid),
+        ("default", module.SOLVERS["euler"], make_grid(SCHEDULE, "log-snr", 4)),
+    ):
+        errors[name] = float((module.decode(true.ode(), x_T, grid, solver) - truth).square().mean().sqrt())
+    assert errors["auto"] < 0.5 * errors["default"]
+    assert entry.scores["decode"] == pytest.approx(errors["auto"], rel=0.5)
+    assert entry.scores["decode of the default"] == pytest.approx(errors["default"], rel=0.5)
+
+
+def test_work_is_not_done_twice(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = model(Mixture())
+    first = calibrate(true, pictures(8), plan, tmp_path)
+    monkeypatch.setattr(module, "walk", None)
+    monkeypatch.setattr(module, "try_out", None)
+    assert calibrate(true, pictures(8), plan, tmp_path) == first
+
+
+GOOD = {"decode": 0.1, "latent": 0.1, "round_trip": 0.1, "moment": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ({**GOOD, "decode": 0.05}, "reab2"),
+        ({**GOOD, "decode": 0.001, "latent": 0.11}, "euler"),
+        ({**GOOD, "decode": 0.001, "round_trip": inf}, "euler"),
+        ({**GOOD, "decode": 0.05, "moment": 0.03}, "euler"),
+        ({**GOOD, "decode": 0.05, "moment": 0.02}, "reab2"),
+    ],
+)
+def test_what_is_worse_anywhere_is_refused(plan: Plan, scores: dict[str, float], chosen: str) -> None:
+    results = [
+        Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
+        Result(Candidate("reab2", "quad", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, scores),
+    ]
+    entry = choose(results, model(Mixture()), plan)
+    assert entry.solver == chosen
+    assert entry.scores["decode of the default"] == 0.1
+
+
+def test_a_candidate_that_blows_up_is_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*arguments: object) -> dict[str, float]:
+        raise module.SolverError("the state is not finite")
+
+    monkeypatch.setattr(module, "judge", explode)
+    result = module.try_out(model(Mixture()), None, Candidate("ab4", "log-snr", 6, False))  # type: ignore[arg-type]
+    assert set(result.scores.values()) == {inf}

@@ -1,0 +1,45 @@
+"""The calibration file: it survives its file, and is refused where it is damaged or of other weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ddim_ode.calibration import Calibration, CalibrationError, Entry, load_calibration, save_calibration
+from ddim_ode.grids import make_grid
+from ddim_ode.schedule import make_schedule
+
+GRID = make_grid(make_schedule(), "log-snr", 3)
+FITTED = Entry("reab2", GRID, ((0.1, -0.2), (1e-17, 0.3, 0.5), (1.0,)), ((0.0, 0.1),) * 3, {"decode": 0.01})
+CALIBRATION = Calibration("abc", {3: FITTED, 5: Entry("euler", GRID, (), (), {})}, {"seed": 0})
+
+
+def test_it_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    save_calibration(CALIBRATION, path)
+    assert load_calibration(path, "abc") == CALIBRATION
+    assert [entry.fitted for entry in CALIBRATION.entries.values()] == [True, False]
+    with pytest.raises(FileExistsError):
+        save_calibration(CALIBRATION, path)
+
+
+def test_none_where_there_is_no_file(tmp_path: Path) -> None:
+    assert load_calibration(tmp_path / "calibration.json", "abc") is None
+
+
+def test_other_weights(tmp_path: Path) -> None:
+    save_calibration(CALIBRATION, tmp_path / "calibration.json")
+    with pytest.raises(CalibrationError, match=r"was made for other weights \(abc\) than these \(xyz\); make it anew"):
+        load_calibration(tmp_path / "calibration.json", "xyz")
+
+
+@pytest.mark.parametrize("spoil", ["format", "entries", "fingerprint", None])
+def test_damaged_files(tmp_path: Path, spoil: str | None) -> None:
+    path = tmp_path / "calibration.json"
+    save_calibration(CALIBRATION, path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in content.items() if k != spoil}) if spoil else path.read_text()[:-9])
+    with pytest.raises(CalibrationError, match="is damaged"):
+        load_calibration(path, "abc")
