@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -114,6 +114,32 @@ def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
         if before.get(key) != value:
             raise ValueError(f"'{path.parent}' holds rows with another {key}; choose another folder for the output")
     return before
+
+
+class Results(Generic[Row]):
+    """The rows of one measurement in a folder, with its settings: read at the beginning, saved with every new one.
+
+    Raises:
+        ValueError: if the folder holds rows of other settings or another kind.
+    """
+
+    def __init__(self, kind: type[Row], folder: Path, settings: Mapping[str, object]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_same(settings, folder / "settings.json")
+        self.rows = load_rows(kind, folder / "rows.csv")
+        self._path = folder / "rows.csv"
+        save_settings(settings, folder / "settings.json")
+
+    def add(self, row: Row) -> None:
+        """Save one more."""
+        self.rows.append(row)
+        save_rows(self.rows, self._path)
+
+
+def statistics(values: Tensor) -> tuple[float, float, float]:
+    """Mean, median and trimmed mean of ``values``, shape ``(B,)``."""
+    middle = values.sort().values[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return float(values.mean()), float(middle.mean()), trimmed_mean(values)
 
 
 def git_commit() -> str | None:

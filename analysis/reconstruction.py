@@ -37,7 +37,7 @@ from analysis.common import (
     save_figure,
     save_rows,
     save_settings,
-    trimmed_mean,
+    statistics,
 )
 from analysis.reconstruction_plot import PAPER, plot, table
 from analysis.reference import SOLVER as REFERENCE_SOLVER
@@ -123,9 +123,9 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
     trips = [_round_trip(model, batch, case, grid) for batch in torch.split(images, batch_size)]
     seconds = time.perf_counter() - begin
     x_T, x_0 = (torch.cat(parts) for parts in zip(*(trip[:2] for trip in trips), strict=True))
-    mse = _statistics(pixel_mse(images, x_0))
-    rmse = _statistics((x_T - references[end_of(grid)].x_T).square().flatten(1).mean(1).sqrt())
-    moment = _statistics(x_T.square().flatten(1).mean(1))
+    mse = statistics(pixel_mse(images, x_0))
+    rmse = statistics((x_T - references[end_of(grid)].x_T).square().flatten(1).mean(1).sqrt())
+    moment = statistics(x_T.square().flatten(1).mean(1))
     return Row(
         model.name,
         len(images),
@@ -153,12 +153,6 @@ def _round_trip(model: Model, batch: Tensor, case: Case, grid: Grid) -> tuple[Te
     except SolverError:
         lost = torch.full_like(batch, inf)
         return lost, lost, solver.nfe(case.steps) or 0
-
-
-def _statistics(values: Tensor) -> tuple[float, float, float]:
-    """Mean, median and trimmed mean of ``values``, shape ``(B,)``."""
-    middle = values.sort().values[(len(values) - 1) // 2 : len(values) // 2 + 1]
-    return float(values.mean()), float(middle.mean()), trimmed_mean(values)
 
 
 def save(rows: Sequence[Row], folder: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
 from solvers.base import Solver as Solver
 from solvers.base import SolverError as SolverError
-from solvers.charts import ANGLE
+from solvers.charts import ANGLE, VARIANCE
 from solvers.fitted import Corrections, FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
@@ -26,6 +26,7 @@ FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *RUNGE_KUTTA_SOLVERS,
     *MULTISTEP_SOLVERS,
     *TARGET_SOLVERS,
+    in_chart(RUNGE_KUTTA_SOLVERS[0], VARIANCE),
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )
 SOLVERS: dict[str, Solver] = {

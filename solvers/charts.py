@@ -92,6 +92,14 @@ def angle(sd: float) -> Chart:
 ASINH = Chart("asinh", u=asinh, sigma=sinh, dsigma_du=cosh)
 # The standard deviation of images with pixels in [-1, 1] is about 1/2.
 ANGLE = angle(0.5)
+# The time of the variance-preserving SDE up to a function of t: there dx_bar = eps d(sigma^2) / (2 sigma).
+VARIANCE = Chart(
+    "variance",
+    u=lambda sigma: sigma**2,
+    sigma=sqrt,
+    dsigma_du=lambda u: 1 / (2 * sqrt(u)),
+    positive=True,
+)
 # dy/du is x - sigma field(sigma, x), the data that a network predicts.
 DATA = Chart(
     "data",

@@ -1,0 +1,116 @@
+"""Encode with one solver and decode with another: whose latents mean what to whom.
+
+A small error on the diagonal and a large one beside it say that a solver undoes its own mistakes, and that its latents
+are its own affair. All solvers walk the same grid, and have the same number of network evaluations each way.
+
+Errors are reconstruction MSE per dimension, pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, log10
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.common import CIFAR10_TEST, Results, describe, load_images, save_figure, statistics
+from analysis.reconstruction import FIXED_STEP, steps_for
+from ddim_ode.codec import decode, encode
+from ddim_ode.grids import GRIDS, Grid, make_grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from solvers import SOLVERS, SolverError
+
+DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2", "reab2", "dpmpp3m", "reversible-heun")
+
+
+@dataclass(frozen=True)
+class Row:
+    """``mean``, ``median`` and ``trimmed`` are over the images; infinite where a solver left the finite numbers."""
+
+    encoder: str
+    decoder: str
+    nfe: int
+    mse_mean: float
+    mse_median: float
+    mse_trimmed: float
+
+
+def measure(
+    model: Model, images: Tensor, solvers: Sequence[str], grid_name: str, nfe: int, results: Results[Row]
+) -> None:
+    """Add a row for each pair that ``results`` lacks; ``images`` are ``(B, C, H, W)`` in [-1, 1]; a progress bar."""
+    known = {(row.encoder, row.decoder) for row in results.rows}
+    for encoder in tqdm(solvers, desc="encoders", disable=None):
+        missing = [decoder for decoder in solvers if (encoder, decoder) not in known]
+        x_T = _convert(model, images, encoder, _grid(model, grid_name, encoder, nfe), up=True) if missing else images
+        for decoder in missing:
+            decoded = _convert(model, x_T, decoder, _grid(model, grid_name, decoder, nfe), up=False)
+            errors = pixel_mse(images, decoded).nan_to_num(inf, inf)
+            results.add(Row(encoder, decoder, nfe, *statistics(errors)))
+
+
+def _grid(model: Model, name: str, solver: str, nfe: int) -> Grid:
+    return make_grid(model.schedule, name, steps_for(solver, nfe), clean_end="sigma-min")
+
+
+def _convert(model: Model, x: Tensor, solver: str, grid: Grid, *, up: bool) -> Tensor:
+    try:
+        return (encode if up else decode)(model.ode(), x, grid, SOLVERS[solver])
+    except SolverError:
+        return torch.full_like(x, inf)
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """The median error of every pair, as colours and as exponents of 10."""
+    encoders, decoders = (list(dict.fromkeys(getattr(row, end) for row in rows)) for end in ("encoder", "decoder"))
+    errors = {(row.encoder, row.decoder): row.mse_median for row in rows}
+    shown = np.array([[_exponent(errors.get((a, b), inf)) for b in decoders] for a in encoders])
+    figure = Figure(figsize=(2.5 + 0.75 * len(decoders), 1.8 + 0.5 * len(encoders)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shown, cmap="cividis_r", aspect="auto")
+    middle = (np.nanmin(shown) + np.nanmax(shown)) / 2
+    for (i, j), value in np.ndenumerate(shown):
+        text = "lost" if np.isnan(value) else f"{value:.1f}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value > middle else "black")
+    axes.set_xticks(range(len(decoders)), decoders, rotation=40, ha="right")
+    axes.set_yticks(range(len(encoders)), encoders)
+    axes.set_xlabel(f"decoded with, {rows[0].nfe} NFE")
+    axes.set_ylabel(f"encoded with, {rows[0].nfe} NFE")
+    figure.colorbar(image, label="log10 of the median MSE, pixels in [0, 1]")
+    return figure
+
+
+def _exponent(mse: float) -> float:
+    return log10(max(mse, 1e-16)) if mse < inf else float("nan")
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option("--solver", "solvers", type=click.Choice(FIXED_STEP), multiple=True, default=DEFAULT_SOLVERS)
+@click.option("--grid", type=click.Choice(sorted(GRIDS)), default="log-snr", show_default=True)
+@click.option("--nfe", type=click.IntRange(min=2), default=20, show_default=True, help="Evaluations each way.")
+@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
+@click.option("--count", type=click.IntRange(min=1), help="Take so many of the images. [default: all]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/cross_solver"), show_default=True)
+def main(model: str, solvers: tuple[str, ...], grid: str, nfe: int, images: Path, count: int | None, out: Path) -> None:
+    try:
+        loaded = load_model(model)
+        pixels, names = load_images(images, loaded, count)
+        results = Results(Row, out, {**describe(loaded, names), "grid": grid, "nfe": nfe, "seed": None})
+        measure(loaded, pixels, solvers, grid, nfe, results)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    save_figure(plot(results.rows), out / "cross_solver.png")
+    click.echo(f"{len(results.rows)} pairs -> {out}")
+
+
+if __name__ == "__main__":
+    main()

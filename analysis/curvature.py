@@ -1,0 +1,151 @@
+"""Where the trajectory bends: how much each stretch of sigma asks of a solver, and where each grid puts its steps.
+
+``bend``    how fast the slope of the state y changes, |d/dl dy/dl| / |y| with l = log sigma, in two charts: that of
+            x_bar itself, and the angle chart, y = x_bar / sqrt(sd^2 + sigma^2), in which the part of the flow that all
+            images share is gone.
+``error``   of one Euler step of a tenth of log sigma in each of the two, relative to the state.
+
+Both are root mean squares over pixels; mean and standard deviation over the images are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+
+import click
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.common import CIFAR10_TEST, COLOURS, Results, describe, load_images, save_figure
+from analysis.trajectories import Trajectories, walk
+from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from solvers import SOLVERS
+from solvers.charts import ANGLE, Chart
+
+STEP = 0.1  # of log sigma
+GRID_STEPS = 20
+CHARTS = ("sigma", "angle")
+
+
+@dataclass(frozen=True)
+class Row:
+    """At one sigma in one chart."""
+
+    chart: str
+    sigma: float
+    bend_mean: float
+    bend_sd: float
+    error_mean: float
+    error_sd: float
+
+
+def measure(model: Model, found: Trajectories, sigmas: Sequence[float], results: Results[Row]) -> None:
+    """Add the rows that ``results`` lacks, along ``found``; with a progress bar."""
+    known = {(row.chart, row.sigma) for row in results.rows}
+    cases = [(name, sigma) for sigma in sigmas for name in CHARTS if (name, sigma) not in known]
+    for name, sigma in tqdm(cases, desc="curvature", disable=None):
+        bend = _bend(model, found, sigma, ANGLE if name == "angle" else None)
+        error = _step_error(model, found, sigma, "angle-euler" if name == "angle" else "euler")
+        results.add(Row(name, sigma, *_mean_and_sd(bend), *_mean_and_sd(error)))
+
+
+def _bend(model: Model, found: Trajectories, sigma: float, chart: Chart | None) -> Tensor:
+    """Central difference of the slope dy/d log sigma over STEP, of each image relative to the state; ``(B,)``."""
+    slopes = []
+    for level in (sigma / exp(STEP / 2), sigma * exp(STEP / 2)):
+        x_bar = found.at(level)
+        field = chart.pull_back(model.ode()) if chart else model.ode()
+        u = chart.u(level) if chart else level
+        du = level / chart.dsigma_du(u) if chart else level
+        with torch.no_grad():
+            state = x_bar / chart.scale(level) if chart else x_bar
+            slopes.append(du * field(torch.tensor(u, dtype=torch.float64), state))
+    state = found.at(sigma) / (chart.scale(sigma) if chart else 1.0)
+    return _rms(slopes[1] - slopes[0]) / STEP / _rms(state)
+
+
+def _step_error(model: Model, found: Trajectories, sigma: float, solver: str) -> Tensor:
+    """Of one step of STEP around ``sigma``, of each image relative to the state; ``(B,)``."""
+    grid = torch.tensor([sigma / exp(STEP / 2), sigma * exp(STEP / 2)], dtype=torch.float64)
+    with torch.no_grad():
+        reached = SOLVERS[solver](model.ode(), found.at(float(grid[0])), grid)
+    end = found.at(float(grid[1]))
+    return _rms(reached - end) / _rms(end)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().flatten(1).mean(1).sqrt()
+
+
+def _mean_and_sd(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def plot(rows: Sequence[Row], model: Model) -> Figure:
+    """Bend, local error, and the nodes of every grid, over one axis of sigma."""
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1))
+    for axes, what, label in zip(
+        panels,
+        ("bend", "error"),
+        ("second derivative in log sigma", "local error of Euler, a tenth of log sigma"),
+        strict=False,
+    ):
+        for colour, name in zip(COLOURS, CHARTS, strict=False):
+            curve = sorted((row for row in rows if row.chart == name), key=lambda row: row.sigma)
+            xs = [row.sigma for row in curve]
+            mean, sd = ([getattr(row, f"{what}_{part}") for row in curve] for part in ("mean", "sd"))
+            axes.loglog(xs, mean, color=colour, label=f"chart: {name}")
+            low = [max(m - s, m / 10) for m, s in zip(mean, sd, strict=True)]
+            high = [m + s for m, s in zip(mean, sd, strict=True)]
+            axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set_ylabel(f"{label},\nrelative to the state")
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+    for i, name in enumerate(sorted(GRIDS)):
+        nodes = [sigma for sigma in make_grid(model.schedule, name, GRID_STEPS).sigmas if sigma > 0]
+        panels[2].plot(nodes, [i] * len(nodes), "|", color="black", markersize=9)
+    panels[2].set_yticks(range(len(GRIDS)), sorted(GRIDS))
+    panels[2].set_ylabel(f"nodes of {GRID_STEPS} steps")
+    panels[2].set_xlabel("sigma")
+    return figure
+
+
+def run(model: Model, images: Tensor, points: int, reference_steps: int, results: Results[Row]) -> None:
+    """At ``points`` noise levels along trajectories of ``images``, ``(B, C, H, W)``, pixels in [-1, 1]."""
+    fine = make_grid(model.schedule, "log-snr", reference_steps, clean_end="sigma-min")
+    found = walk(model, images, fine, upward=True, batch_size=16, label="trajectories")
+    low, high = fine.sigmas[0] * exp(STEP / 2), fine.sigma_T * exp(-STEP / 2)
+    sigmas = [low * (high / low) ** (i / (points - 1)) for i in range(points)]
+    measure(model, found, sigmas, results)
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option("--points", type=click.IntRange(min=2), default=40, show_default=True, help="Noise levels.")
+@click.option("--reference-steps", type=click.IntRange(min=10), default=200, show_default=True)
+@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
+@click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Images.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/curvature"), show_default=True)
+def main(model: str, points: int, reference_steps: int, images: Path, count: int, out: Path) -> None:
+    try:
+        loaded = load_model(model)
+        pixels, names = load_images(images, loaded, count)
+        about = {**describe(loaded, names), "points": points, "reference_steps": reference_steps, "seed": None}
+        results = Results(Row, out, about)
+        if len(results.rows) < points * len(CHARTS):
+            run(loaded, pixels, points, reference_steps, results)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    save_figure(plot(results.rows, loaded), out / "curvature.png")
+    click.echo(f"{len(results.rows)} rows -> {out}")
+
+
+if __name__ == "__main__":
+    main()

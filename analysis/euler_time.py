@@ -1,0 +1,50 @@
+"""Euler in sigma against Euler in time: is DDIM's step better than that of the score SDE's ODE?
+
+Both discretize the same flow. DDIM steps in sigma; the probability-flow ODE of the variance-preserving SDE, stepped in
+its time, becomes in x_bar a step in sigma^2: dx_bar = eps d(sigma^2) / (2 sigma), with sigma where the step begins.
+The paper expects the first to do better with few steps. Everything else is equal: network, grid, evaluations. Errors
+are those of ``analysis.reconstruction``.
+
+Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 4.3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analysis.common import CIFAR10_TEST, load_images, save_figure
+from analysis.reconstruction import make_cases, run
+from analysis.reconstruction_plot import plot
+from ddim_ode.grids import GRIDS
+from ddim_ode.models import DEFAULT_MODEL, load_model
+
+SOLVERS = ("euler", "variance-euler")
+STEPS = (5, 10, 20, 50, 100, 200)
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option("--grid", "grids", type=click.Choice(sorted(GRIDS)), multiple=True, default=("quad", "log-snr"))
+@click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
+@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
+@click.option("--count", type=click.IntRange(min=1), help="Take so many of the images. [default: all]")
+@click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/euler_time"), show_default=True)
+def main(
+    model: str, grids: tuple[str, ...], steps: tuple[int, ...], images: Path, count: int | None, stride: int, out: Path
+) -> None:
+    try:
+        loaded = load_model(model)
+        pixels, names = load_images(images, loaded, count)
+        cases = make_cases(SOLVERS, grids, ("sigma-min",), (), steps)
+        rows = run(loaded, pixels, names, cases, out, stride=stride, batch_size=16)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    save_figure(plot(rows, None), out / "euler_time.png")
+    click.echo(f"{len(rows)} rows -> {out}")
+
+
+if __name__ == "__main__":
+    main()
