@@ -3,6 +3,7 @@
 # The registry: modules of this package by name, and in a few words what each shows; a list of them needs no import.
 # Each has a command ``main``, with the options --model and --out among others.
 ANALYSES: dict[str, str] = {
+    "consistency": "One latent, decoded with more and more steps.",
     "convergence": "The order of each solver, on paper and on the network.",
     "cross_solver": "Encode with one solver, decode with another.",
     "curvature": "Where the trajectory bends, and where each grid puts its steps.",
@@ -10,5 +11,6 @@ ANALYSES: dict[str, str] = {
     "euler_time": "Euler in sigma against Euler in the time of the score SDE's ODE.",
     "overhead": "What solver and ODE cost beside the network.",
     "reconstruction": "What encoding and decoding loses against step count: Table 2 of DDIM.",
+    "sample_quality": "Samples with few steps and with noise: Table 1 and Figure 4 of DDIM.",
     "work_precision": "Accuracy against evaluations and seconds: adaptive solvers and fixed steps.",
 }

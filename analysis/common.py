@@ -25,11 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CIFAR10_TEST = Path(__file__).parent / "images" / "cifar10_test"
+# Where solutions to measure others against are kept, for all scripts.
+REFERENCES = Path("demo/references")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; yellow, too pale for a line, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+# Of the images, to say how well a median over them is known.
+RESAMPLES = 1000
 
 Row = TypeVar("Row")
 
@@ -132,14 +137,27 @@ class Results(Generic[Row]):
 
     def add(self, row: Row) -> None:
         """Save one more."""
-        self.rows.append(row)
+        self.replace([*self.rows, row])
+
+    def replace(self, rows: Sequence[Row]) -> None:
+        """Save these instead."""
+        self.rows = list(rows)
         save_rows(self.rows, self._path)
 
 
-def statistics(values: Tensor) -> tuple[float, float, float]:
-    """Mean, median and trimmed mean of ``values``, shape ``(B,)``."""
-    middle = values.sort().values[(len(values) - 1) // 2 : len(values) // 2 + 1]
-    return float(values.mean()), float(middle.mean()), trimmed_mean(values)
+def statistics(values: Tensor) -> tuple[float, float, float, float, float]:
+    """Mean, median and trimmed mean of ``values``, shape ``(B,)``; and of the median the 95 % bootstrap interval."""
+    count = len(values)
+    chosen = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+    medians = _median(values[chosen]).sort().values
+    low, high = (float(medians[round(part * (RESAMPLES - 1))]) for part in (0.025, 0.975))
+    return float(values.mean()), float(_median(values)), trimmed_mean(values), low, high
+
+
+def _median(values: Tensor) -> Tensor:
+    """Over the last dimension; of an even number the mean of the two in the middle, infinities included."""
+    ordered, count = values.sort(-1).values, values.shape[-1]
+    return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
 
 
 def git_commit() -> str | None:

@@ -1,7 +1,8 @@
 """Encode with one solver and decode with another: whose latents mean what to whom.
 
 A small error on the diagonal and a large one beside it say that a solver undoes its own mistakes, and that its latents
-are its own affair. All solvers walk the same grid, and have the same number of network evaluations each way.
+are its own affair. All solvers walk the same grid, and have the same number of network evaluations each way. Those that
+are made to undo another one only encode.
 
 Errors are reconstruction MSE per dimension, pixels in [0, 1].
 """
@@ -33,7 +34,7 @@ DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2",
 
 @dataclass(frozen=True)
 class Row:
-    """``mean``, ``median`` and ``trimmed`` are over the images; infinite where a solver left the finite numbers."""
+    """Errors are ``statistics`` over the images; infinite where a solver left the finite numbers."""
 
     encoder: str
     decoder: str
@@ -41,15 +42,17 @@ class Row:
     mse_mean: float
     mse_median: float
     mse_trimmed: float
+    mse_low: float
+    mse_high: float
 
 
 def measure(
     model: Model, images: Tensor, solvers: Sequence[str], grid_name: str, nfe: int, results: Results[Row]
 ) -> None:
-    """Add a row for each pair that ``results`` lacks; ``images`` are ``(B, C, H, W)`` in [-1, 1]; a progress bar."""
+    """Add a row for each pair that ``results`` lacks; ``images`` are ``(B, C, H, W)`` in [-1, 1]. Shows progress."""
     known = {(row.encoder, row.decoder) for row in results.rows}
     for encoder in tqdm(solvers, desc="encoders", disable=None):
-        missing = [decoder for decoder in solvers if (encoder, decoder) not in known]
+        missing = [name for name in solvers if not SOLVERS[name].undoes and (encoder, name) not in known]
         x_T = _convert(model, images, encoder, _grid(model, grid_name, encoder, nfe), up=True) if missing else images
         for decoder in missing:
             decoded = _convert(model, x_T, decoder, _grid(model, grid_name, decoder, nfe), up=False)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.common import check_same, describe, load_rows, save_rows, save_settings, trimmed_mean
+from analysis.common import REFERENCES, check_same, describe, load_rows, save_rows, save_settings, statistics
 from analysis.reconstruction import steps_for
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import decoded_references
@@ -68,6 +68,8 @@ class Row:
     rmse_mean: float
     rmse_median: float
     rmse_trimmed: float
+    rmse_low: float
+    rmse_high: float
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,7 @@ def measure(
             competitor.spacing,
             budget,
             nfe,
-            float(rmse.mean()),
-            float(rmse.median()),
-            trimmed_mean(rmse),
+            *statistics(rmse),
         )
 
 
@@ -199,8 +199,15 @@ def table(rows: Sequence[Row]) -> str:
 @click.option(
     "--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference, in timesteps."
 )
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    default=REFERENCES,
+    show_default=True,
+    help="Folder that keeps the reference solutions.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo/decode_error"), show_default=True)
-def main(model: str, budgets: tuple[int, ...], count: int, stride: int, out: Path) -> None:
+def main(model: str, budgets: tuple[int, ...], count: int, stride: int, references: Path, out: Path) -> None:
     try:
         loaded = load_model(model)
         out.mkdir(parents=True, exist_ok=True)
@@ -213,9 +220,9 @@ def main(model: str, budgets: tuple[int, ...], count: int, stride: int, out: Pat
         }
         check_same(settings, out / "settings.json")
         save_settings(settings, out / "settings.json")
-        references = decoded_references(loaded, x_T, folder=out, stride=stride)
+        truth = decoded_references(loaded, x_T, folder=references, stride=stride)
         rows = load_rows(Row, out / "rows.csv")
-        for row in measure(loaded, x_T, references, rows, budgets):
+        for row in measure(loaded, x_T, truth, rows, budgets):
             rows.append(row)
             save_rows(rows, out / "rows.csv")
     except (OSError, ValueError) as error:

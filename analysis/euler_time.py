@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from analysis.common import CIFAR10_TEST, load_images, save_figure
+from analysis.common import CIFAR10_TEST, REFERENCES, load_images, save_figure
 from analysis.reconstruction import make_cases, run
 from analysis.reconstruction_plot import plot
 from ddim_ode.grids import GRIDS
@@ -31,18 +31,32 @@ STEPS = (5, 10, 20, 50, 100, 200)
 @click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
 @click.option("--count", type=click.IntRange(min=1), help="Take so many of the images. [default: all]")
 @click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference.")
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    default=REFERENCES,
+    show_default=True,
+    help="Folder that keeps the reference solutions.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo/euler_time"), show_default=True)
 def main(
-    model: str, grids: tuple[str, ...], steps: tuple[int, ...], images: Path, count: int | None, stride: int, out: Path
+    model: str,
+    grids: tuple[str, ...],
+    steps: tuple[int, ...],
+    images: Path,
+    count: int | None,
+    stride: int,
+    references: Path,
+    out: Path,
 ) -> None:
     try:
         loaded = load_model(model)
         pixels, names = load_images(images, loaded, count)
         cases = make_cases(SOLVERS, grids, ("sigma-min",), (), steps)
-        rows = run(loaded, pixels, names, cases, out, stride=stride, batch_size=16)
+        rows = run(loaded, pixels, names, cases, out, stride=stride, references=references)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    save_figure(plot(rows, None), out / "euler_time.png")
+    save_figure(plot(rows), out / "euler_time.png")
     click.echo(f"{len(rows)} rows -> {out}")
 
 

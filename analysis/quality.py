@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.classifier import SIZE, load_features
+from analysis.classifier import SIZE
 from analysis.common import COLOURS, check_same, load_rows, save_figure, save_rows, save_settings
+from analysis.frechet import frechet
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.devices import find_device
 from ddim_ode.files import write_file
@@ -108,24 +109,6 @@ def draw_samples(
         torch.save(torch.cat(done), buffer)
         write_file(path, buffer.getvalue(), overwrite=True)
     return torch.cat(done)[:count]
-
-
-def frechet(a: Tensor, b: Tensor, *, inception: bool = False) -> float:
-    """Frechet distance between image sets ``(N, 3, H, W)``, uint8: in the classifier's features or in Inception's.
-
-    Raises:
-        ValueError: if Inception is asked for and its weights cannot be had.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    try:
-        metric = FrechetInceptionDistance(2048 if inception else load_features(), normalize=not inception)
-    except Exception as error:  # a missing package, or a download that fails in one of many ways
-        raise ValueError(f"Inception's features need torch-fidelity and a network for its weights: {error}") from error
-    for images, real in ((a, True), (b, False)):
-        for batch in torch.split(images, 500):
-            metric.update(batch if inception else batch.float() / 127.5 - 1, real=real)
-    return float(metric.compute())
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, seed: int) -> float:

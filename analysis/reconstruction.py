@@ -1,14 +1,17 @@
 """Encode real images, decode them again, and measure what is lost: DDIM's Table 2 for any solver and grid.
 
-There are two errors of each image, because a small reconstruction error does not make a good latent: leading errors of
-even order cancel on the way back, and the identity makes none at all.
+There are four figures, because a small reconstruction error does not make a good latent: leading errors of even order
+cancel on the way back, and the identity makes none at all.
 
 ``mse``            reconstruction MSE per dimension, pixels in [0, 1].
 ``latent_rmse``    RMSE per dimension of x_T, which has about unit variance, against the reference latent of the same
                    image, clean end and noise level (``analysis.reference``).
-``second_moment``  of x_T: about 1 where the latent is such as random ones are.
+``decode_mse``     like ``mse``, of what the reference latent is decoded to. The image is its exact decoding.
+``second_moment``  of x_T: about 1 where the latent is such as random ones are. ``moment_error`` is how far off its
+                   mean over the images is from that of the reference, |ratio - 1|.
 
-Cost is counted in network evaluations (NFE) in one direction.
+All but the last are ``statistics`` over the images: mean, median, trimmed mean, interval of the median. Cost is
+counted in network evaluations (NFE) in one direction.
 
 Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 5.4 and Table 2.
 """
@@ -30,6 +33,7 @@ from tqdm import tqdm
 
 from analysis.common import (
     CIFAR10_TEST,
+    REFERENCES,
     check_same,
     describe,
     load_images,
@@ -67,7 +71,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One case on one set of images; ``mean``, ``median`` and ``trimmed`` (``trimmed_mean``) are over the images.
+    """One case on one set of images.
 
     ``nfe``      network evaluations of each image in one direction.
     ``seconds``  wall time for all images, both ways.
@@ -88,12 +92,24 @@ class Row:
     mse_mean: float
     mse_median: float
     mse_trimmed: float
+    mse_low: float
+    mse_high: float
     latent_rmse_mean: float
     latent_rmse_median: float
     latent_rmse_trimmed: float
+    latent_rmse_low: float
+    latent_rmse_high: float
+    decode_mse_mean: float
+    decode_mse_median: float
+    decode_mse_trimmed: float
+    decode_mse_low: float
+    decode_mse_high: float
     second_moment_mean: float
     second_moment_median: float
     second_moment_trimmed: float
+    second_moment_low: float
+    second_moment_high: float
+    moment_error: float
 
     @property
     def case(self) -> Case:
@@ -122,10 +138,12 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
     begin = time.perf_counter()
     trips = [_round_trip(model, batch, case, grid) for batch in torch.split(images, batch_size)]
     seconds = time.perf_counter() - begin
+    truth = references[end_of(grid)].x_T
     x_T, x_0 = (torch.cat(parts) for parts in zip(*(trip[:2] for trip in trips), strict=True))
     mse = statistics(pixel_mse(images, x_0))
-    rmse = statistics((x_T - references[end_of(grid)].x_T).square().flatten(1).mean(1).sqrt())
-    moment = statistics(x_T.square().flatten(1).mean(1))
+    rmse = statistics((x_T - truth).square().flatten(1).mean(1).sqrt())
+    decoded = torch.cat([_decode(model, batch, case, grid) for batch in torch.split(truth, batch_size)])
+    moments, true_moments = (latents.square().flatten(1).mean(1) for latents in (x_T, truth))
     return Row(
         model.name,
         len(images),
@@ -139,8 +157,18 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
         seconds,
         *mse,
         *rmse,
-        *moment,
+        *statistics(pixel_mse(images, decoded)),
+        *statistics(moments),
+        float((moments.mean() / true_moments.mean() - 1).abs()),
     )
+
+
+def _decode(model: Model, x_T: Tensor, case: Case, grid: Grid) -> Tensor:
+    """What the latents ``x_T``, ``(B, C, H, W)``, decode to."""
+    try:
+        return decode(model.ode(), x_T, grid, way_back(SOLVERS[case.solver]))
+    except SolverError:
+        return torch.full_like(x_T, inf)
 
 
 def _round_trip(model: Model, batch: Tensor, case: Case, grid: Grid) -> tuple[Tensor, Tensor, int]:
@@ -148,11 +176,10 @@ def _round_trip(model: Model, batch: Tensor, case: Case, grid: Grid) -> tuple[Te
     ode, solver = model.ode(), SOLVERS[case.solver]
     try:
         x_T = encode(ode, batch, grid, solver)
-        nfe = ode.nfe
-        return x_T, decode(ode, x_T, grid, way_back(solver)), nfe
     except SolverError:
         lost = torch.full_like(batch, inf)
         return lost, lost, solver.nfe(case.steps) or 0
+    return x_T, _decode(model, x_T, case, grid), ode.nfe
 
 
 def save(rows: Sequence[Row], folder: Path) -> None:
@@ -172,13 +199,15 @@ def run(
     cases: Sequence[Case],
     folder: Path,
     *,
-    stride: int,
-    batch_size: int,
+    stride: int = 1,
+    references: Path = REFERENCES,
+    batch_size: int = 16,
 ) -> list[Row]:
     """Measure the ``cases`` that have no row in ``folder`` yet, save each at once, and return all rows.
 
-    ``images``  ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
-    ``stride``  of the reference, in timesteps.
+    ``images``      ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
+    ``stride``      of the reference, in timesteps.
+    ``references``  folder that keeps it.
 
     Raises:
         ValueError: if the folder has rows of another model or other images, or a grid of ``cases`` does not exist.
@@ -198,11 +227,11 @@ def run(
         return rows
     ends = {end_of(case.make_grid(model)) for case in missing}
     save_settings(settings, path)
-    references = make_references(model, images, ends, folder=folder, stride=stride, batch_size=batch_size)
-    accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in references.items()}
+    truth = make_references(model, images, ends, folder=references, stride=stride, batch_size=batch_size)
+    accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in truth.items()}
     settings["reference_rmse"] = {**settings.get("reference_rmse", {}), **accuracy}
     save_settings(settings, path)
-    for row in measure(model, images, missing, references, batch_size):
+    for row in measure(model, images, missing, truth, batch_size):
         rows.append(row)
         save(rows, folder)
     return rows
@@ -258,11 +287,18 @@ def report(folder: Path) -> None:
     help="The reference steps over so many timesteps at once.",
 )
 @click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    default=REFERENCES,
+    show_default=True,
+    help="Folder that keeps the reference solutions.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("demo/reconstruction"),
     show_default=True,
-    help="Folder for rows, settings, references and the plot; rows in it are not measured again.",
+    help="Folder for rows, settings and the plot; rows in it are not measured again.",
 )
 @click.option("--plot-only", is_flag=True, help="Measure nothing.")
 def main(
@@ -276,6 +312,7 @@ def main(
     count: int | None,
     batch_size: int,
     stride: int,
+    references: Path,
     out: Path,
     plot_only: bool,
 ) -> None:
@@ -285,7 +322,7 @@ def main(
             pixels, names = load_images(images, loaded, count)
             budgets = nfes or (() if steps else tuple(PAPER))
             cases = make_cases(solvers, grids, clean_ends, budgets, steps)
-            run(loaded, pixels, names, cases, out, stride=stride, batch_size=batch_size)
+            run(loaded, pixels, names, cases, out, stride=stride, references=references, batch_size=batch_size)
         report(out)
     except ValueError as error:
         raise click.ClickException(str(error)) from error

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from analysis.reconstruction import Row
 
+# A latent whose second moment is farther off is not one that the model knows.
+MOMENT_LIMIT = 0.03
+
 # arXiv 2010.02502, Table 2: reconstruction MSE on the test set of CIFAR-10 by S, the number of Euler steps.
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
 
@@ -24,29 +27,43 @@ def round_trip_order(order: int) -> int:
     return order if order % 2 else order + 1
 
 
+# Columns, their labels, and the slopes that a method of given order has there. That of the moment goes by the latent's.
+_PANELS: tuple[tuple[str, str, Callable[[int], int]], ...] = (
+    ("mse", "round trip: MSE, pixels in [0, 1]", lambda order: 2 * round_trip_order(order)),
+    ("decode_mse", "decoding a good latent: MSE, pixels in [0, 1]", lambda order: 2 * order),
+    ("latent_rmse", "encoding: RMSE of x_T, which has unit variance", lambda order: order),
+    ("moment_error", "encoding: second moment of x_T, relative error", lambda order: order),
+)
+
+
 def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
-    """Reconstruction MSE and latent RMSE against NFE, both logarithmic, with the slopes that theory has.
+    """Round trip, encoding and decoding against NFE, all logarithmic, with the slopes that theory has.
 
     ``accuracy``  RMSE of the reference latents to coarser ones; much below it a latent error says nothing.
     """
     curves = _curves(rows)
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True)
-    _draw(left, curves, lambda row: (row.mse_mean, row.mse_median), lambda order: 2 * round_trip_order(order))
-    left.plot(list(PAPER), list(PAPER.values()), "x", color="0.35", label="the paper's Table 2 (its own model)")
-    left.set_ylabel("reconstruction MSE per dimension, pixels in [0, 1]")
-    _draw(right, curves, lambda row: (row.latent_rmse_mean, row.latent_rmse_median), lambda order: order)
-    right.set_ylabel("latent RMSE per dimension, x_T of unit variance")
-    for axes in (left, right):
-        axes.set_xlabel("network evaluations (NFE) in one direction")
+    figure = Figure(figsize=(11, 9.5), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    for axes, (column, label, exponent) in zip(panels.flat, _PANELS, strict=True):
+        _draw(axes, curves, column, exponent)
+        axes.set_ylabel(label)
         axes.grid(visible=True, which="major", color="0.9")
-    handles, labels = left.get_legend_handles_labels()
+    for axes in panels[1]:
+        axes.set_xlabel("network evaluations (NFE) in one direction")
+    (round_trip, _), (latent, moment) = panels
+    round_trip.plot(list(PAPER), list(PAPER.values()), "x", color="0.35", label="the paper's Table 2 (its own model)")
+    handles, labels = round_trip.get_legend_handles_labels()
+    handles.append(moment.axhline(MOMENT_LIMIT, color="0.6", linewidth=1))
+    labels.append(f"{MOMENT_LIMIT:.0%}: more is wrong")
     if accuracy:
-        handles.append(right.axhline(accuracy, color="0.6", linewidth=1, linestyle="-."))
+        handles.append(latent.axhline(accuracy, color="0.6", linewidth=1, linestyle="-."))
         labels.append("how far the reference is from a coarser one")
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize="small")
     same = "".join(f", {what}" for what in _shared(rows))
-    figure.suptitle(f"model '{rows[0].model}', {rows[0].images} images{same}; mean (solid) and median (dotted)")
+    figure.suptitle(
+        f"model '{rows[0].model}', {rows[0].images} images{same}\n"
+        "mean (solid), median (dotted) and its 95 % bootstrap interval (shaded)"
+    )
     return figure
 
 
@@ -72,18 +89,25 @@ def _shared(rows: Sequence[Row]) -> list[str]:
 def _draw(
     axes: Axes,
     curves: Mapping[str, Sequence[Row]],
-    errors: Callable[[Row], tuple[float, float]],
+    column: str,
     exponent: Callable[[int], int],
 ) -> None:
-    """A curve of ``errors``, mean and median, for each of ``curves``, and the slope of each order among them."""
+    """The statistics of ``column``, or itself, for each of ``curves``, and the slope of each order among them."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     for i, (label, rows) in enumerate(curves.items()):
         nfe = [row.nfe for row in rows]
-        means, medians = zip(*(errors(row) for row in rows), strict=True)
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        axes.plot(nfe, means, marker=marker, markersize=5, linewidth=1.3, color=colour, label=label)
-        axes.plot(nfe, medians, linewidth=1.3, linestyle=":", color=colour)
+
+        def values(which: str, rows: Sequence[Row] = rows) -> list[float]:
+            return [getattr(row, column + which) for row in rows]
+
+        whole = hasattr(rows[0], column)
+        main = values("" if whole else "_mean")
+        axes.plot(nfe, main, marker=marker, markersize=5, linewidth=1.3, color=colour, label=label)
+        if not whole:
+            axes.plot(nfe, values("_median"), linewidth=1.3, linestyle=":", color=colour)
+            axes.fill_between(nfe, values("_low"), values("_high"), color=colour, alpha=0.15, linewidth=0)
     begin = min(rows[0].nfe for rows in curves.values())
     _draw_slopes(axes, begin, {row.order: exponent(row.order) for rows in curves.values() for row in rows})
 

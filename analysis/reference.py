@@ -8,6 +8,7 @@ every timestep. Its accuracy is the distance to a walk over every second one, wh
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -49,15 +50,16 @@ def make_references(
 ) -> dict[End, Reference]:
     """The reference latents of ``images``, ``(B, C, H, W)`` in [-1, 1], for all ``ends``; with a progress bar.
 
-    ``folder``  keeps them; what is there is not computed again. It serves one model, set of images and stride.
+    ``folder``  keeps them, for any model and images; what is there is not computed again.
     ``stride``  step over as many timesteps at once: 1 for the best, more for a hurry.
     """
     references: dict[End, Reference] = {}
     here: End = ("", 0)
+    key = _key(model, images, stride)
     for end in tqdm(_with_stages(ends, STAGE * stride), desc="reference latents", disable=None):
         if end[0] != here[0]:
             here, fine, coarse = (end[0], 0), images.double(), images[:CHECKED].double()
-        path = folder / f"reference-{end[0]}-{end[1]}.pt"
+        path = folder / f"{key}-{end[0]}-{end[1]}.pt"
         if path.exists():
             fine, coarse = torch.load(path, weights_only=True)
         else:
@@ -72,9 +74,9 @@ def make_references(
 def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int = 1) -> dict[str, Tensor]:
     """The images of the latents ``x_T`` at the last timestep, both ``(B, C, H, W)``, for each clean end.
 
-    ``folder``  keeps them; what is there is not computed again. It serves one model, set of latents and stride.
+    ``folder``  keeps them, for any model and latents; what is there is not computed again.
     """
-    path = folder / "reference-decoded.pt"
+    path = folder / f"{_key(model, x_T, stride)}-decoded.pt"
     if not path.exists():
         x_bar = x_T.double() * sqrt(1 + model.schedule.sigma_max**2)
         stage = STAGE * stride
@@ -86,6 +88,12 @@ def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int =
         _save((x_bar, at_zero), path)
     at_sigma_min, at_zero = torch.load(path, weights_only=True)
     return {"sigma-min": at_sigma_min, "zero": at_zero}
+
+
+def _key(model: Model, x: Tensor, stride: int) -> str:
+    """A name for what a reference from ``x``, ``(B, C, H, W)``, depends on beside its end."""
+    content = x.double().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(f"{model.fingerprint} {stride} ".encode() + content).hexdigest()[:16]
 
 
 def _with_stages(ends: Collection[End], stage: int) -> list[End]:
@@ -113,6 +121,7 @@ def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:
 
 
 def _save(walks: tuple[Tensor, Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(walks, buffer)
     write_file(path, buffer.getvalue(), overwrite=True)

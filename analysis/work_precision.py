@@ -20,7 +20,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import CIFAR10_TEST, COLOURS, MARKERS, Results, describe, load_images, save_figure, statistics
+from analysis.common import (
+    CIFAR10_TEST,
+    COLOURS,
+    MARKERS,
+    REFERENCES,
+    Results,
+    describe,
+    load_images,
+    save_figure,
+    statistics,
+)
 from analysis.reference import make_references
 from ddim_ode.codec import encode
 from ddim_ode.grids import full_range, make_grid
@@ -48,6 +58,8 @@ class Row:
     latent_rmse_mean: float
     latent_rmse_median: float
     latent_rmse_trimmed: float
+    latent_rmse_low: float
+    latent_rmse_high: float
 
 
 def measure(
@@ -120,6 +132,13 @@ def plot(rows: Sequence[Row]) -> Figure:
 @click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Images.")
 @click.option("--max-nfe", type=click.IntRange(min=1), default=2000, show_default=True)
 @click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference.")
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    default=REFERENCES,
+    show_default=True,
+    help="Folder that keeps the reference solutions.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo/work_precision"), show_default=True)
 def main(
     model: str,
@@ -130,6 +149,7 @@ def main(
     count: int,
     max_nfe: int,
     stride: int,
+    references: Path,
     out: Path,
 ) -> None:
     try:
@@ -138,7 +158,7 @@ def main(
         about: Mapping[str, object] = {**describe(loaded, names), "stride": stride, "max_nfe": max_nfe, "seed": None}
         results = Results(Row, out, about)
         end = (CLEAN_END, len(loaded.schedule) - 1)
-        truth = make_references(loaded, pixels, [end], folder=out, stride=stride)[end]
+        truth = make_references(loaded, pixels, [end], folder=references, stride=stride)[end]
         settings = [(name, tolerance, 0) for name in adaptive for tolerance in tolerances]
         settings += [(name, 0.0, steps) for name in fixed for steps in STEPS]
         measure(loaded, pixels, settings, truth.x_T, max_nfe, results)

@@ -38,6 +38,7 @@ def test_diffusers_ddim_is_driven_as_a_pipeline_does(model: Model) -> None:
 
 def test_rows_of_all_competitors_and_no_work_twice(tiny_model: Path, tmp_path: Path) -> None:
     options = ["--model", str(tiny_model), "--out", str(tmp_path), "--count", "2", "--stride", "200", "--nfe", "5"]
+    options += ["--references", str(tmp_path / "references")]
     first = CliRunner().invoke(main, options)
     assert first.exit_code == 0, first.output
     rows = load_rows(Row, tmp_path / "rows.csv")
@@ -50,7 +51,7 @@ def test_rows_of_all_competitors_and_no_work_twice(tiny_model: Path, tmp_path: P
 
 def test_table_has_the_best_of_either_family_and_their_ratio() -> None:
     def row(family: str, name: str, rmse: float) -> Row:
-        return Row(family, name, "karras", 10, 10, rmse, rmse, rmse)
+        return Row(family, name, "karras", 10, 10, rmse, rmse, rmse, rmse, rmse)
 
     rows = [row("diffusers", "A", 0.4), row("diffusers", "B", 0.2), row("ddim-ode", "C", 0.1), row("ddim-ode", "D", 1)]
     assert "| 10 | B, karras | 0.2000 | C, karras | 0.1000 | 0.50 |" in table(rows)

@@ -1,0 +1,112 @@
+"""One latent, decoded with more and more steps: DDIM's images agree in what they show, whatever the number of steps.
+
+Each latent is decoded by one solver on one grid with every number of steps. The sheet has a row for each latent and a
+column for each number of steps; the curve shows how far the images are from those of the most steps, as RMSE per
+dimension, pixels in [0, 1].
+
+Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 5.2 and Figure 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import click
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.common import COLOURS, Results, describe, save_figure, statistics
+from ddim_ode.codec import decode, draw_latents
+from ddim_ode.files import write_file
+from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.images import save_image, tile
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from solvers import SOLVERS
+
+STEPS = (10, 20, 50, 100, 1000)
+SHOWN = 96  # pixels, the height of a picture on the sheet at least
+
+
+@dataclass(frozen=True)
+class Row:
+    """The distance of images of ``steps`` steps from those of the most steps: ``statistics`` over the latents."""
+
+    steps: int
+    rmse_mean: float
+    rmse_median: float
+    rmse_trimmed: float
+    rmse_low: float
+    rmse_high: float
+
+
+def decode_each(model: Model, x_T: Tensor, steps: Sequence[int], solver: str, grid: str, path: Path) -> list[Tensor]:
+    """The images of ``x_T``, ``(B, C, H, W)``, for each of ``steps``; kept in the file ``path``, where some may be."""
+    images = load_file(path) if path.exists() else {}
+    for count in tqdm([count for count in steps if str(count) not in images], desc="decode", disable=None):
+        images[str(count)] = decode(model.ode(), x_T, make_grid(model.schedule, grid, count), SOLVERS[solver])
+        write_file(path, save(images), overwrite=True)
+    return [images[str(count)] for count in steps]
+
+
+def rows_of(images: Mapping[int, Tensor]) -> list[Row]:
+    """A row for each number of steps but the largest, from the images by that number, each ``(B, C, H, W)``."""
+    most = max(images)
+    distances = {steps: (images[steps] - images[most]).square().flatten(1).mean(1).sqrt() / 2 for steps in images}
+    return [Row(steps, *statistics(distances[steps])) for steps in sorted(images) if steps != most]
+
+
+def plot(rows: Sequence[Row], most: int) -> Figure:
+    """The distances against the steps."""
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    steps = [row.steps for row in rows]
+    axes.loglog(steps, [row.rmse_mean for row in rows], "o-", color=COLOURS[0], label="mean")
+    axes.loglog(steps, [row.rmse_median for row in rows], ":", color=COLOURS[0], label="median, 95 % interval")
+    low, high = ([getattr(row, f"rmse_{end}") for row in rows] for end in ("low", "high"))
+    axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    slope = [rows[0].rmse_mean * steps[0] / count for count in steps]
+    axes.loglog(steps, slope, "--", color="0.5", linewidth=1, label="slope -1")
+    axes.set_xticks(steps, [str(count) for count in steps])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("steps S")
+    axes.set_ylabel(f"RMSE to the images of S = {most}, pixels in [0, 1]")
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend()
+    return figure
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option("--solver", type=click.Choice(sorted(SOLVERS)), default="euler", show_default=True)
+@click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
+@click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Latents.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/consistency"), show_default=True)
+def main(model: str, solver: str, grid: str, steps: tuple[int, ...], count: int, seed: int, out: Path) -> None:
+    try:
+        if len(set(steps)) < 2:
+            raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
+        loaded = load_model(model)
+        about = {**describe(loaded, []), "solver": solver, "grid": grid, "count": count, "seed": seed}
+        results = Results(Row, out, about)
+        x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
+        ordered = sorted(set(steps))
+        images = decode_each(loaded, x_T, ordered, solver, grid, out / "images.safetensors")
+        results.replace(rows_of(dict(zip(ordered, images, strict=True))))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    sheet = tile(torch.stack(images, 1).flatten(0, 1), columns=len(ordered))
+    save_image(sheet, out / "sheet.png", settings=about, zoom=ceil(SHOWN / loaded.height), overwrite=True)
+    save_figure(plot(results.rows, ordered[-1]), out / "consistency.png")
+    click.echo(f"{count} latents, S = {', '.join(map(str, ordered))} -> {out}")
+
+
+if __name__ == "__main__":
+    main()

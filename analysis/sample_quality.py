@@ -1,0 +1,168 @@
+"""Samples with few steps and with noise: how far from real images, and how long they take. DDIM's Table 1 and Figure 4.
+
+``frechet``  distance of ``count`` samples from the test images of CIFAR-10 (``analysis.frechet``). It is larger for
+             fewer samples, alike for all: only differences within a run mean something. The paper's FID, in Inception's
+             features, of 50,000 samples and its own model, is beside it in the table.
+``seconds``  for all samples; ``network_seconds`` of that in the network.
+
+Samples are drawn on the grid ``trailing`` or ``quad`` down to sigma = 0, from the same latents for every eta.
+
+Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 5.1, Table 1 and Figure 4.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import click
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from analysis.common import COLOURS, MARKERS, Results, describe, save_figure
+from analysis.frechet import frechet_to_test
+from ddim_ode.ancestral import Ancestral, seeded_noise
+from ddim_ode.codec import decode, draw_latents
+from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+
+SIGMA_HAT = "sigma-hat"
+ETAS = ("0", "0.2", "0.5", "1", SIGMA_HAT)
+STEPS = (10, 20, 50, 100)
+BATCH = 50
+# arXiv 2010.02502, Table 1: FID on CIFAR-10 by eta and S.
+PAPER_STEPS = (10, 20, 50, 100, 1000)
+PAPER = {
+    "0": (13.36, 6.84, 4.67, 4.16, 4.04),
+    "0.2": (14.04, 7.11, 4.77, 4.25, 4.09),
+    "0.5": (16.66, 8.35, 5.25, 4.46, 4.29),
+    "1": (41.07, 18.36, 8.01, 5.78, 4.73),
+    SIGMA_HAT: (367.43, 133.37, 32.72, 9.99, 3.17),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Samples of one eta, or of 'sigma-hat', with one number of steps."""
+
+    eta: str
+    steps: int
+    frechet: float
+    seconds: float
+    network_seconds: float
+
+
+class Stopwatch:
+    """The time spent in a module, from the moment it is hung on it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.seconds = 0.0
+        self._begin = 0.0
+        module.register_forward_pre_hook(self._start)
+        module.register_forward_hook(self._stop)
+
+    def _start(self, *_: object) -> None:
+        self._begin = time.perf_counter()
+
+    def _stop(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._begin
+
+
+def draw(model: Model, eta: str, steps: int, grid: str, count: int, seed: int) -> tuple[Tensor, float, float]:
+    """``count`` samples, ``(count, C, H, W)``, uint8; the seconds they took, and those of them in the network."""
+    shape = (model.channels, model.height, model.width)
+    x_T = draw_latents(count, shape, seed=seed).float()
+    ode = model.ode()
+    watch = Stopwatch(model.network)
+    nodes = make_grid(model.schedule, grid, steps, clean_end="zero")
+    images = []
+    begin = time.perf_counter()
+    for i in range(0, count, BATCH):
+        latents = x_T[i : i + BATCH]
+        noise = seeded_noise(range(i, i + len(latents)), shape, seed=seed)
+        walk = Ancestral(noise, 1.0 if eta == SIGMA_HAT else float(eta), eta == SIGMA_HAT)
+        images.append(decode(ode, latents, nodes, walk, dtype=torch.float32))
+    seconds = time.perf_counter() - begin
+    pixels = ((torch.cat(images).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels, seconds, watch.seconds
+
+
+def measure(
+    model: Model, etas: Sequence[str], steps: Sequence[int], grid: str, count: int, seed: int, results: Results[Row]
+) -> None:
+    """Add a row for each eta and number of steps that ``results`` lacks; with a progress bar."""
+    known = {(row.eta, row.steps) for row in results.rows}
+    cases = [(eta, S) for S, eta in product(steps, etas) if (eta, S) not in known]
+    for eta, S in tqdm(cases, desc="samples", disable=None):
+        pixels, seconds, network_seconds = draw(model, eta, S, grid, count, seed)
+        results.add(Row(eta, S, frechet_to_test(pixels), seconds, network_seconds))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: the distance by eta and S, and in brackets the paper's FID."""
+    steps = sorted({row.steps for row in rows})
+    lines = [f"| eta | {' | '.join(f'S = {S}' for S in steps)} |", f"|---|{'---:|' * len(steps)}"]
+    for eta in dict.fromkeys(row.eta for row in rows):
+        found = {row.steps: f"{row.frechet:.2f}" for row in rows if row.eta == eta}
+        paper = dict(zip(PAPER_STEPS, PAPER.get(eta, ()), strict=False))
+        cells = [f"{found.get(S, '')}{f' ({paper[S]:g})' if S in paper else ''}" for S in steps]
+        lines.append(f"| {eta} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], count: int) -> Figure:
+    """The distance against the steps, a curve for each eta; and the time against the steps, with the network's part."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, eta in enumerate(dict.fromkeys(row.eta for row in rows)):
+        curve = sorted((row for row in rows if row.eta == eta), key=lambda row: row.steps)
+        label = eta if eta == SIGMA_HAT else f"eta = {eta}"
+        xs, ys = [row.steps for row in curve], [row.frechet for row in curve]
+        left.loglog(xs, ys, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
+    steps = sorted({row.steps for row in rows})
+    left.set_xticks(steps, [str(S) for S in steps])
+    left.set_xticks([], minor=True)
+    left.set_ylabel(f"Frechet distance of {count} samples, classifier's features")
+    left.legend()
+    for name, label, colour in (("seconds", "all", COLOURS[0]), ("network_seconds", "network", COLOURS[1])):
+        means = [sum(getattr(r, name) for r in rows if r.steps == S) / sum(r.steps == S for r in rows) for S in steps]
+        right.plot(steps, [mean / count for mean in means], "o-", color=colour, label=label)
+    right.set_xlim(left=0)
+    right.set_ylim(bottom=0)
+    right.set_ylabel("seconds per sample")
+    right.legend()
+    for axes in (left, right):
+        axes.set_xlabel("steps S")
+        axes.grid(visible=True, alpha=0.3)
+    return figure
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option("--eta", "etas", type=click.Choice(ETAS), multiple=True, default=ETAS, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
+@click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
+@click.option("--count", type=click.IntRange(min=2), default=1000, show_default=True, help="Samples of each kind.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/sample_quality"), show_default=True)
+def main(
+    model: str, etas: tuple[str, ...], steps: tuple[int, ...], grid: str, count: int, seed: int, out: Path
+) -> None:
+    try:
+        loaded = load_model(model)
+        about = {**describe(loaded, []), "grid": grid, "count": count, "seed": seed}
+        results = Results(Row, out, about)
+        measure(loaded, etas, steps, grid, count, seed, results)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    save_figure(plot(results.rows, count), out / "sample_quality.png")
+    click.echo(table(results.rows))
+
+
+if __name__ == "__main__":
+    main()
