@@ -15,7 +15,7 @@ from solvers.fitted import Corrections, FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
 from solvers.reversible import REVERSIBLE_SOLVERS
-from solvers.reversible import ReversibleHeun as ReversibleHeun
+from solvers.reversible import ReversibleSolver as ReversibleSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
 from solvers.scipy_adapter import SCIPY_SOLVERS
 from solvers.target import TARGET_SOLVERS
