@@ -17,11 +17,11 @@ Diffusion Inversion", arXiv 2309.04907.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from solvers.base import Solver, SolverError, check_grid
+from solvers.base import Solver, SolverError, check_finite, check_grid
 from solvers.charts import ANGLE
 from solvers.fixed import FixedStepSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 class ExactInverse(Solver):
     """Walks to where the steps of ``base``, on the same grid turned round, lead back from; it evaluates as it needs.
 
-    ``base``            a method without memory: a multistep method cannot be undone step by step.
+    ``base``            a method without memory, or it could not be undone step by step, and without a chart.
     ``tolerance``       of what a step of the base leads to, by root mean square relative to where it should lead. A
                         network in float32 rounds to a third of the default; a state in float32 allows 1e-6 at best.
     ``max_iterations``  for one step.
     ``depth``           how many of the last iterations are combined.
 
-    Every member of a batch has its own iteration and stays where it is once it has met the tolerance.
+    Every member of a batch has its own iteration and stays where it is once it has met the tolerance. Gradients are those
+    of the iteration, and somewhat less exact than its result.
     """
 
     base: FixedStepSolver
@@ -60,17 +61,17 @@ class ExactInverse(Solver):
         """What a step of the base from ``sigma_next`` to ``sigma``, both ``()``, takes to ``x``, ``(B, ...)``."""
         import torch
 
-        step, back = replace(self.base, name=self.name), torch.stack((sigma_next, sigma))
         stretch = ANGLE.scale(float(sigma_next)) / ANGLE.scale(float(sigma))
         guess = stretch * x
         tolerance = max(self.tolerance, 8 * torch.finfo(x.dtype).eps) * _rms(guess)
         mixer = _Anderson(self.depth)
         for _ in range(self.max_iterations):
-            residual = stretch * (x - step(field, guess, back))
+            residual = stretch * (x - self.base.step(field, sigma_next, sigma, guess, None)[0])
+            check_finite(residual, self.name, "state", sigma_next)
             missed = _rms(residual) > tolerance
             if not bool(missed.any()):
                 return guess
-            guess = guess.where(~_like(missed, x), mixer.improve(guess, residual))
+            guess = mixer.improve(guess, residual).where(missed.reshape(-1, *[1] * (x.ndim - 1)), guess)
         raise SolverError(
             f"{self.name}: {self.max_iterations} iterations did not find what {self.base.name} takes to the state at "
             f"sigma = {float(sigma):.6g} from sigma = {float(sigma_next):.6g}; try more steps, or a reversible solver"
@@ -98,13 +99,13 @@ class _Anderson:
         import torch
 
         if self._last is not None:
-            self._moves = [(guess - self._last[0]).flatten(1), *self._moves][: self._depth]
-            self._changes = [(residual - self._last[1]).flatten(1), *self._changes][: self._depth]
+            self._moves = [_rows(guess - self._last[0]), *self._moves][: self._depth]
+            self._changes = [_rows(residual - self._last[1]), *self._changes][: self._depth]
         self._last = guess, residual
         if not self._moves:
             return guess + residual
         changes = torch.stack(self._changes, -1)
-        weights = _least_squares(changes.detach(), residual.detach().flatten(1))
+        weights = _least_squares(changes.detach(), _rows(residual.detach()))
         moved = (torch.stack(self._moves, -1) + changes) @ weights
         better: Tensor = guess + residual - moved.reshape(guess.shape)
         return better
@@ -125,15 +126,15 @@ def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
     return weights
 
 
+def _rows(x: Tensor) -> Tensor:
+    """``x``, ``(B, ...)``, as ``(B, D)``."""
+    return x.reshape(len(x), -1)
+
+
 def _rms(x: Tensor) -> Tensor:
     """Root mean square of each member of ``x``, ``(B, ...)``; ``(B,)``."""
-    size: Tensor = x.detach().flatten(1).square().mean(1).sqrt()
+    size: Tensor = _rows(x.detach()).square().mean(1).sqrt()
     return size
-
-
-def _like(flags: Tensor, x: Tensor) -> Tensor:
-    """``flags``, ``(B,)``, in a shape that broadcasts to ``x``, ``(B, ...)``."""
-    return flags.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _exact(base: FixedStepSolver) -> ExactInverse:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flows import GAUSSIAN, MIXTURE, SIGMA_MAX, Recorded, real, relative_error, steps_in_proportion
+from flows import MIXTURE, SIGMA_MAX, Recorded, real, relative_error, steps_in_proportion
 from torch import Tensor, nn
 
 from solvers import SOLVERS, ExactInverse, SolverError, exact_inverse, way_back
@@ -65,12 +65,12 @@ def test_members_of_a_batch_wait_for_each_other_where_they_are() -> None:
 
 
 def test_acceleration() -> None:
-    """Against the plain iteration, of depth 0; each member by itself: one alone takes no longer than the slowest."""
-    grid = steps_in_proportion(0.01, SIGMA_MAX, 5)
+    """Against the plain iteration, which is that of depth 0."""
+    grid = steps_in_proportion(0.01, SIGMA_MAX, 10)
     nfe = {}
     for depth in (0, 5):
-        field = Recorded(GAUSSIAN.field)
-        replace(SOLVERS["exact-heun"], tolerance=1e-10, depth=depth)(field, GAUSSIAN.at(0.01), grid)
+        field = Recorded(MIXTURE.field)
+        replace(SOLVERS["exact-euler"], tolerance=1e-10, depth=depth)(field, MIXTURE.at(0.01), grid)
         nfe[depth] = field.nfe
     assert nfe[5] < 0.7 * nfe[0]
 
@@ -98,7 +98,7 @@ def test_a_step_that_cannot_be_undone_is_an_error_that_names_sigma() -> None:
     """Euler's step from 2 to 1 takes every x to 0."""
     with pytest.raises(
         SolverError,
-        match=r"^exact-euler: 100 iterations did not find what euler takes to the state at sigma = 1 from sigma = 2; try",
+        match=r"^exact-euler: 100 iterations did not find what euler takes to the state at sigma = 1 from sigma = 2;",
     ):
         SOLVERS["exact-euler"](lambda sigma, x: x, real([[1.0]]), real([1.0, 2.0]))
 
