@@ -42,8 +42,8 @@ class ExactInverse(Solver):
     ``max_iterations``  for one step.
     ``depth``           how many of the last iterations are combined.
 
-    Every member of a batch has its own iteration and stays where it is once it has met the tolerance. Gradients are those
-    of the iteration, and somewhat less exact than its result.
+    Every member of a batch has its own iteration and stays where it is once it has met the tolerance. Gradients are
+    those of the iteration, and somewhat less exact than its result.
     """
 
     base: FixedStepSolver
