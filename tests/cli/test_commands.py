@@ -78,7 +78,9 @@ def test_decoding_what_a_ddim_encoder_made_is_ddim(cli: Cli, picture: Path) -> N
 
 def test_a_wrong_latent_gets_a_warning_whatever_it_leads_back_to(cli: Cli, picture: Path) -> None:
     report = ok(cli("encode", picture, "--solver", "o-belm", "--steps", "10", "--check"))
-    assert re.search(r"second moment \d+\S*, reconstruction MSE \S+e-[12]\d\)", report)
+    mse = re.search(r"second moment \d\S*, reconstruction MSE (\S+)\)", report)
+    assert mse
+    assert float(mse[1]) < 1e-15
     (warning,) = re.findall(r"^Warning: .+$", report, flags=re.MULTILINE)
     assert re.match(
         r"Warning: the latent of 'photo.png' by 'o-belm' is wrong: its second moment is \S+ here and \S+ with twice",
@@ -94,7 +96,7 @@ def test_exact_encoding_is_undone_by_plain_decoding(cli: Cli, picture: Path) -> 
         nfe = re.search(rf"\(exact-{name}, 6 steps on log-snr, (\d+) NFE", report)
         assert nfe
         assert int(nfe[1]) > 12
-        assert f"exact-{name}, tolerance 3e-07" in ok(cli("info", "photo.latent.pt"))
+        assert f"exact-{name}, tolerance 1e-06" in ok(cli("info", "photo.latent.pt"))
         assert f"({name}, 6 steps on log-snr, " in ok(cli("decode", "photo.latent.pt", "--overwrite"))
         with Image.open("photo.decoded.png") as decoded:
             assert decoded.tobytes() == fitted
@@ -102,7 +104,7 @@ def test_exact_encoding_is_undone_by_plain_decoding(cli: Cli, picture: Path) -> 
     plain = re.search(
         r"MSE (\S+) on", ok(cli("reconstruct", picture, "--solver", "euler", "--steps", "6", "--overwrite"))
     )
-    assert float(mse[1]) < 1e-11
+    assert float(mse[1]) < 1e-10
     assert float(plain[1]) > 1e-4
 
 
@@ -158,7 +160,7 @@ def test_decoding_with_fixed_steps_what_was_encoded_adaptively(cli: Cli, picture
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_every_solver_reconstructs(cli: Cli, picture: Path, name: str) -> None:
-    options = ("--rtol", "1e-2", "--atol", "1e-2") if SOLVERS[name].adaptive else ("--steps", "4")
+    options = ("--rtol", "1e-2", "--atol", "1e-2") if SOLVERS[name].adaptive else ("--steps", "6")
     assert "PSNR" in ok(cli("reconstruct", picture, "--solver", name, *options))
 
 
