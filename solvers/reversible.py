@@ -130,8 +130,9 @@ class EDICT(CoupledSolver):
     ``mixing``  the part p of itself that each state keeps; the authors take 0.93 for 50 steps.
 
     The mixture shrinks the distance of the two states by p^2 in every step towards 0. Away from it the distance grows
-    by 1 / p^2 a step, so that from some tens of steps on the latent is none, and more steps make it worse. The authors'
-    code also lets the states change their roles from step to step; here they keep them.
+    by 1 / p^2 a step, which the flow makes up for while steps are large: from some 150 on over a whole schedule more
+    steps make the latent worse. The authors compute in float64, and need to. In their code the states also change their
+    roles from step to step; here they keep them.
     """
 
     mixing: float = 0.93

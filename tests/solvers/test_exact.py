@@ -46,7 +46,7 @@ def test_the_tolerance_is_what_it_costs(solver: ExactInverse) -> None:
         x = replace(solver, tolerance=tolerance)(field, MIXTURE.data, grid)
         assert relative_error(way_back(solver)(MIXTURE.field, x, grid.flip(0)), MIXTURE.data) < tolerance
         nfe.append(field.nfe)
-    assert nfe[0] < nfe[1] < nfe[2]
+    assert nfe[0] <= nfe[1] < nfe[2]
 
 
 def test_members_of_a_batch_wait_for_each_other_where_they_are() -> None:
