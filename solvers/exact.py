@@ -53,7 +53,7 @@ class ExactInverse(Solver):
     base: FixedStepSolver
     tolerance: float = 1e-6
     accepted: float = 1e-4
-    max_iterations: int = 100
+    max_iterations: int = 150
     depth: int = 5
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
@@ -102,7 +102,10 @@ def _gaussian(sigma: Tensor, x: Tensor) -> Tensor:
 
 
 class _Anderson:
-    """The combination of the last ``depth`` + 1 guesses and residuals, by itself for each member of a batch."""
+    """The combination of up to ``depth`` + 1 guesses and residuals, by itself for each member of a batch.
+
+    It begins anew when it has so many: near a step that can hardly be undone old ones hold the iteration up.
+    """
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
@@ -114,9 +117,11 @@ class _Anderson:
         """The next guess; all ``(B, ...)``."""
         import torch
 
+        if len(self._moves) == self._depth:
+            self._moves, self._changes, self._last = [], [], None
         if self._last is not None:
-            self._moves = [_rows(guess - self._last[0]), *self._moves][: self._depth]
-            self._changes = [_rows(residual - self._last[1]), *self._changes][: self._depth]
+            self._moves.append(_rows(guess - self._last[0]))
+            self._changes.append(_rows(residual - self._last[1]))
         self._last = guess, residual
         if not self._moves:
             return guess + residual
