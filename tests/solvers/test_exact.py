@@ -98,7 +98,7 @@ def test_a_step_that_cannot_be_undone_is_an_error_that_names_sigma() -> None:
     """Euler's step from 2 to 1 takes every x to 0."""
     with pytest.raises(
         SolverError,
-        match=r"^exact-euler: 100 iterations did not find what euler takes to the state at sigma = 1 from sigma = 2;",
+        match=r"^exact-euler: 150 iterations did not find what euler takes to the state at sigma = 1 from sigma = 2;",
     ):
         SOLVERS["exact-euler"](lambda sigma, x: x, real([[1.0]]), real([1.0, 2.0]))
 
@@ -110,3 +110,16 @@ def test_what_can_be_undone_is_found_by_its_name() -> None:
         match=r"^the steps of 'dpmpp3m' cannot be undone one by one; choose one of: euler, heun, midpoint, rk4$",
     ):
         exact_inverse("dpmpp3m")
+
+
+def test_what_comes_near_enough_is_accepted() -> None:
+    """The nearest there was, when the iterations are used up; and no more than that is off."""
+    hasty = replace(SOLVERS["exact-euler"], tolerance=1e-13, max_iterations=4)
+    grid = steps_in_proportion(0.01, SIGMA_MAX, 1)
+    x = replace(hasty, accepted=1e-1)(MIXTURE.field, MIXTURE.data, grid)
+    error = relative_error(SOLVERS["euler"](MIXTURE.field, x, grid.flip(0)), MIXTURE.data)
+    assert 1e-11 < error < 1e-1
+    with pytest.raises(
+        SolverError, match="4 iterations did not find what euler takes to the state at sigma = 0.01 from"
+    ):
+        replace(hasty, accepted=1e-12)(MIXTURE.field, MIXTURE.data, grid)
