@@ -9,7 +9,8 @@ methods do in the same way: undoing Euler's steps is the implicit Euler method. 
 takes, instead of the last x + r, the combination of the last few for which that of their r is least.
 
 Where the steps are large S may take several x to one z, or none. For Euler's method and the network that ships the
-iteration fails where the step to the image is from sigma = 0.17 or more, as on 20 steps evenly spaced in t, for one image or another.
+iteration fails, for one image or another, where the step to the image is from sigma = 0.17 or more, as on 20 steps
+evenly spaced in t.
 
 Anderson, "Iterative Procedures for Nonlinear Integral Equations", Journal of the ACM 12 (1965); in the form of Walker,
 Ni, "Anderson Acceleration for Fixed-Point Iterations", SIAM Journal on Numerical Analysis 49 (2011), Eq. (2.1). To
