@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from importlib import import_module
 from itertools import groupby
@@ -24,12 +24,13 @@ from click.core import ParameterSource
 
 from analysis import ANALYSES
 from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, halved, make_grid
-from solvers import SOLVERS, Solver, finer, fitted, get_solver, way_back
+from solvers import SOLVERS, Solver, exact_inverse, finer, fitted, get_solver, way_back
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim_ode.calibration import Entry
+    from ddim_ode.check import Check
     from ddim_ode.codec import Solve
     from ddim_ode.grids import Grid
     from ddim_ode.images import Source
@@ -325,15 +326,20 @@ def main() -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMG...")
 @run_options
 @click.option("--check", is_flag=True, help="Say how good the latents are; four times the evaluations.")
+@click.option("--exact", is_flag=True, help="Undo exactly what decoding with --solver, or with euler, will do.")
 @output_option
 @overwrite_option
-def encode(run: Run, images: tuple[Path, ...], check: bool, output: Path | None, overwrite: bool) -> None:
-    """Encode pictures to latent files, IMG.latent.pt."""
+def encode(run: Run, images: tuple[Path, ...], check: bool, exact: bool, output: Path | None, overwrite: bool) -> None:
+    """Encode pictures to latent files, IMG.latent.pt.
+
+    With --exact each step of a one-step decoder is undone by iteration, so that decoding gives back the picture.
+    """
     import torch
 
     from ddim_ode import codec
     from ddim_ode.latents import Latent, save_latent
 
+    run = replace(run, solver=exact_inverse(run.solver or "euler").name) if exact else run
     failures = Failures()
     targets = list(_targets(images, output, ".latent.pt", overwrite, failures))
     model = run.load_model()
@@ -345,7 +351,7 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, output: Path | None,
             x_0 = torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device)
             x_T, companion = codec.encode_pair(ode, x_0, grid, solver)
         nfe = ode.nfe
-        notes = _quality(ode, x_0, x_T, companion, grid, solver, model.schedule) if check else [""] * len(chunk)
+        found = _check(ode, x_0, x_T, companion, grid, solver, model.schedule) if check else None
         for i, (target, _, source) in enumerate(chunk):
             with failures.caught():
                 latent = Latent(
@@ -360,11 +366,13 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, output: Path | None,
                     companion=None if companion is None else companion[i : i + 1].cpu(),
                 )
                 save_latent(latent, target, overwrite=overwrite)
-                click.echo(f"{source.name} -> {target} ({report()}{notes[i]})")
+                click.echo(f"{source.name} -> {target} ({report()}{_quality(found, i)})")
+                if found and bool(found.drifts[i]):
+                    click.echo(f"Warning: {_drift(source.name, found, i, solver)}", err=True)
     failures.exit()
 
 
-def _quality(
+def _check(
     ode: ProbabilityFlowODE,
     x_0: Tensor,
     x_T: Tensor,
@@ -372,15 +380,30 @@ def _quality(
     grid: Grid,
     solver: Solver,
     schedule: NoiseSchedule,
-) -> list[str]:
-    """What ``ddim_ode.check`` has to say of each latent."""
+) -> Check:
     from ddim_ode.check import check
 
     fine_grid = grid if solver.adaptive else halved(grid, schedule)
     with _timed(ode, solver, fine_grid, "check"):
-        found = check(ode, x_0, x_T, grid, finer=(finer(solver), fine_grid), back=way_back(solver), companion=companion)
-    pairs = zip(found.latent_rmse.tolist(), found.reconstruction_mse.tolist(), strict=True)
-    return [f"; latent RMSE about {rmse:.2g}, reconstruction MSE {mse:.2g}" for rmse, mse in pairs]
+        return check(ode, x_0, x_T, grid, finer=(finer(solver), fine_grid), back=way_back(solver), companion=companion)
+
+
+def _quality(found: Check | None, i: int) -> str:
+    """What the check found of the latent number ``i``, as a part of a line; nothing if there was none."""
+    if found is None:
+        return ""
+    return (
+        f"; latent RMSE about {float(found.latent_rmse[i]):.2g}, second moment {float(found.second_moment[i]):.4g}, "
+        f"reconstruction MSE {float(found.reconstruction_mse[i]):.2g}"
+    )
+
+
+def _drift(name: str, found: Check, i: int, solver: Solver) -> str:
+    finer_steps = "smaller tolerances" if solver.adaptive else "twice the steps"
+    return (
+        f"the latent of '{name}' by '{solver.name}' is wrong: its second moment is {float(found.second_moment[i]):.4g} "
+        f"here and {float(found.finer_moment[i]):.4g} with {finer_steps}; take those, or another solver"
+    )
 
 
 @main.command()
@@ -773,7 +796,7 @@ def info(targets: tuple[str, ...]) -> None:
 def _list_registries() -> None:
     click.echo("Solvers (order, NFE per step, source):")
     for name, solver in sorted(SOLVERS.items()):
-        cost = "adaptive" if solver.adaptive else str(solver.nfe(1))
+        cost = "adaptive" if solver.adaptive else str(solver.nfe(1) or "iterates")
         click.echo(f"  {name:26} {solver.order:2}  {cost:8}  {solver.source}")
     click.echo("Grids (clean end unless given, rule):")
     for name, grid in sorted(GRIDS.items()):

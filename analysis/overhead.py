@@ -28,7 +28,7 @@ from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from ddim_ode.ode import ProbabilityFlowODE
 from solvers import SOLVERS
 
-FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)
+FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
 DEFAULT = ("euler", "heun", "ab4", "rk4", "torchdiffeq-rk4")
 SEED = 0
 

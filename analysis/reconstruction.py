@@ -52,7 +52,7 @@ from ddim_ode.images import pixel_mse
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from solvers import SOLVERS, SolverError, way_back
 
-FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)
+FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,14 @@ def decode(
 def encode_pair(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Solve) -> tuple[Tensor, Tensor | None]:
     """Latents x_T and, of a reversible solver, the companions with which they lead back to ``x_0`` exactly.
 
-    A reversible solver has an attribute ``stacked``, a solver that takes two states as the halves of a batch. Of any
-    other there is no companion. All shapes are ``(B, C, H, W)``. Errors are those of ``encode``.
+    A reversible solver has two attributes: ``to_pair``, a solver that leads to two states, the halves of a batch, and
+    ``from_pair``, one that begins with those. Of any other there is no companion. All shapes are ``(B, C, H, W)``.
+    Errors are those of ``encode``.
     """
-    stacked: Solve | None = getattr(solver, "stacked", None)
-    if stacked is None:
+    to_pair: Solve | None = getattr(solver, "to_pair", None)
+    if to_pair is None:
         return encode(ode, x_0, grid, solver), None
-    x_T, companion = encode(ode, torch.cat([x_0, x_0]), grid, stacked).chunk(2)
+    x_T, companion = encode(ode, x_0, grid, to_pair).chunk(2)
     return x_T, companion
 
 
@@ -77,10 +78,10 @@ def decode_pair(ode: ProbabilityFlowODE, x_T: Tensor, companion: Tensor | None, 
     """Images of the latents ``x_T``: with the ``companion`` of a reversible ``solver`` those that ``encode_pair`` was
     given, to rounding, on the same ``grid``; without one as ``decode`` makes them. Shapes are ``(B, C, H, W)``.
     """
-    stacked: Solve | None = getattr(solver, "stacked", None)
-    if companion is None or stacked is None:
+    from_pair: Solve | None = getattr(solver, "from_pair", None)
+    if companion is None or from_pair is None:
         return decode(ode, x_T, grid, solver)
-    return decode(ode, torch.cat([x_T, companion]), grid, stacked).chunk(2)[0]
+    return decode(ode, torch.cat([x_T, companion]), grid, from_pair)
 
 
 def draw_latents(count: int, shape: tuple[int, int, int], *, seed: int) -> Tensor:

@@ -11,11 +11,13 @@ from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
 from solvers.base import Solver as Solver
 from solvers.base import SolverError as SolverError
 from solvers.charts import ANGLE, VARIANCE
+from solvers.exact import EXACT_SOLVERS
+from solvers.exact import ExactInverse as ExactInverse
 from solvers.fitted import Corrections, FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
 from solvers.reversible import REVERSIBLE_SOLVERS
-from solvers.reversible import ReversibleHeun as ReversibleHeun
+from solvers.reversible import ReversibleSolver as ReversibleSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
 from solvers.scipy_adapter import SCIPY_SOLVERS
 from solvers.target import TARGET_SOLVERS
@@ -30,13 +32,27 @@ FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )
 SOLVERS: dict[str, Solver] = {
-    solver.name: solver for solver in (*FIXED_STEP_SOLVERS, *REVERSIBLE_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)
+    solver.name: solver
+    for solver in (*FIXED_STEP_SOLVERS, *REVERSIBLE_SOLVERS, *EXACT_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)
 }
 
 
 def way_back(solver: Solver) -> Solver:
     """The solver for the other direction: the one that ``solver`` undoes, or itself."""
     return SOLVERS[solver.undoes] if solver.undoes else solver
+
+
+def exact_inverse(name: str) -> ExactInverse:
+    """The solver that undoes the one called ``name`` exactly, step by step.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    solver = SOLVERS.get(f"exact-{name}")
+    if not isinstance(solver, ExactInverse):
+        possible = ", ".join(sorted(solver.undoes for solver in EXACT_SOLVERS))
+        raise ValueError(f"the steps of '{name}' cannot be undone one by one; choose one of: {possible}")
+    return solver
 
 
 def correctable(name: str) -> FixedStepSolver:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from solvers.base import Solver, check_finite, check_grid
 from solvers.charts import ASINH, Chart
@@ -27,6 +27,8 @@ class AdaptiveSolver(Solver):
 
     The steps are chosen for the batch as a whole: a member's result depends, within tolerance, on its batch.
     """
+
+    adaptive: ClassVar[bool] = True
 
     rtol: float = 1e-5
     atol: float = 1e-5

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isinf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +32,14 @@ class SolverError(RuntimeError):
 class Solver(ABC):
     """A way to integrate ``dx/dsigma = field(sigma, x)``; immutable, and without memory between calls.
 
+    ``adaptive``  whether the method chooses its own steps and uses of the grid only the two ends.
     ``order``     p such that the error of one pass over a grid of spacing h is O(h^p).
     ``source``    where the method is written down.
     ``positive``  whether all of the grid must lie above sigma = 0.
     ``undoes``    the name of another solver, if this one is made to walk back from where that leads, on the same grid.
     """
+
+    adaptive: ClassVar[bool] = False
 
     name: str
     order: int
@@ -61,11 +64,6 @@ class Solver(ABC):
     @abstractmethod
     def settings(self) -> dict[str, str | float]:
         """What to write down beside a result to be able to repeat it."""
-
-    @property
-    def adaptive(self) -> bool:
-        """True if the method chooses its own steps and uses of the grid only the two ends."""
-        return self.nfe(1) is None
 
 
 def check_grid(grid: Tensor) -> None:

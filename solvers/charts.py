@@ -88,6 +88,8 @@ def angle(sd: float) -> Chart:
     )
 
 
+# sigma and x themselves.
+SIGMA = Chart("sigma", u=lambda sigma: sigma, sigma=lambda u: u, dsigma_du=lambda u: 1.0)
 # Linear at 0, so that sigma = 0 is an ordinary point, and logarithmic from about 1 on.
 ASINH = Chart("asinh", u=asinh, sigma=sinh, dsigma_du=cosh)
 # The standard deviation of images with pixels in [-1, 1] is about 1/2.

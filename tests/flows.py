@@ -161,3 +161,10 @@ def steps_of_two_sizes(begin: float, end: float, steps: int) -> Tensor:
     grid = begin * (end / begin) ** part
     grid[[0, -1]] = real([begin, end])
     return grid
+
+
+def steps_in_proportion(begin: float, end: float, steps: int) -> Tensor:
+    """A grid between two positive ends, in either direction, with equal steps in log sigma."""
+    grid = begin * (end / begin) ** torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    grid[[0, -1]] = real([begin, end])
+    return grid

@@ -21,7 +21,7 @@ from cli import DEFAULT_STEPS, main
 from ddim_ode import load_latent, load_model
 from ddim_ode.grids import GRIDS
 from ddim_ode.images import load_image, to_picture
-from solvers import SOLVERS
+from solvers import SOLVERS, ReversibleSolver
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,8 @@ def test_encode_then_decode(cli: Cli, picture: Path) -> None:
 @pytest.mark.parametrize("solver", ["dpmpp3m", "reversible-heun", "ddim-predicted", "scipy-RK45"])
 def test_encode_says_how_good_it_is(cli: Cli, picture: Path, solver: str) -> None:
     report = ok(cli("encode", picture, "--solver", solver, "--check"))
-    assert re.search(r"; latent RMSE about \d\S*, reconstruction MSE \d\S*\)", report)
+    assert re.search(r"; latent RMSE about \d\S*, second moment \d\S*, reconstruction MSE \d\S*\)", report)
+    assert "Warning" not in report
     plain = ok(cli("encode", picture, "--solver", solver, "-o", "plain.pt"))
     assert re.search(r"\d+ NFE", plain)[0] in report
     assert load_latent(Path("plain.pt")).nfe == load_latent(picture.with_name("photo.latent.pt")).nfe
@@ -75,12 +76,45 @@ def test_decoding_what_a_ddim_encoder_made_is_ddim(cli: Cli, picture: Path) -> N
     assert "decode euler, 5 steps" in report
 
 
-def test_a_reversible_solver_stores_a_companion_and_comes_back_exactly(cli: Cli, picture: Path) -> None:
-    options = ("--solver", "reversible-heun", "--steps", "6")
+def test_a_wrong_latent_gets_a_warning_whatever_it_leads_back_to(cli: Cli, picture: Path) -> None:
+    report = ok(cli("encode", picture, "--solver", "o-belm", "--steps", "10", "--check"))
+    mse = re.search(r"second moment \d\S*, reconstruction MSE (\S+)\)", report)
+    assert mse
+    assert float(mse[1]) < 1e-15
+    (warning,) = re.findall(r"^Warning: .+$", report, flags=re.MULTILINE)
+    assert re.match(
+        r"Warning: the latent of 'photo.png' by 'o-belm' is wrong: its second moment is \S+ here and \S+ with twice",
+        warning,
+    )
+
+
+def test_exact_encoding_is_undone_by_plain_decoding(cli: Cli, picture: Path) -> None:
+    """With euler, unless another solver is named; and not without it."""
+    fitted = to_picture(load_image(picture, 3, 8, 8)[0][0]).tobytes()
+    for name, options in (("euler", ()), ("heun", ("--solver", "heun"))):
+        report = ok(cli("encode", picture, "--exact", *options, "--steps", "6", "--overwrite"))
+        nfe = re.search(rf"\(exact-{name}, 6 steps on log-snr, (\d+) NFE", report)
+        assert nfe
+        assert int(nfe[1]) > 12
+        assert f"exact-{name}, tolerance 1e-06" in ok(cli("info", "photo.latent.pt"))
+        assert f"({name}, 6 steps on log-snr, " in ok(cli("decode", "photo.latent.pt", "--overwrite"))
+        with Image.open("photo.decoded.png") as decoded:
+            assert decoded.tobytes() == fitted
+    mse = re.search(r"MSE (\S+) on", ok(cli("reconstruct", picture, "--solver", "exact-euler", "--steps", "6")))
+    plain = re.search(
+        r"MSE (\S+) on", ok(cli("reconstruct", picture, "--solver", "euler", "--steps", "6", "--overwrite"))
+    )
+    assert float(mse[1]) < 1e-10
+    assert float(plain[1]) > 1e-4
+
+
+@pytest.mark.parametrize("solver", [s.name for s in SOLVERS.values() if isinstance(s, ReversibleSolver)])
+def test_a_reversible_solver_stores_a_companion_and_comes_back_exactly(cli: Cli, picture: Path, solver: str) -> None:
+    options = ("--solver", solver, "--steps", "6")
     report = ok(cli("reconstruct", picture, *options))
     found = re.search(r"MSE (\S+) on \[0, 1\] \((\S+) from x_T alone", report)
     assert found
-    assert float(found[1]) < 1e-20
+    assert float(found[1]) < 1e-15
     assert float(found[2]) > 1e-8
     ok(cli("encode", picture, *options))
     assert "with a companion" in ok(cli("info", "photo.latent.pt"))
@@ -126,7 +160,7 @@ def test_decoding_with_fixed_steps_what_was_encoded_adaptively(cli: Cli, picture
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_every_solver_reconstructs(cli: Cli, picture: Path, name: str) -> None:
-    options = ("--rtol", "1e-2", "--atol", "1e-2") if SOLVERS[name].adaptive else ("--steps", "4")
+    options = ("--rtol", "1e-2", "--atol", "1e-2") if SOLVERS[name].adaptive else ("--steps", "6")
     assert "PSNR" in ok(cli("reconstruct", picture, "--solver", name, *options))
 
 

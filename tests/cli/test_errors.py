@@ -196,6 +196,11 @@ def test_bad_options(cli: Cli, latent: Path, command: str, options: tuple[str, .
     assert files(latent.parent) == before
 
 
+def test_exact_encoding_for_a_decoder_with_a_memory(cli: Cli, picture: Path) -> None:
+    words = ("the steps of 'dpmpp3m' cannot be undone one by one", "choose one of: euler, heun")
+    fails(cli("encode", picture, "--exact", "--solver", "dpmpp3m"), *words)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_no_cuda(cli: Cli, picture: Path) -> None:
     fails(cli("encode", picture, "--device", "cuda"), "device 'cuda' is not available here")

@@ -20,7 +20,7 @@ SCHEDULE = make_schedule()
 FROM_ALMOST_ZERO = make_schedule(beta_start=1e-10)
 STD = 0.6
 MEAN = torch.linspace(-0.8, 0.8, 3, dtype=torch.float64).reshape(3, 1, 1)
-FIXED_STEP = [solver for solver in SOLVERS.values() if not solver.adaptive]
+FIXED_STEP = [solver for solver in SOLVERS.values() if solver.nfe(1)]
 
 
 def by_name(solver: Solver) -> str:

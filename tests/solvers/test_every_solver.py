@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -12,11 +13,17 @@ import torch
 from flows import CORRELATED, GAUSSIAN, Field, Recorded, real, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, Solver, SolverError, get_solver
+from solvers import SOLVERS, ExactInverse, Solver, SolverError, get_solver
 from solvers.scipy_adapter import ScipySolver
 
+
+def sharp(solver: Solver) -> Solver:
+    """With an iteration that is no part of the error."""
+    return replace(solver, tolerance=1e-10) if isinstance(solver, ExactInverse) else solver
+
+
 # The tolerance is not what is tested here, and the low orders need many steps for a small one.
-ALL = [get_solver(name, rtol=1e-3, atol=1e-3) if s.adaptive else s for name, s in SOLVERS.items()]
+ALL = [get_solver(name, rtol=1e-3, atol=1e-3) if s.adaptive else sharp(s) for name, s in SOLVERS.items()]
 
 
 def each(solvers: list[Solver]) -> pytest.MarkDecorator:
@@ -77,8 +84,8 @@ def test_state_keeps_its_dtype_and_the_clock_is_float64(solver: Solver, dtype: t
 @each_solver
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 3, 2, 2)])
 def test_state_may_have_any_shape(solver: Solver, shape: tuple[int, ...]) -> None:
-    grid = torch.linspace(0.25, 2.25, 33, dtype=torch.float64)
-    x = solver(lambda sigma, x: -x, torch.ones(shape, dtype=torch.float64), grid)
+    grid = torch.linspace(2.25, 0.25, 33, dtype=torch.float64)
+    x = solver(lambda sigma, x: x, torch.ones(shape, dtype=torch.float64), grid)
     torch.testing.assert_close(x, torch.full(shape, float(x.flatten()[0]), dtype=torch.float64), rtol=1e-13, atol=0)
     assert float(x.flatten()[0]) == pytest.approx(exp(-2), abs=0.05)
 

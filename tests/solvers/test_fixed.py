@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log2, prod
 
 import numpy as np
 import pytest
 import torch
-from flows import CORRELATED, GAUSSIAN, MIXTURE, Problem, Recorded, real, relative_error, steps_of_two_sizes
+from flows import (
+    CORRELATED,
+    GAUSSIAN,
+    MIXTURE,
+    Problem,
+    Recorded,
+    real,
+    relative_error,
+    steps_in_proportion,
+    steps_of_two_sizes,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers import FIXED_STEP_SOLVERS, SOLVERS, ReversibleHeun, Solver
+from solvers import FIXED_STEP_SOLVERS, SOLVERS, ExactInverse, Solver
 from solvers.fixed import FixedStepSolver
 from solvers.multistep import PredictorCorrectorStep
+from solvers.reversible import ReversibleHeun, TwoStepSolver
 from solvers.runge_kutta import RungeKuttaStep
 
-each_fixed_solver = pytest.mark.parametrize(
-    "solver", [s for s in SOLVERS.values() if not s.adaptive], ids=lambda s: s.name
+# What is solved by iteration is solved to rounding here.
+FIXED = [replace(s, tolerance=1e-13) if isinstance(s, ExactInverse) else s for s in SOLVERS.values() if not s.adaptive]
+
+each_fixed_solver = pytest.mark.parametrize("solver", FIXED, ids=lambda s: s.name)
+each_counted_solver = pytest.mark.parametrize(
+    "solver", [s for s in FIXED if not isinstance(s, ExactInverse)], ids=lambda s: s.name
+)
+# EDICT has no order away from zero: tests.solvers.test_reversible.
+each_fixed_solver_and_way = pytest.mark.parametrize(
+    ("solver", "ends"),
+    [
+        pytest.param(solver, ends, id=f"{solver.name}-{way}")
+        for solver in FIXED
+        for way, ends in (("encode", (0.3, 10.3)), ("decode", (10.3, 0.3)))
+        if (solver.name, way) != ("edict", "encode")
+    ],
 )
 each_runge_kutta_solver = pytest.mark.parametrize(
     "solver", [s for s in FIXED_STEP_SOLVERS if isinstance(s.step, RungeKuttaStep)], ids=lambda s: s.name
 )
-both_directions = pytest.mark.parametrize("ends", [(0.3, 10.3), (10.3, 0.3)], ids=["encode", "decode"])
 
 
 def measured_order(solver: Solver, problem: Problem, begin: float, end: float, steps: int) -> float:
     """Slope of the error between ``steps`` and twice as many: past the first bends, and far above round-off."""
+    make_grid = steps_in_proportion if isinstance(solver, TwoStepSolver) else steps_of_two_sizes
     errors = [
-        relative_error(solver(problem.field, problem.at(begin), steps_of_two_sizes(begin, end, n)), problem.at(end))
+        relative_error(solver(problem.field, problem.at(begin), make_grid(begin, end, n)), problem.at(end))
         for n in (steps, 2 * steps)
     ]
     assert errors[1] > 1e-12, "so near to round-off a slope means nothing"
@@ -41,21 +67,21 @@ def highest_order(solver: Solver) -> int:
     return step.corrector if isinstance(step, PredictorCorrectorStep) else solver.order
 
 
-@each_fixed_solver
-@both_directions
+@each_fixed_solver_and_way
 def test_order_is_the_declared_one(solver: Solver, ends: tuple[float, float]) -> None:
-    assert solver.order - 0.2 < measured_order(solver, MIXTURE, *ends, steps=64) < highest_order(solver) + 0.2
+    """EDICT's steps must be small beside the time in which its states come together, some ten of them."""
+    steps = 128 if solver.name == "edict" else 64
+    assert solver.order - 0.2 < measured_order(solver, MIXTURE, *ends, steps=steps) < highest_order(solver) + 0.2
 
 
-@each_fixed_solver
-@both_directions
+@each_fixed_solver_and_way
 @pytest.mark.parametrize("problem", [GAUSSIAN, CORRELATED], ids=lambda p: p.name)
 def test_order_on_gaussians_is_no_less(solver: Solver, problem: Problem, ends: tuple[float, float]) -> None:
     """It may be more: on flows x sqrt(s^2 + sigma^2) the h^3 error of the midpoint rule vanishes everywhere."""
     assert measured_order(solver, problem, *ends, steps=128) > solver.order - 0.2
 
 
-@each_fixed_solver
+@each_counted_solver
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
 def test_nfe_is_steps_times_nfe_per_step(solver: Solver, steps: int) -> None:
     """And one evaluation more for the first slope of a reversible method."""
@@ -77,7 +103,7 @@ def test_every_point_of_the_grid_reaches_the_field_exactly(solver: Solver) -> No
     if getattr(solver, "chart", None) is None:
         assert set(inner) <= set(asked)
     assert all(min(abs(sigma / node - 1) for sigma in asked) < 1e-13 for node in inner)
-    assert single.sigmas == double.sigmas
+    assert set(asked) == {float(sigma) for sigma in double.sigmas}
 
 
 @each_fixed_solver
@@ -95,7 +121,8 @@ def test_a_batch_equals_its_members(
     grid = grid.flip(0) if downwards else grid
     x = torch.randn(batch, 1, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     members = [solver(GAUSSIAN.field, member, grid) for member in x.split(1)]
-    torch.testing.assert_close(solver(GAUSSIAN.field, x, grid), torch.cat(members), rtol=1e-14, atol=1e-14)
+    rounding = 1e-11 if isinstance(solver, ExactInverse) else 1e-14
+    torch.testing.assert_close(solver(GAUSSIAN.field, x, grid), torch.cat(members), rtol=rounding, atol=rounding)
 
 
 # A rooted tree is the sorted tuple of the trees that hang from its root. HNW, II.2: a method has order p if
