@@ -14,6 +14,9 @@ from solvers.charts import ANGLE
 from solvers.fitted import Corrections, FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
+from solvers.per_sample import PER_SAMPLE_SOLVERS
+from solvers.per_sample import PerSampleSolver as PerSampleSolver
+from solvers.per_sample import Statistics as Statistics
 from solvers.reversible import REVERSIBLE_SOLVERS
 from solvers.reversible import ReversibleHeun as ReversibleHeun
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -29,7 +32,14 @@ FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )
 SOLVERS: dict[str, Solver] = {
-    solver.name: solver for solver in (*FIXED_STEP_SOLVERS, *REVERSIBLE_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)
+    solver.name: solver
+    for solver in (
+        *FIXED_STEP_SOLVERS,
+        *REVERSIBLE_SOLVERS,
+        *PER_SAMPLE_SOLVERS,
+        *TORCHDIFFEQ_SOLVERS,
+        *SCIPY_SOLVERS,
+    )
 }
 
 
