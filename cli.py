@@ -771,13 +771,20 @@ def info(targets: tuple[str, ...]) -> None:
 
 
 def _list_registries() -> None:
-    click.echo("Solvers (order, NFE per step, source):")
+    click.echo("Solvers (order, NFE per step + those that the first ones take more, source):")
     for name, solver in sorted(SOLVERS.items()):
-        cost = "adaptive" if solver.adaptive else str(solver.nfe(1))
-        click.echo(f"  {name:26} {solver.order:2}  {cost:8}  {solver.source}")
+        click.echo(f"  {name:26} {solver.order:2}  {_cost(solver):8}  {solver.source}")
     click.echo("Grids (clean end unless given, rule):")
     for name, grid in sorted(GRIDS.items()):
         click.echo(f"  {name:26} {grid.clean_end:12}  {grid.source}")
+
+
+def _cost(solver: Solver) -> str:
+    many, one_less = solver.nfe(100), solver.nfe(99)
+    if many is None or one_less is None:
+        return "adaptive"
+    more = many - 100 * (many - one_less)
+    return f"{many - one_less}{f' + {more}' if more else ''}"
 
 
 def _describe(target: str) -> None:

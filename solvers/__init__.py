@@ -17,6 +17,7 @@ from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
 from solvers.per_sample import PER_SAMPLE_SOLVERS
 from solvers.per_sample import PerSampleSolver as PerSampleSolver
 from solvers.per_sample import Statistics as Statistics
+from solvers.pndm import PSEUDO_SOLVERS
 from solvers.reversible import REVERSIBLE_SOLVERS
 from solvers.reversible import ReversibleHeun as ReversibleHeun
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -28,6 +29,7 @@ from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *RUNGE_KUTTA_SOLVERS,
     *MULTISTEP_SOLVERS,
+    *PSEUDO_SOLVERS,
     *TARGET_SOLVERS,
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )

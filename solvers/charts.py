@@ -135,9 +135,14 @@ def _vp_time(sigma: float) -> float:
     return (sqrt(_BETA_0**2 + 2 * _BETA_SLOPE * log1p(sigma**2)) - _BETA_0) / _BETA_SLOPE
 
 
+def vp_sigma(t: float) -> float:
+    """The sigma of the time ``t`` of the variance-preserving SDE: what undoes ``VP_TIME.v``, of sigma >= 0."""
+    return sqrt(expm1(_BETA_0 * t + _BETA_SLOPE * t**2 / 2))
+
+
 def _vp_sigma_slope(t: float) -> float:
-    log_variance = _BETA_0 * t + _BETA_SLOPE * t**2 / 2
-    return (_BETA_0 + _BETA_SLOPE * t) * exp(log_variance) / (2 * sqrt(expm1(log_variance)))
+    sigma = vp_sigma(t)
+    return (_BETA_0 + _BETA_SLOPE * t) * (1 + sigma**2) / (2 * sigma)
 
 
 # The time t in [0, 1] of the variance-preserving SDE, where u is sigma: log(1 + sigma^2) = 0.1 t + 19.9 t^2 / 2.
