@@ -45,7 +45,7 @@ DEFAULT_SOLVER = "dpmpp3m"
 DEFAULT_GRID = "log-snr"
 DEFAULT_STEPS = 50
 # Among these 'reconstruct --target-psnr' looks for the cheapest.
-TARGET_SOLVERS = (AUTO, "reab2", "pndm")
+TARGET_SOLVERS = (AUTO, "dpmpp2m", "reab2")
 # The sheet of samples that training leaves at every save.
 PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
 

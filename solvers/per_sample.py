@@ -8,7 +8,6 @@ Notation: u is the variable of the chart, y the state in it, h a signed step in 
 
 Sources: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I" (1993), called HNW below, and "II" (1996);
 Bogacki, Shampine, "A 3(2) pair of Runge-Kutta formulas", Applied Mathematics Letters 2 (1989);
-Dormand, Prince, "A family of embedded Runge-Kutta formulae", J. of Computational and Applied Mathematics 6 (1980).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from solvers.adaptive import AdaptiveSolver
 from solvers.base import SolverError, check_grid, column, plus
+from solvers.charts import ANGLE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ LEAST_STEP = 1e-13
 
 @dataclass(frozen=True)
 class EmbeddedPair:
-    """An explicit Runge-Kutta method with an estimate of its error. HNW, II.4; its nodes are the row sums of a.
+    """An explicit Runge-Kutta method with an estimate of its error; its nodes are the row sums of a. HNW, II.4.
 
     ``a``      the weights of the slopes before each stage. The last row is the step itself, so that the slope of the
                last stage is the first one of the next step.
@@ -86,7 +86,7 @@ class PerSampleSolver(AdaptiveSolver):
             walk = walk.only(walk.u != slopes.end)
         members = torch.cat([part.member for part in arrived])
         y = torch.cat([part.y for part in arrived])[members.argsort().to(x.device)]
-        evaluations = 2 + (accepted + rejected) * (len(self.pair.a) - 1)
+        evaluations = 2 + (accepted + rejected) * len(self.pair.a)
         return self.chart.leave(y, grid[-1]), Statistics(accepted, rejected, evaluations)
 
     def _begin(self, slopes: _Slopes, y: Tensor) -> _Walk:
@@ -182,7 +182,7 @@ class _Slopes:
     def __call__(self, u: Tensor, y: Tensor, member: Tensor) -> Tensor:
         """At ``u``, ``(A,)``, and ``y``, ``(A, ...)``, of the members ``member``; SolverError if it is not finite."""
         slope = self._field(u, y)
-        finite = slope.detach().reshape(len(u), -1).isfinite().all(dim=1).cpu()
+        finite = _rows(slope).isfinite().all(dim=1).cpu()
         for i in (~finite).nonzero().flatten().tolist():
             raise SolverError(
                 f"{self._name}: the slope is not finite at sigma = {self._chart.sigma(float(u[i])):.6g}; "
@@ -203,25 +203,21 @@ class _Slopes:
 
 def _norm(values: Tensor) -> Tensor:
     """The root mean square of each member of ``values``, ``(A, ...)``; float64 ``(A,)`` on the CPU, without a graph."""
-    return values.detach().reshape(len(values), -1).square().mean(dim=1).sqrt().cpu().double()
+    return _rows(values).square().mean(dim=1).sqrt().cpu().double()
 
 
+def _rows(values: Tensor) -> Tensor:
+    """``values``, ``(A, ...)``, without a graph and as ``(A, D)``; also if A is 0."""
+    return values.detach().reshape(len(values), values.shape[1:].numel())
+
+
+# Pair and chart were chosen by the latents of 8 images of CIFAR-10 with the model that ships: it is too rough in t for
+# Dormand and Prince's pair 5(4), which errs twice as much at equal cost; and the angle takes 0.6 of the evaluations
+# that asinh takes at the same tolerance, for a smaller error.
 _BOGACKI_SHAMPINE = EmbeddedPair(
     a=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
     error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
     order=3,
-)
-_DORMAND_PRINCE = EmbeddedPair(
-    a=(
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
-    error=(71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
-    order=5,
 )
 
 PER_SAMPLE_SOLVERS: tuple[PerSampleSolver, ...] = (
@@ -229,12 +225,7 @@ PER_SAMPLE_SOLVERS: tuple[PerSampleSolver, ...] = (
         name="per-sample-bosh3",
         order=3,
         pair=_BOGACKI_SHAMPINE,
-        source="Bogacki and Shampine's pair 3(2), steps of its own for each sample: HNW, II.4",
-    ),
-    PerSampleSolver(
-        name="per-sample-dopri5",
-        order=5,
-        pair=_DORMAND_PRINCE,
-        source="Dormand and Prince's pair 5(4), steps of its own for each sample: HNW, II.4",
+        source="Bogacki and Shampine's pair 3(2), with steps of its own for each sample: HNW, II.4",
+        chart=ANGLE,
     ),
 )
