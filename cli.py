@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from itertools import groupby
 from math import ceil, sqrt
@@ -503,19 +503,22 @@ def _cheapest(run: Run, model: Model, images: Sequence[Tensor], target: float) -
     batches = [torch.cat(list(chunk)).to(model.device) for chunk in _chunks(images, run.batch_size)]
     ode = model.ode(max_nfe=run.max_nfe)
     tried: list[float] = []
+
+    @cache
+    def reached(name: str, steps: int) -> float:
+        solver, grid = replace(run, solver=name, steps=steps).plan(model)
+        tried.append(worst_psnr(ode, batches, grid, solver, way_back(solver)))
+        click.echo(f"tried {solver.name}, {steps} steps: {tried[-1]:.2f} dB")
+        return tried[-1]
+
     found, limit = None, run.max_nfe
     for name in (run.solver,) if run.solver else TARGET_SOLVERS:
-        candidate = replace(run, solver=name)
-
-        def reaches(steps: int, candidate: Run = candidate) -> bool:
-            solver, grid = replace(candidate, steps=steps).plan(model)
-            tried.append(worst_psnr(ode, batches, grid, solver, way_back(solver)))
-            click.echo(f"tried {solver.name}, {steps} steps: {tried[-1]:.2f} dB")
-            return tried[-1] >= target
-
-        steps = least(reaches, candidate.most_steps(model.schedule, limit))
+        most = replace(run, solver=name).most_steps(model.schedule, limit)
+        if most and found and reached(name, most) < target:
+            continue  # not the cheapest, so there is no need to begin from one step
+        steps = least(partial(reached, name), target, most)
         if steps:
-            found = replace(candidate, steps=steps)
+            found = replace(run, solver=name, steps=steps)
             limit = (found.make_solver().nfe(steps) or 0) - 1
     if found is None:
         best = f"the best one tried reached {max(tried):.2f} dB" if tried else "nothing was tried"

@@ -12,23 +12,24 @@ from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.ode import ProbabilityFlowODE
 
 
-def least(reaches: Callable[[int], bool], most: int) -> int | None:
-    """The least number in [1, ``most``] that ``reaches``, by doubling and then halving; None if none of those tried.
+def least(quality: Callable[[int], float], target: float, most: int) -> int | None:
+    """The least effort in [1, ``most``] whose ``quality`` is ``target`` or more; None if none that it tries is so good.
 
-    What is returned has been tried. Where a larger number may reach less, a smaller one that would do may be missed.
+    By doubling and then halving. What is returned has been tried; a lesser one is missed if between it and this one
+    the quality is below the target once more.
     """
-    failed, number = 0, min(1, most)
-    while number > failed and not reaches(number):
-        failed, number = number, min(2 * number, most)
-    if number <= failed:
+    failed, effort = 0, min(1, most)
+    while effort > failed and not quality(effort) >= target:
+        failed, effort = effort, min(2 * effort, most)
+    if effort <= failed:
         return None
-    while number - failed > 1:
-        middle = (failed + number) // 2
-        if reaches(middle):
-            number = middle
+    while effort - failed > 1:
+        middle = (failed + effort) // 2
+        if quality(middle) >= target:
+            effort = middle
         else:
             failed = middle
-    return number
+    return effort
 
 
 def worst_psnr(ode: ProbabilityFlowODE, batches: Sequence[Tensor], grid: Grid, there: Solve, back: Solve) -> float:

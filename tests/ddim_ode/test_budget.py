@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,21 +19,25 @@ SCHEDULE = make_schedule()
 
 
 @given(enough=st.integers(1, 300), most=st.integers(0, 300))
-def test_least_is_the_first_that_reaches_if_there_is_one(enough: int, most: int) -> None:
+def test_least_is_the_first_that_is_good_enough_if_there_is_one(enough: int, most: int) -> None:
     tried: list[int] = []
 
-    def reaches(number: int) -> bool:
-        tried.append(number)
-        return number >= enough
+    def quality(effort: int) -> float:
+        tried.append(effort)
+        return effort / 2
 
-    assert least(reaches, most) == (enough if enough <= most else None)
-    assert all(1 <= number <= most for number in tried)
+    assert least(quality, enough / 2, most) == (enough if enough <= most else None)
+    assert all(1 <= effort <= most for effort in tried)
     assert len(set(tried)) == len(tried) <= 2 + 2 * most.bit_length()
 
 
-def test_what_least_returns_has_been_tried_even_where_more_reaches_less() -> None:
+def test_what_least_returns_is_good_enough_even_where_more_effort_is_worse() -> None:
     lucky = {3, 8, 13}
-    assert least(lambda number: number in lucky, 100) in lucky
+    assert least(lambda effort: float(effort in lucky), 1.0, 100) in lucky
+
+
+def test_least_takes_no_quality_that_is_not_a_number() -> None:
+    assert least(lambda effort: 50.0 if effort >= 6 else nan, 40.0, 10) == 6
 
 
 def test_worst_psnr_is_that_of_the_worst_image_of_all_batches() -> None:
