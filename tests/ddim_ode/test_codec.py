@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ddim_ode.codec import decode, draw_latents, encode
-from ddim_ode.grids import Grid, make_grid
-from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.grids import Grid, full_range, make_grid
+from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 from solvers import SOLVERS, Solver, get_solver
 
