@@ -128,3 +128,10 @@ def test_slopes_are_kept_from_one_step_to_the_next() -> None:
     field = Recorded(MIXTURE.field)
     _, cost = BOSH3.solve_with_statistics(field, MIXTURE.data[:1], real([0.0, 5.0]))
     assert field.nfe == 2 + 3 * int(cost.accepted + cost.rejected)
+
+
+@each_per_sample_solver
+def test_a_step_that_errs_too_much_is_not_taken(solver: PerSampleSolver) -> None:
+    """A slope that jumps from 0 to 10 at sigma = 1, after steps that nothing kept short: x is 20 at sigma = 3."""
+    x = solver(lambda sigma, x: 10.0 * (level(sigma, x) > 1).expand_as(x), real([0.0, 0.1]), real([0.0, 3.0]))
+    torch.testing.assert_close(x, real([20.0, 20.1]), rtol=0, atol=0.1)
