@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from itertools import groupby
 from math import ceil, sqrt
@@ -23,7 +23,7 @@ import click
 from click.core import ParameterSource
 
 from analysis import ANALYSES
-from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, full_range, grid_of_timesteps, halved, make_grid
+from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, Tau, full_range, grid_of_timesteps, halved, make_grid
 from solvers import SOLVERS, Solver, exact_inverse, finer, fitted, get_solver, way_back
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ AUTO = "auto"
 DEFAULT_SOLVER = "dpmpp3m"
 DEFAULT_GRID = "log-snr"
 DEFAULT_STEPS = 50
+# Among these 'reconstruct --target-psnr' looks for the cheapest.
+TARGET_SOLVERS = (AUTO, "dpmpp2m", "reab2")
 # The sheet of samples that training leaves at every save.
 PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
 
@@ -135,6 +137,15 @@ class Run:
             rtol=settings.get("rtol") if self.rtol is None else self.rtol,
             atol=settings.get("atol") if self.atol is None else self.atol,
         )
+
+    def most_steps(self, schedule: NoiseSchedule, nfe: int) -> int:
+        """The most steps that the solver of the options can take for ``nfe`` evaluations, and on the grid of them."""
+        solver = self.make_solver()
+        if solver.adaptive:
+            raise click.UsageError(f"solver '{solver.name}' chooses its own steps; leave out --target-psnr")
+        affordable = (steps for steps in range(nfe, 0, -1) if (solver.nfe(steps) or 0) <= nfe)
+        of_timesteps = isinstance(self.grid, str) and isinstance(GRIDS[self.grid], Tau)
+        return min(next(affordable, 0), len(schedule) - 1 if of_timesteps else nfe)
 
     def plan(self, model: Model) -> tuple[Solver, Grid]:
         """Solver and grid of the options, or of the model's calibration."""
@@ -452,10 +463,21 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMG...")
 @run_options
+@click.option(
+    "--target-psnr",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DB",
+    help="Find the fewest steps in which every picture comes back so well; of --solver, or of a few good ones.",
+)
 @output_option
 @overwrite_option
-def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwrite: bool) -> None:
-    """Encode and decode pictures, print the errors, and save both side by side, IMG.reconstruction.png."""
+def reconstruct(
+    run: Run, images: tuple[Path, ...], target_psnr: float | None, output: Path | None, overwrite: bool
+) -> None:
+    """Encode and decode pictures, print the errors, and save both side by side, IMG.reconstruction.png.
+
+    A picture that comes back well does not make its latent a good one: see 'encode --check'.
+    """
     import torch
 
     from ddim_ode import codec
@@ -464,9 +486,11 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
     failures = Failures()
     targets = list(_targets(images, output, ".reconstruction.png", overwrite, failures))
     model = run.load_model()
+    jobs = _load_pictures(targets, model, failures)
+    if target_psnr is not None and jobs:
+        run = _cheapest(run, model, [image for _, image, _ in jobs], target_psnr)
     solver, grid = run.plan(model)
     back = way_back(solver)
-    jobs = _load_pictures(targets, model, failures)
     ode = model.ode(max_nfe=run.max_nfe)
     for chunk in _chunks(jobs, run.batch_size):
         x_0 = torch.cat([image for _, image, _ in chunk]).to(model.device)
@@ -489,6 +513,43 @@ def reconstruct(run: Run, images: tuple[Path, ...], output: Path | None, overwri
                     f"encode {encoding()}, decode {decoding()} -> {target}"
                 )
     failures.exit()
+
+
+def _cheapest(run: Run, model: Model, images: Sequence[Tensor], target: float) -> Run:
+    """The options with the solver and the number of steps that bring every image back so well at the least cost."""
+    import torch
+
+    from ddim_ode.budget import least, worst_psnr
+
+    if run.steps or isinstance(run.grid, tuple):
+        raise click.UsageError("--target-psnr finds the number of steps; leave out --steps and lists of timesteps")
+    batches = [torch.cat(list(chunk)).to(model.device) for chunk in _chunks(images, run.batch_size)]
+    ode = model.ode(max_nfe=run.max_nfe)
+    tried: list[float] = []
+
+    @cache
+    def reached(name: str, steps: int) -> float:
+        solver, grid = replace(run, solver=name, steps=steps).plan(model)
+        tried.append(worst_psnr(ode, batches, grid, solver, way_back(solver)))
+        click.echo(f"tried {solver.name}, {steps} steps: {tried[-1]:.2f} dB")
+        return tried[-1]
+
+    found, limit = None, run.max_nfe
+    for name in (run.solver,) if run.solver else TARGET_SOLVERS:
+        most = replace(run, solver=name).most_steps(model.schedule, limit)
+        if most and found and reached(name, most) < target:
+            continue  # not the cheapest, so there is no need to begin from one step
+        steps = least(partial(reached, name), target, most)
+        if steps:
+            found = replace(run, solver=name, steps=steps)
+            limit = (found.make_solver().nfe(steps) or 0) - 1
+    if found is None:
+        best = f"the best one tried reached {max(tried):.2f} dB" if tried else "nothing was tried"
+        raise ValueError(
+            f"no setting within --max-nfe {run.max_nfe} brings every picture back at {target:g} dB; {best}; "
+            "ask for less, or raise the limit"
+        )
+    return found
 
 
 @main.command()
@@ -794,13 +855,20 @@ def info(targets: tuple[str, ...]) -> None:
 
 
 def _list_registries() -> None:
-    click.echo("Solvers (order, NFE per step, source):")
+    click.echo("Solvers (order, NFE per step + those that the first ones take more, source):")
     for name, solver in sorted(SOLVERS.items()):
-        cost = "adaptive" if solver.adaptive else str(solver.nfe(1) or "iterates")
-        click.echo(f"  {name:26} {solver.order:2}  {cost:8}  {solver.source}")
+        click.echo(f"  {name:26} {solver.order:2}  {_cost(solver):8}  {solver.source}")
     click.echo("Grids (clean end unless given, rule):")
     for name, grid in sorted(GRIDS.items()):
         click.echo(f"  {name:26} {grid.clean_end:12}  {grid.source}")
+
+
+def _cost(solver: Solver) -> str:
+    many, one_less = solver.nfe(100), solver.nfe(99)
+    if many is None or one_less is None:
+        return "adaptive" if solver.adaptive else "iterates"
+    more = many - 100 * (many - one_less)
+    return f"{many - one_less}{f' + {more}' if more else ''}"
 
 
 def _describe(target: str) -> None:

@@ -1,7 +1,7 @@
 """Frechet distance between sets of images, in the features of ``analysis.classifier`` or in Inception's.
 
-Mean and covariance of the features of 5,000 of CIFAR-10's test images ship beside the classifier, so that samples can be
-judged where the images are not at hand.
+Mean and covariance of the features of 5,000 of CIFAR-10's test images ship beside the classifier: samples can be judged
+where the images are not at hand.
 
     python -m analysis.frechet cifar10_test.zip
 

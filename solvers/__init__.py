@@ -16,6 +16,10 @@ from solvers.exact import ExactInverse as ExactInverse
 from solvers.fitted import Corrections, FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
+from solvers.per_sample import PER_SAMPLE_SOLVERS
+from solvers.per_sample import PerSampleSolver as PerSampleSolver
+from solvers.per_sample import Statistics as Statistics
+from solvers.pndm import PSEUDO_SOLVERS
 from solvers.reversible import REVERSIBLE_SOLVERS
 from solvers.reversible import ReversibleSolver as ReversibleSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -27,13 +31,21 @@ from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *RUNGE_KUTTA_SOLVERS,
     *MULTISTEP_SOLVERS,
+    *PSEUDO_SOLVERS,
     *TARGET_SOLVERS,
     in_chart(RUNGE_KUTTA_SOLVERS[0], VARIANCE),
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )
 SOLVERS: dict[str, Solver] = {
     solver.name: solver
-    for solver in (*FIXED_STEP_SOLVERS, *REVERSIBLE_SOLVERS, *EXACT_SOLVERS, *TORCHDIFFEQ_SOLVERS, *SCIPY_SOLVERS)
+    for solver in (
+        *FIXED_STEP_SOLVERS,
+        *REVERSIBLE_SOLVERS,
+        *EXACT_SOLVERS,
+        *PER_SAMPLE_SOLVERS,
+        *TORCHDIFFEQ_SOLVERS,
+        *SCIPY_SOLVERS,
+    )
 }
 
 

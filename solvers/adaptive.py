@@ -1,4 +1,4 @@
-"""What the adapters share: tolerances and the chart of the adaptive ones, and the watch over each slope."""
+"""What adaptive solvers share: tolerances and a chart; and for the adapters the watch over each slope."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AdaptiveSolver(Solver):
     ``rtol``, ``atol``   bounds on the error of one step, relative to the state and absolute.
     ``chart``            the variable in which the steps are chosen.
 
-    The steps are chosen for the batch as a whole: a member's result depends, within tolerance, on its batch.
+    The adapters choose them for the batch as a whole: a member's result depends, within tolerance, on its batch.
     """
 
     adaptive: ClassVar[bool] = True

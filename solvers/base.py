@@ -5,7 +5,9 @@ A solver integrates dx/dsigma = field(sigma, x) along a grid:
     x_end = solver(field, x_start, grid)
 
 ``field``   right-hand side ``(sigma, x) -> dx/dsigma``; ``sigma`` is a float64 tensor of shape ``()`` on the
-            CPU, ``x`` and the result have one shape, with the batch first: ``(B, ...)``.
+            CPU, ``x`` and the result have one shape, with the batch first: ``(B, ...)``. Solvers that choose the
+            steps of each member by itself (``solvers.per_sample``) ask for some of the members at a time, each at
+            its own sigma: ``sigma`` is then ``(A,)``, and ``x`` ``(A, ...)``.
 ``grid``    float64 tensor of shape ``(steps + 1,)`` on the CPU, strictly monotone, in either direction: the
             values of sigma to visit. The clock stays in float64 whatever the dtype and device of ``x``.
 """
@@ -92,6 +94,14 @@ def check_finite(x: Tensor, name: str, what: str, sigma: Tensor | float) -> None
             f"{name}: the {what} is not finite at sigma = {float(sigma):.6g}; "
             "try more steps, another grid or a smaller tolerance, and check the input and the network"
         )
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """``values``, ``()`` or one for each member, ``(B,)``, in a shape that multiplies ``x``, ``(B, ...)``."""
+    if values.ndim == 0:
+        return values
+    values = values.to(x.device, x.dtype) if values.is_floating_point() else values.to(x.device)
+    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def plus(x: Tensor, h: Tensor | float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from math import asinh, atan, cosh, exp, expm1, hypot, log, log1p, sinh, sqrt, tan
 from typing import TYPE_CHECKING
 
+from solvers.base import column
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,19 +59,24 @@ class Chart:
         return y * self.scale(float(sigma))
 
     def pull_back(self, field: Field) -> Field:
-        """The same flow as ``field``: dy/du from u, shape ``()``, and y, shape ``(B, ...)``."""
-        import torch
+        """The same flow as ``field``: dy/du from u, shape ``()`` or ``(B,)``, and y, shape ``(B, ...)``."""
 
         def field_in_chart(u: Tensor, y: Tensor) -> Tensor:
-            sigma = self.sigma(float(u))
-            scale, growth = self.scale(sigma), self.growth(sigma)
-            x = y * scale if scale != 1 else y
-            slope = field(torch.tensor(sigma, dtype=torch.float64), x)
-            if growth:
-                slope = slope - growth * x
-            return slope * (self.dsigma_du(float(u)) / scale)
+            sigma = _each(self.sigma, u)
+            scale, growth = (column(_each(f, sigma), y) for f in (self.scale, self.growth))
+            x = y * scale
+            return (field(sigma, x) - growth * x) * (column(_each(self.dsigma_du, u), y) / scale)
 
         return field_in_chart
+
+
+def _each(function: Callable[[float], float], values: Tensor) -> Tensor:
+    """``function`` of every one of ``values``, any shape; float64 on the CPU."""
+    import torch
+
+    return torch.tensor([function(value) for value in values.flatten().tolist()], dtype=torch.float64).reshape(
+        values.shape
+    )
 
 
 def angle(sd: float) -> Chart:
@@ -138,9 +145,14 @@ def _vp_time(sigma: float) -> float:
     return (sqrt(_BETA_0**2 + 2 * _BETA_SLOPE * log1p(sigma**2)) - _BETA_0) / _BETA_SLOPE
 
 
+def vp_sigma(t: float) -> float:
+    """The sigma of the time ``t`` of the variance-preserving SDE: what undoes ``VP_TIME.v``, of sigma >= 0."""
+    return sqrt(expm1(_BETA_0 * t + _BETA_SLOPE * t**2 / 2))
+
+
 def _vp_sigma_slope(t: float) -> float:
-    log_variance = _BETA_0 * t + _BETA_SLOPE * t**2 / 2
-    return (_BETA_0 + _BETA_SLOPE * t) * exp(log_variance) / (2 * sqrt(expm1(log_variance)))
+    sigma = vp_sigma(t)
+    return (_BETA_0 + _BETA_SLOPE * t) * (1 + sigma**2) / (2 * sigma)
 
 
 # The time t in [0, 1] of the variance-preserving SDE, where u is sigma: log(1 + sigma^2) = 0.1 t + 19.9 t^2 / 2.

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 class FixedStepSolver(Solver):
     """Walks the grid point by point; what a method remembers travels along as the state of the walk.
 
-    ``chart``  the variables in which it walks; None for sigma and x themselves.
+    ``first_steps``  the evaluations of the first steps, if those are others than ``nfe_per_step``.
+    ``chart``        the variables in which it walks; None for sigma and x themselves.
     """
 
     step: Step
     nfe_per_step: int
+    first_steps: tuple[int, ...] = ()
     chart: Chart | None = None
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ class FixedStepSolver(Solver):
         return x
 
     def nfe(self, steps: int) -> int:
-        return steps * self.nfe_per_step
+        return sum(self.first_steps[:steps]) + max(steps - len(self.first_steps), 0) * self.nfe_per_step
 
     @property
     def settings(self) -> dict[str, str | float]:

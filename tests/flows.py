@@ -29,7 +29,7 @@ real = partial(torch.tensor, dtype=torch.float64)
 class Problem:
     """A field with its exact flow, and some data to follow along it.
 
-    ``field``  ``(sigma, x)``: sigma ``()``, x ``(B, C, H, W)``, to dx/dsigma ``(B, C, H, W)``.
+    ``field``  ``(sigma, x)``: sigma ``()`` or ``(B,)``, x ``(B, C, H, W)``, to dx/dsigma ``(B, C, H, W)``.
     ``flow``   ``(x, sigma_0, sigma_1)``: where x at sigma_0 is at sigma_1; both ``(B, C, H, W)``.
     ``data``   x at sigma = 0, ``(B, C, H, W)`` in float64.
     """
@@ -49,10 +49,16 @@ def _data_at(problem: Problem, sigma: float) -> Tensor:
     return problem.flow(problem.data, 0.0, sigma)
 
 
+def level(sigma: Tensor, x: Tensor) -> Tensor:
+    """``sigma``, ``()`` or ``(B,)``, in a shape to compute with ``x``, ``(B, ...)``."""
+    return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
+
+
 def gaussian(mean: Tensor, std: Tensor, data: Tensor) -> Problem:
     """Data N(mean, std^2) in each component by itself; ``mean`` and ``std`` broadcast to ``(C, H, W)``."""
 
     def field(sigma: Tensor, x: Tensor) -> Tensor:
+        sigma = level(sigma, x)
         return (sigma * (x.double() - mean) / (std**2 + sigma**2)).to(x)
 
     def flow(x: Tensor, sigma_0: float, sigma_1: float) -> Tensor:
@@ -66,10 +72,11 @@ def correlated(mean: Tensor, covariance: Tensor, data: Tensor) -> Problem:
     variances, axes = torch.linalg.eigh(covariance)
 
     def stretch(x: Tensor, factors: Tensor) -> Tensor:
-        """x - mean, multiplied by one of ``factors``, ``(D,)``, along each axis."""
+        """x - mean, multiplied by one of ``factors``, ``(D,)`` or ``(B, D)``, along each axis."""
         return (((x - mean).flatten(1) @ axes * factors) @ axes.T).reshape(x.shape)
 
     def field(sigma: Tensor, x: Tensor) -> Tensor:
+        sigma = sigma[..., None]
         return stretch(x.double(), sigma / (variances + sigma**2)).to(x)
 
     def flow(x: Tensor, sigma_0: float, sigma_1: float) -> Tensor:
@@ -86,6 +93,7 @@ def mixture(weights: Tensor, means: Tensor, stds: Tensor, data: Tensor) -> Probl
     dimension = means[0].numel()
 
     def field(sigma: Tensor, x: Tensor) -> Tensor:
+        sigma = sigma[..., None]  # (1,) or (B, 1), beside (K,)
         variances = stds**2 + sigma**2
         offsets = x.double()[:, None] - means
         squares = offsets.flatten(2).square().sum(-1)

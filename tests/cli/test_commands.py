@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import DEFAULT_STEPS, main
+from cli import DEFAULT_SOLVER, DEFAULT_STEPS, TARGET_SOLVERS, main
 from ddim_ode import load_latent, load_model
 from ddim_ode.grids import GRIDS
 from ddim_ode.images import load_image, to_picture
@@ -65,6 +65,38 @@ def test_reconstruct_reports_the_evaluations_of_each_way(cli: Cli, picture: Path
     apart = [*re.findall(r"(\d+) NFE", ok(cli("encode", picture, *options)))]
     apart += re.findall(r"(\d+) NFE", ok(cli("decode", "photo.latent.pt")))
     assert counts == [int(n) for n in apart]
+
+
+def test_reconstruct_finds_the_fewest_steps_for_a_quality(cli: Cli, picture: Path) -> None:
+    """With Euler's method one step less does not do, and the picture is saved as with the steps that do."""
+    report = ok(cli("reconstruct", picture, "--solver", "euler", "--target-psnr", "40"))
+    tried = {int(n): float(dB) for n, dB in re.findall(r"tried euler, (\d+) steps: (\S+) dB", report)}
+    steps = min(n for n, dB in tried.items() if dB >= 40)
+    assert tried[steps - 1] < 40
+    assert f"encode euler, {steps} steps on log-snr" in report
+    with Image.open("photo.reconstruction.png") as pair:
+        assert json.loads(pair.text["ddim-ode"])["steps"] == steps
+    assert f"PSNR {tried[steps]:.2f} dB" in ok(
+        cli("reconstruct", picture, "--solver", "euler", "--steps", str(steps), "--overwrite")
+    )
+
+
+def test_reconstruct_tries_several_solvers_for_a_quality_and_takes_the_cheapest(cli: Cli, picture: Path) -> None:
+    report = ok(cli("reconstruct", picture, "--target-psnr", "45"))
+    tried = re.findall(r"tried (\S+), (\d+) steps: (\S+) dB", report)
+    assert {name for name, _, _ in tried} == {DEFAULT_SOLVER if n == "auto" else n for n in TARGET_SOLVERS}
+    nfe, name = min((SOLVERS[name].nfe(int(steps)), name) for name, steps, dB in tried if float(dB) >= 45)
+    assert f"encode {name}, " in report
+    assert f", {nfe} NFE" in report
+
+
+def test_reconstruct_of_many_counts_the_worst_for_a_quality(cli: Cli, picture: Path) -> None:
+    Image.new("RGB", (8, 8), "grey").save("plain.png")
+    options = ("--solver", "euler", "--target-psnr", "30", "-o", ".", "--overwrite", "--batch-size", "1")
+    reports = [ok(cli("reconstruct", *pictures, *options)) for pictures in ([picture], ["plain.png"])]
+    steps = [int(re.search(r"encode euler, (\d+) steps", report)[1]) for report in reports]
+    assert steps[0] != steps[1]
+    assert f"encode euler, {max(steps)} steps" in ok(cli("reconstruct", picture, "plain.png", *options))
 
 
 def test_decoding_what_a_ddim_encoder_made_is_ddim(cli: Cli, picture: Path) -> None:

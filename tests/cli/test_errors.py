@@ -202,6 +202,25 @@ def test_exact_encoding_for_a_decoder_with_a_memory(cli: Cli, picture: Path) -> 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--target-psnr", "0"), ("0.0 is not in the range x>0",)),
+        (("--target-psnr", "40", "--steps", "5"), ("--target-psnr finds the number of steps",)),
+        (("--target-psnr", "40", "--grid", "0,500,999"), ("--target-psnr finds the number of steps",)),
+        (("--target-psnr", "40", "--solver", "scipy-RK45"), ("chooses its own steps; leave out --target-psnr",)),
+        (("--target-psnr", "200", "--solver", "heun", "--max-nfe", "6"), ("within --max-nfe 6", "at 200 dB")),
+        (("--target-psnr", "90", "--solver", "heun", "--max-nfe", "1"), ("within --max-nfe 1", "nothing was tried")),
+    ],
+)
+def test_a_quality_that_cannot_be_looked_for(
+    cli: Cli, picture: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """Nothing is saved."""
+    fails(cli("reconstruct", picture, *options), *words)
+    assert not picture.with_name("photo.reconstruction.png").exists()
+
+
 def test_no_cuda(cli: Cli, picture: Path) -> None:
     fails(cli("encode", picture, "--device", "cuda"), "device 'cuda' is not available here")
 

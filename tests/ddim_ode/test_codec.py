@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ddim_ode.codec import decode, draw_latents, encode
-from ddim_ode.grids import Grid, make_grid
-from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.grids import Grid, full_range, make_grid
+from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 from solvers import SOLVERS, Solver, get_solver
 
@@ -206,3 +206,26 @@ def test_drawn_latents_are_standard_normal_and_do_not_depend_on_their_number() -
     assert float(latents.var()) == pytest.approx(1, abs=0.04)
     assert draw_latents(3, (3, 16, 16), seed=7).equal(latents[:3])
     assert not draw_latents(3, (3, 16, 16), seed=8).equal(latents[:3])
+
+
+def by_the_sample(max_nfe: int | None = None) -> ProbabilityFlowODE:
+    """A network that answers to its timestep, so that one for another sample would be noticed."""
+    return ProbabilityFlowODE(lambda x, t: (x + t[:, None, None, None] / 500).sin(), SCHEDULE, max_nfe=max_nfe)
+
+
+@pytest.mark.parametrize("convert", [encode, decode])
+def test_a_sample_with_steps_of_its_own_does_not_depend_on_its_batch(convert: Callable[..., Tensor]) -> None:
+    solver, grid = get_solver("per-sample-bosh3", rtol=1e-3, atol=1e-3), full_range(SCHEDULE)
+    batch = torch.randn(16, 1, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    batch *= torch.logspace(-1, 1, 16)[:, None, None, None]
+    alone = [convert(by_the_sample(), x, grid, solver) for x in batch.split(1)]
+    torch.testing.assert_close(convert(by_the_sample(), batch, grid, solver), torch.cat(alone), rtol=1e-9, atol=1e-9)
+
+
+def test_steps_of_its_own_count_as_evaluations_of_the_batch_and_end_at_the_limit() -> None:
+    solver, grid = get_solver("per-sample-bosh3", rtol=1e-3, atol=1e-3), full_range(SCHEDULE)
+    batch, ode = torch.ones(3, 1, 2, 2, dtype=torch.float64), by_the_sample()
+    _, cost = solver.solve_with_statistics(ode, batch, grid.upward())
+    assert ode.nfe == int(cost.evaluations.max())
+    with pytest.raises(EvaluationLimitError, match=f"limit of {ode.nfe - 1} network evaluations was reached at sigma"):
+        encode(by_the_sample(ode.nfe - 1), batch, grid, solver)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.schedulers.scheduling_utils import AysSchedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid, Tau, full_range, grid_of_timesteps, make_grid
+from ddim_ode.grids import AYS_SD, CLEAN_ENDS, CURVATURE, GRIDS, Grid, Tau, full_range, grid_of_timesteps, make_grid
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 
 SCHEDULE = make_schedule()
@@ -148,6 +149,41 @@ def test_log_snr_has_equal_ratios() -> None:
     torch.testing.assert_close(sigmas[1:] / sigmas[:-1], torch.full((50,), expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "sigma_min"),
+    [
+        ("ays-sd", "StableDiffusionSigmas", 0.0291671582),
+        ("ays-sdxl", "StableDiffusionXLSigmas", 0.0291671582),
+        ("ays-svd", "StableDiffusionVideoSigmas", 0.002),
+    ],
+)
+def test_ays_in_ten_steps_is_the_table_of_diffusers(name: str, key: str, sigma_min: float) -> None:
+    """Over the table's own range; diffusers goes to 0 where the authors stop at the smallest sigma of training."""
+    table = [*reversed(AysSchedules[key][:-1])]
+    assert GRIDS[name].sigmas(11, sigma_min, table[-1]) == pytest.approx([sigma_min, *table], rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20, 37])
+def test_ays_is_interpolated_as_its_authors_do(steps: int) -> None:
+    """Linearly in log sigma; and to the range of another schedule it is stretched in the same."""
+    log_table = np.log([0.0291671582, *reversed(AysSchedules["StableDiffusionSigmas"][:-1])])
+    expected = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 11), log_table)
+    low, high = np.log(SCHEDULE.sigma_min), np.log(SCHEDULE.sigma_max)
+    stretched = low + (expected - log_table[0]) * (high - low) / (log_table[-1] - log_table[0])
+    assert make_grid(SCHEDULE, "ays-sd", steps).sigmas == pytest.approx(np.exp(stretched), rel=1e-9)
+
+
+def test_smallest_sigma_of_the_ays_tables_is_that_of_stable_diffusion() -> None:
+    schedule = make_schedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
+    assert schedule.sigma_min == pytest.approx(AYS_SD[0], rel=1e-4)
+    assert schedule.sigma_max == pytest.approx(AYS_SD[-1], rel=1e-4)
+
+
+def test_curvature_is_the_table_over_the_range_of_the_model_that_ships() -> None:
+    sigmas = make_grid(SCHEDULE, "curvature", len(CURVATURE) - 1).sigmas
+    assert sigmas == pytest.approx(CURVATURE, rel=1e-4)
+
+
 def test_an_explicit_grid_may_be_that_of_k_diffusion() -> None:
     """get_sigmas(50): sigma at 50 fractional timesteps from T - 1 to 0, by linear interpolation of its log; then 0."""
     grid = grid_of_timesteps(SCHEDULE, np.linspace(0, 999, 50).tolist())
@@ -188,6 +224,10 @@ def test_where_fifty_steps_begin_and_end(
         ("quad", 999, 999),
         ("karras", 999, 999),
         ("log-snr", 999, 999),
+        ("ays-sd", 999, 999),
+        ("ays-sdxl", 999, 999),
+        ("ays-svd", 999, 999),
+        ("curvature", 999, 999),
     ],
 )
 def test_a_single_step(name: str, zero: int, sigma_min: int) -> None:
@@ -231,7 +271,8 @@ def test_both_directions_are_the_same_nodes() -> None:
             "quadratic",
             10,
             {},
-            "unknown grid 'quadratic'; choose one of: karras, leading, linear, linspace, log-snr, quad, trailing",
+            "unknown grid 'quadratic'; choose one of: ays-sd, ays-sdxl, ays-svd, curvature, karras, leading, linear, "
+            "linspace, log-snr, quad, trailing",
         ),
         ("linear", 0, {}, "steps must be at least 1, but it is 0"),
         ("karras", -3, {}, "steps must be at least 1, but it is -3"),

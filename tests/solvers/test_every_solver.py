@@ -10,10 +10,10 @@ from math import exp
 
 import pytest
 import torch
-from flows import CORRELATED, GAUSSIAN, Field, Recorded, real, relative_error
+from flows import CORRELATED, GAUSSIAN, Field, Recorded, level, real, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, ExactInverse, Solver, SolverError, get_solver
+from solvers import SOLVERS, ExactInverse, PerSampleSolver, Solver, SolverError, get_solver
 from solvers.scipy_adapter import ScipySolver
 
 
@@ -77,8 +77,12 @@ def test_state_keeps_its_dtype_and_the_clock_is_float64(solver: Solver, dtype: t
     recorded = Recorded(field)
     x = solver(recorded, CORRELATED.data.to(dtype), GRID)
     assert {state.dtype for state in states} == {x.dtype} == {dtype}
-    assert {state.shape for state in states} == {x.shape} == {CORRELATED.data.shape}
-    assert {(sigma.dtype, sigma.shape) for sigma in recorded.sigmas} == {(torch.float64, ())}
+    assert {state.shape[1:] for state in states} == {x.shape[1:]}
+    assert x.shape == states[0].shape == CORRELATED.data.shape
+    assert {sigma.dtype for sigma in recorded.sigmas} == {torch.float64}
+    one_for_each = isinstance(solver, PerSampleSolver)
+    assert [sigma.shape for sigma in recorded.sigmas] == [y.shape[:1] if one_for_each else () for y in states]
+    assert one_for_each or len({len(y) for y in states}) == 1
 
 
 @each_solver
@@ -134,7 +138,7 @@ def test_an_error_of_the_field_goes_through_unchanged(solver: Solver, error: Exc
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_slope_that_is_not_finite_is_an_error_that_names_sigma(solver: Solver, bad: float) -> None:
     def field(sigma: Tensor, x: Tensor) -> Tensor:
-        return x if sigma < 0.9 else x * bad
+        return x * torch.where(level(sigma, x) < 0.9, 1.0, bad)
 
     with pytest.raises(SolverError, match=rf"^{solver.name}: the (slope|state) is not finite at sigma = ") as raised:
         solver(field, CORRELATED.data, GRID)

@@ -47,3 +47,11 @@ def test_problems_agree_where_they_coincide() -> None:
     for other in (full, single):
         torch.testing.assert_close(other.field(real(1.3), data), plain.field(real(1.3), data))
         torch.testing.assert_close(other.at(1.3), plain.at(1.3))
+
+
+@each_problem
+def test_each_member_may_be_at_its_own_sigma(problem: Problem) -> None:
+    sigmas = real([0.3, 5.0])
+    together = problem.field(sigmas, problem.data)
+    apart = [problem.field(sigma, x[None]) for sigma, x in zip(sigmas, problem.data, strict=True)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-13, atol=1e-13)
