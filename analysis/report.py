@@ -42,11 +42,41 @@ class Section:
 
     def run(self, folder: Path, model: str, *, full: bool) -> None:
         """Run it as its command line would, into a folder of its name in ``folder``."""
+        command: click.Command = import_module(f"analysis.{self.name}").main
         options = [*(self.full if full else self.quick), "--model", model, "--out", str(folder / self.name)]
-        import_module(f"analysis.{self.name}").main.main(args=options, standalone_mode=False)
+        if any(parameter.name == "references" for parameter in command.params):
+            options += ["--references", str(folder / "references")]
+        command.main(args=options, standalone_mode=False)
 
 
-SECTIONS: tuple[Section, ...] = ()
+def _each(option: str, *values: float | str) -> tuple[str, ...]:
+    """An option that may be given more than once, with all of ``values``."""
+    return tuple(text for value in values for text in (option, str(value)))
+
+
+_FEW = ("--count", "4")
+_COARSE = (*_FEW, "--stride", "4")
+_SOLVERS = _each("--solver", "euler", "heun", "reab2", "dpmpp3m")
+
+# In the order of the page. Few images and short lists make a quick run; a full one is mostly what each does by itself.
+SECTIONS: tuple[Section, ...] = (
+    Section(
+        "reconstruction",
+        (*_COARSE, *_SOLVERS, *_each("--grid", "log-snr"), *_each("--nfe", 10, 20, 50)),
+        (*_SOLVERS, *_each("--grid", "log-snr", "linear"), *_each("--nfe", 10, 20, 50, 100, 200)),
+    ),
+    Section("cross_solver", (*_FEW, "--nfe", "10")),
+    Section("decode_error", ("--count", "8", "--stride", "4", *_each("--nfe", 5, 10)), _each("--nfe", 5, 8, 10, 20)),
+    Section("consistency", _FEW),
+    Section(
+        "sample_quality", ("--count", "48", *_each("--eta", "0", "0.5", "1", "sigma-hat"), *_each("--steps", 5, 10, 20))
+    ),
+    Section("euler_time", (*_COARSE, "--grid", "log-snr", *_each("--steps", 5, 10, 20, 50))),
+    Section("work_precision", (*_COARSE, *_each("--tolerance", 1e-1, 1e-2, 1e-3), "--max-nfe", "200")),
+    Section("curvature", (*_FEW, "--points", "20", "--reference-steps", "100")),
+    Section("convergence", ("--count", "1")),
+    Section("overhead", ("--repeats", "2")),
+)
 
 
 def page(folder: Path, sections: Sequence[Section], title: str) -> str:

@@ -40,7 +40,7 @@ from solvers import SOLVERS, SolverError, get_solver
 
 CLEAN_END = "sigma-min"
 ADAPTIVE = tuple(name for name, solver in SOLVERS.items() if solver.adaptive)
-DEFAULT_ADAPTIVE = ("torchdiffeq-bosh3", "torchdiffeq-dopri5", "scipy-RK45", "scipy-DOP853")
+DEFAULT_ADAPTIVE = ("torchdiffeq-bosh3", "torchdiffeq-dopri5", "scipy-DOP853", "per-sample-bosh3")
 DEFAULT_FIXED = ("euler", "dpmpp3m")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = (10, 20, 50, 100)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from analysis.common import CIFAR10_TEST, load_images, trimmed_mean
+from analysis.common import CIFAR10_TEST, load_images, statistics, trimmed_mean
 from analysis.reconstruction import load, main, steps_for
 from analysis.reconstruction_plot import table
 from ddim_ode import decode, encode, load_model, make_grid
@@ -22,7 +22,11 @@ OPTIONS = ("--solver", "euler", "--solver", "heun", "--grid", "log-snr", "--coun
 
 
 def run(model: Path, out: Path, *options: str) -> Result:
-    result = CliRunner().invoke(main, ["--model", str(model), "--out", str(out), *OPTIONS, *options])
+    result = CliRunner().invoke(
+        main,
+        main,
+        ["--model", str(model), "--out", str(out), "--references", str(out / "references"), *OPTIONS, *options],
+    )
     assert result.exit_code == 0, result.output
     return result
 
@@ -104,3 +108,25 @@ def test_the_table_compares_at_equal_nfe(tiny_model: Path, tmp_path: Path) -> No
 def test_trimmed_mean_leaves_out_the_largest_twentieth() -> None:
     assert trimmed_mean(torch.tensor([*[1.0] * 38, 50.0, 90.0])) == 1.0
     assert trimmed_mean(torch.tensor([7.0])) == 7.0
+
+
+def test_the_interval_of_the_median_holds_it_and_narrows_with_more_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    widths = []
+    for count in (10, 1000):
+        values = torch.randn(count, generator=generator, dtype=torch.float64).exp()
+        mean, median, trimmed, low, high = statistics(values)
+        assert low < median < high
+        assert trimmed < mean
+        widths.append(high - low)
+    # That of the median of n log-normal values is 2 * 1.96 sqrt(pi / 2 / n) wide.
+    assert widths[1] == pytest.approx(2 * 1.96 * (torch.pi / 2 / 1000) ** 0.5, rel=0.3)
+    assert widths[1] < widths[0] / 3
+
+
+def test_a_good_latent_is_decoded_as_by_hand(tiny_model: Path, tmp_path: Path) -> None:
+    """More steps decode the reference latent to the image that it was encoded from."""
+    run(tiny_model, tmp_path, "--steps", "4", "--steps", "64")
+    errors = {(row.solver, row.steps): row.decode_mse_mean for row in load(tmp_path)}
+    assert errors["heun", 64] < errors["heun", 4] / 10
+    assert errors["heun", 64] < errors["euler", 64]

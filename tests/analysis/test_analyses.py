@@ -1,0 +1,157 @@
+"""The smaller analyses: each says what theory or a computation by hand says, and measures nothing twice."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from analysis import consistency, convergence, cross_solver, curvature, euler_time, sample_quality, work_precision
+from analysis.common import CIFAR10_TEST, load_images, load_rows
+from analysis.frechet import TEST_STATISTICS, frechet_to_test
+from analysis.reconstruction import Row as ReconstructionRow
+from ddim_ode import decode, encode, load_model, make_grid
+from ddim_ode.codec import draw_latents
+from ddim_ode.images import pixel_mse
+from solvers import SOLVERS
+
+
+def run(command: click.Command, model: Path, out: Path, *options: str) -> str:
+    arguments = ["--model", str(model), "--out", str(out), *options]
+    if any(parameter.name == "references" for parameter in command.params):
+        arguments += ["--references", str(out.parent / "references")]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+SMALL = {
+    "consistency": (consistency, ("--count", "2", "--steps", "2", "--steps", "4")),
+    "convergence": (convergence, ("--count", "1", "--solver", "euler")),
+    "cross_solver": (cross_solver, ("--count", "2", "--nfe", "2", "--solver", "euler", "--solver", "heun")),
+    "curvature": (curvature, ("--count", "2", "--points", "3", "--reference-steps", "20")),
+    "euler_time": (euler_time, ("--count", "2", "--steps", "4", "--stride", "200")),
+    "sample_quality": (sample_quality, ("--count", "3", "--steps", "2", "--eta", "1")),
+    "work_precision": (
+        work_precision,
+        ("--count", "2", "--stride", "200", "--adaptive", "per-sample-bosh3", "--fixed", "euler", "--tolerance", "0.1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "sample_quality"])
+def test_a_second_run_measures_nothing(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    module, options = SMALL[name]
+    first = run(module.main, tiny_model, tmp_path, *options)
+    rows = (tmp_path / "rows.csv").read_text()
+    assert list(tmp_path.glob("*.png"))
+    (tmp_path / "rows.csv").touch()
+    assert run(module.main, tiny_model, tmp_path, *options) == first
+    assert (tmp_path / "rows.csv").read_text() == rows
+    result = CliRunner().invoke(module.main, ["--model", str(tiny_model), "--out", str(tmp_path), "--count", "4"])
+    assert result.exit_code == 1
+    assert "another" in result.output
+
+
+def test_orders_on_a_closed_solution_are_those_declared(tiny_model: Path, tmp_path: Path) -> None:
+    solvers = ("euler", "midpoint", "rk4", "ab3", "dpmpp3m", "unipc3-bh2-data")
+    options = [text for name in solvers for text in ("--solver", name)]
+    run(convergence.main, tiny_model, tmp_path, "--count", "1", *options)
+    rows = load_rows(convergence.Row, tmp_path / "rows.csv")
+    for name in solvers:
+        slope = convergence.slope([row for row in rows if (row.problem, row.solver) == ("gaussian", name)])
+        assert slope > SOLVERS[name].order - 0.3
+
+
+def test_slope_of_known_errors() -> None:
+    rows = [convergence.Row("p", "s", 2, steps, 7.0 * steps**-2.5) for steps in (2, 4, 8, 16)]
+    assert convergence.slope(rows) == pytest.approx(2.5)
+    assert convergence.slope([*rows[:3], convergence.Row("p", "s", 2, 16, inf)]) != 2.5
+
+
+def test_pairs_are_encoded_with_one_and_decoded_with_the_other(tiny_model: Path, tmp_path: Path) -> None:
+    run(
+        cross_solver.main,
+        tiny_model,
+        tmp_path,
+        *("--count", "2", "--nfe", "4", "--solver", "euler", "--solver", "heun", "--solver", "ddim-inverse"),
+    )
+    rows = {(row.encoder, row.decoder): row for row in load_rows(cross_solver.Row, tmp_path / "rows.csv")}
+    assert set(rows) == {(a, b) for a in ("euler", "heun", "ddim-inverse") for b in ("euler", "heun")}
+    model = load_model(str(tiny_model))
+    images, _ = load_images(CIFAR10_TEST, model, 2)
+    grids = [make_grid(model.schedule, "log-snr", steps, clean_end="sigma-min") for steps in (4, 2)]
+    x_T = encode(model.ode(), images, grids[0], SOLVERS["euler"])
+    back = decode(model.ode(), x_T, grids[1], SOLVERS["heun"])
+    assert rows["euler", "heun"].mse_mean == pytest.approx(float(pixel_mse(images, back).mean()), rel=1e-6)
+
+
+def test_distances_fall_with_the_steps(tiny_model: Path, tmp_path: Path) -> None:
+    options = [text for steps in (5, 20, 320) for text in ("--steps", str(steps))]
+    run(consistency.main, tiny_model, tmp_path, "--count", "2", *options)
+    rows = load_rows(consistency.Row, tmp_path / "rows.csv")
+    assert [row.steps for row in rows] == [5, 20]
+    model = load_model(str(tiny_model))
+    x_T = draw_latents(2, (3, 8, 8), seed=0)
+    images = [
+        decode(model.ode(), x_T, make_grid(model.schedule, "trailing", steps), SOLVERS["euler"]) for steps in (5, 320)
+    ]
+    assert rows[0].rmse_mean == pytest.approx(float(pixel_mse(*images).sqrt().mean()), rel=1e-6)
+    assert rows[1].rmse_mean < rows[0].rmse_mean / 2
+
+
+def test_bend_of_a_flow_that_the_angle_chart_straightens(tiny_model: Path, tmp_path: Path) -> None:
+    """Far out every x_bar grows like sigma, whatever the network: in x_bar its slope changes as fast, in y it rests."""
+    run(curvature.main, tiny_model, tmp_path, "--count", "2", "--points", "3", "--reference-steps", "40")
+    rows = load_rows(curvature.Row, tmp_path / "rows.csv")
+    far = {row.chart: row for row in rows if row.sigma == max(row.sigma for row in rows)}
+    assert far["sigma"].bend_mean == pytest.approx(1, abs=0.05)
+    assert far["angle"].bend_mean < 0.1
+
+
+def test_both_eulers_are_measured(tiny_model: Path, tmp_path: Path) -> None:
+    run(euler_time.main, tiny_model, tmp_path, "--count", "2", "--grid", "log-snr", "--steps", "8", "--stride", "200")
+    rows = load_rows(ReconstructionRow, tmp_path / "rows.csv")
+    assert [row.solver for row in rows] == ["euler", "variance-euler"]
+    assert rows[0].latent_rmse_mean < rows[1].latent_rmse_mean
+
+
+def test_evaluations_of_each_image_are_counted(tiny_model: Path, tmp_path: Path) -> None:
+    module, options = SMALL["work_precision"]
+    run(module.main, tiny_model, tmp_path, *options)
+    rows = load_rows(work_precision.Row, tmp_path / "rows.csv")
+    fixed = {row.steps: row for row in rows if row.steps}
+    assert {steps: row.nfe for steps, row in fixed.items()} == {steps: steps for steps in work_precision.STEPS}
+    (adaptive,) = [row for row in rows if row.tolerance]
+    assert adaptive.nfe > 3
+    assert fixed[100].latent_rmse_mean < fixed[10].latent_rmse_mean
+
+
+@pytest.fixture
+def noise() -> torch.Tensor:
+    return ((draw_latents(200, (3, 32, 32), seed=0) * 0.5).clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+def test_test_images_are_nearer_to_themselves_than_noise(noise: torch.Tensor) -> None:
+    assert TEST_STATISTICS.stat().st_size < 200_000
+    loaded, _ = load_images(CIFAR10_TEST, load_model("default"))
+    real = ((loaded + 1) * 127.5).round().to(torch.uint8)
+    assert frechet_to_test(real) < frechet_to_test(noise[:32]) / 2
+
+
+def test_samples_without_noise_are_those_of_euler() -> None:
+    model = load_model("default")
+    pixels, seconds, network_seconds = sample_quality.draw(model, "0", 2, "trailing", 3, 7)
+    x_T = draw_latents(3, (3, 32, 32), seed=7)
+    images = decode(model.ode(), x_T, make_grid(model.schedule, "trailing", 2, clean_end="zero"), SOLVERS["euler"])
+    assert (pixels.double() / 127.5 - 1 - images.clamp(-1, 1)).abs().max() < 0.51 / 127.5 + 1e-4
+    assert 0 < network_seconds < seconds
+
+
+def test_table_has_the_papers_figures_beside() -> None:
+    rows = [sample_quality.Row("0", 10, 12.349, 1.0, 0.5), sample_quality.Row("0", 7, 2.0, 1.0, 0.5)]
+    assert "| 0 | 2.00 | 12.35 (13.36) |" in sample_quality.table(rows)
