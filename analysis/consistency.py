@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 import click
-import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -25,12 +23,11 @@ from analysis.common import COLOURS, Results, describe, save_figure, statistics
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.files import write_file
 from ddim_ode.grids import GRIDS, make_grid
-from ddim_ode.images import save_image, tile
+from ddim_ode.images import tile
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from solvers import SOLVERS
 
 STEPS = (10, 20, 50, 100, 1000)
-SHOWN = 96  # pixels, the height of a picture on the sheet at least
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,17 @@ def plot(rows: Sequence[Row], most: int) -> Figure:
     return figure
 
 
+def sheet(images: Mapping[int, Tensor]) -> Figure:
+    """A column of pictures for each number of steps, from the images by that number, each ``(B, C, H, W)``."""
+    count = len(next(iter(images.values())))
+    figure = Figure(figsize=(len(images), 0.4 + count), layout="constrained")
+    for axes, (steps, of) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
+        axes.imshow(((tile(of, columns=1) + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+        axes.set_title(f"S = {steps}", fontsize="medium")
+        axes.axis("off")
+    return figure
+
+
 @click.command(help=__doc__.split("\n")[0])
 @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
 @click.option("--solver", type=click.Choice(sorted(SOLVERS)), default="euler", show_default=True)
@@ -102,8 +110,7 @@ def main(model: str, solver: str, grid: str, steps: tuple[int, ...], count: int,
         results.replace(rows_of(dict(zip(ordered, images, strict=True))))
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    sheet = tile(torch.stack(images, 1).flatten(0, 1), columns=len(ordered))
-    save_image(sheet, out / "sheet.png", settings=about, zoom=ceil(SHOWN / loaded.height), overwrite=True)
+    save_figure(sheet(dict(zip(ordered, images, strict=True))), out / "sheet.png")
     save_figure(plot(results.rows, ordered[-1]), out / "consistency.png")
     click.echo(f"{count} latents, S = {', '.join(map(str, ordered))} -> {out}")
 

@@ -18,10 +18,21 @@ from typing import Any
 
 import click
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.common import REFERENCES, check_same, describe, load_rows, save_rows, save_settings, statistics
+from analysis.common import (
+    COLOURS,
+    REFERENCES,
+    check_same,
+    describe,
+    load_rows,
+    save_figure,
+    save_rows,
+    save_settings,
+    statistics,
+)
 from analysis.reconstruction import steps_for
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import decoded_references
@@ -31,6 +42,7 @@ from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from solvers import SOLVERS, SolverError
 
 BUDGETS = (5, 8, 10, 20)
+FAMILIES = ("diffusers", "ddim-ode")
 SEED = 0
 OURS = ("dpmpp2m", "dpmpp3m", "unipc2-bh2-data", "unipc3-bh2-data", "reab2", "reab3", "abam3", "ipndm4", "midpoint")
 OUR_GRIDS = ("log-snr", "karras", "quad")
@@ -179,14 +191,35 @@ def measure(
         )
 
 
+def _best(rows: Sequence[Row], family: str, budget: int) -> Row:
+    return min((row for row in rows if (row.budget, row.family) == (budget, family)), key=lambda row: row.rmse_mean)
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """The error of every competitor against its cost, and the best of either family."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    budgets = sorted({row.budget for row in rows})
+    for family, colour, marker, shift in zip(FAMILIES, COLOURS, ("o", "s"), (0.98, 1.02), strict=False):
+        found = [row for row in rows if row.family == family and row.rmse_mean < torch.inf]
+        xs, ys = [row.budget * shift for row in found], [row.rmse_mean for row in found]
+        axes.loglog(xs, ys, marker, color=colour, markersize=4, alpha=0.5, label=f"each of {family}")
+        best = [_best(rows, family, budget).rmse_mean for budget in budgets]
+        axes.loglog(budgets, best, marker + "-", color=colour, label=f"best of {family}")
+    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("calls of the network (NFE)")
+    axes.set_ylabel("decode error: RMSE, pixels in [-1, 1]")
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend()
+    return figure
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown: for each budget the best of either family, and the error of ours in parts of theirs."""
     lines = ["| NFE | best of diffusers | RMSE | best of ours | RMSE | ratio |", "|---:|---|---:|---|---:|---:|"]
     for budget in sorted({row.budget for row in rows}):
-        best = [
-            min((row for row in rows if (row.budget, row.family) == (budget, family)), key=lambda row: row.rmse_mean)
-            for family in ("diffusers", "ddim-ode")
-        ]
+        best = [_best(rows, family, budget) for family in FAMILIES]
         cells = [cell for row in best for cell in (f"{row.name}, {row.spacing}", f"{row.rmse_mean:.4f}")]
         lines.append(f"| {budget} | {' | '.join(cells)} | {best[1].rmse_mean / best[0].rmse_mean:.2f} |")
     return "\n".join(lines)
@@ -227,6 +260,7 @@ def main(model: str, budgets: tuple[int, ...], count: int, stride: int, referenc
             save_rows(rows, out / "rows.csv")
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    save_figure(plot(rows), out / "decode_error.png")
     click.echo(table(rows))
 
 
