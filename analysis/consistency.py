@@ -83,7 +83,7 @@ def sheet(images: Mapping[int, Tensor]) -> Figure:
     count = len(next(iter(images.values())))
     figure = Figure(figsize=(len(images), 0.4 + count), layout="constrained")
     for axes, (steps, of) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
-        axes.imshow(((tile(of, columns=1) + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+        axes.imshow(((tile(of, columns=1) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
         axes.set_title(f"S = {steps}", fontsize="medium")
         axes.axis("off")
     return figure

@@ -51,7 +51,8 @@ def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
     for axes in panels[1]:
         axes.set_xlabel("network evaluations (NFE) in one direction")
     (round_trip, _), (latent, moment) = panels
-    shown = {S: mse for S, mse in PAPER.items() if S <= max(row.nfe for row in rows)}
+    most = max(row.nfe for row in rows)
+    shown = {S: mse for S, mse in PAPER.items() if S <= most}
     round_trip.plot(list(shown), list(shown.values()), "x", color="0.35", label="the paper's Table 2 (its own model)")
     handles, labels = round_trip.get_legend_handles_labels()
     handles.append(moment.axhline(MOMENT_LIMIT, color="0.6", linewidth=1))

@@ -113,7 +113,7 @@ plt.legend()
 plt.show()
 
 # %%
-plt.imshow(((tile(truth, columns=4) + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+plt.imshow(((tile(truth, columns=4) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
 plt.axis("off")
 plt.title("what the four latents decode to")
 plt.show()

@@ -39,7 +39,7 @@ solver, grid = get_solver("dpmpp3m"), make_grid(model.schedule, "log-snr", steps
 
 def show(images, columns):
     plt.figure(figsize=(columns, len(images) / columns))
-    plt.imshow(((tile(images, columns=columns) + 1) / 2).clamp(0, 1).permute(1, 2, 0))
+    plt.imshow(((tile(images, columns=columns) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
     plt.axis("off")
     plt.show()
 
