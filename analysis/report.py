@@ -19,6 +19,7 @@ import click
 from tqdm import tqdm
 
 from analysis import ANALYSES
+from analysis.reconstruction import FIXED_STEP
 from ddim_ode.files import write_file
 from ddim_ode.models import DEFAULT_MODEL
 
@@ -63,7 +64,7 @@ SECTIONS: tuple[Section, ...] = (
     Section(
         "reconstruction",
         (*_COARSE, *_SOLVERS, *_each("--grid", "log-snr"), *_each("--nfe", 10, 20, 50)),
-        (*_SOLVERS, *_each("--grid", "log-snr", "linear"), *_each("--nfe", 10, 20, 50, 100, 200)),
+        (*_each("--solver", *FIXED_STEP), *_each("--grid", "log-snr"), *_each("--nfe", 10, 20, 50)),
     ),
     Section("cross_solver", (*_FEW, "--nfe", "10")),
     Section("decode_error", ("--count", "8", "--stride", "4", *_each("--nfe", 5, 10)), _each("--nfe", 5, 8, 10, 20)),

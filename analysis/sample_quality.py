@@ -123,7 +123,7 @@ def plot(rows: Sequence[Row], count: int) -> Figure:
         curve = sorted((row for row in rows if row.eta == eta), key=lambda row: row.steps)
         label = eta if eta == SIGMA_HAT else f"eta = {eta}"
         xs, ys = [row.steps for row in curve], [row.frechet for row in curve]
-        left.loglog(xs, ys, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
+        left.semilogx(xs, ys, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
     steps = sorted({row.steps for row in rows})
     left.set_xticks(steps, [str(S) for S in steps])
     left.set_xticks([], minor=True)
@@ -133,6 +133,7 @@ def plot(rows: Sequence[Row], count: int) -> Figure:
         means = [sum(getattr(r, name) for r in rows if r.steps == S) / sum(r.steps == S for r in rows) for S in steps]
         right.plot(steps, [mean / count for mean in means], "o-", color=colour, label=label)
     right.set_xlim(left=0)
+    right.set_xticks(steps)
     right.set_ylim(bottom=0)
     right.set_ylabel("seconds per sample")
     right.legend()

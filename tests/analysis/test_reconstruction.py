@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from analysis.common import CIFAR10_TEST, load_images, statistics, trimmed_mean
 from analysis.reconstruction import load, main, steps_for
-from analysis.reconstruction_plot import table
+from analysis.reconstruction_plot import plot, table
 from ddim_ode import decode, encode, load_model, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
@@ -22,11 +22,8 @@ OPTIONS = ("--solver", "euler", "--solver", "heun", "--grid", "log-snr", "--coun
 
 
 def run(model: Path, out: Path, *options: str) -> Result:
-    result = CliRunner().invoke(
-        main,
-        main,
-        ["--model", str(model), "--out", str(out), "--references", str(out / "references"), *OPTIONS, *options],
-    )
+    places = ["--model", str(model), "--out", str(out), "--references", str(out / "references")]
+    result = CliRunner().invoke(main, [*places, *OPTIONS, *options])
     assert result.exit_code == 0, result.output
     return result
 
@@ -73,10 +70,10 @@ def test_a_second_run_measures_only_what_is_missing(
 
 def test_plot_only_needs_no_model(tiny_model: Path, tmp_path: Path) -> None:
     output = run(tiny_model, tmp_path, "--nfe", "4", "--nfe", "10").output
-    plot = tmp_path / "reconstruction.png"
-    plot.unlink()
+    figure = tmp_path / "reconstruction.png"
+    figure.unlink()
     again = run(Path("nowhere"), tmp_path, "--plot-only").output
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert figure.read_bytes().startswith(b"\x89PNG")
     assert again == output
 
 
@@ -130,3 +127,12 @@ def test_a_good_latent_is_decoded_as_by_hand(tiny_model: Path, tmp_path: Path) -
     errors = {(row.solver, row.steps): row.decode_mse_mean for row in load(tmp_path)}
     assert errors["heun", 64] < errors["heun", 4] / 10
     assert errors["heun", 64] < errors["euler", 64]
+
+
+def test_of_many_curves_the_best_are_drawn_and_euler(tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, "--nfe", "4")
+    (row,) = [row for row in load(tmp_path) if row.solver == "euler"]
+    rows = [row, *(replace(row, solver=f"s{i:02}", mse_mean=row.mse_mean / (i + 2)) for i in range(20))]
+    drawn = [text.get_text() for text in plot(rows).legends[0].get_texts()]
+    assert [label for label in drawn if label.startswith("s")] == [f"s{i}" for i in range(11, 20)]
+    assert "euler" in drawn
