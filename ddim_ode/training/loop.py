@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -51,6 +52,9 @@ class Hardware:
         Raises:
             ValueError: if there are not ``processes`` of them.
         """
+        if self.compile:
+            # Of a check of versions inside diffusers' network, which is traced rightly.
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         accelerator = Accelerator(
             cpu=self.cpu,
             mixed_precision="bf16" if self.bf16 else "no",
