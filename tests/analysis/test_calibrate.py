@@ -79,7 +79,7 @@ def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
 
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.setattr(module, "SOLVER_NAMES", ("euler", "reab2"))
+    monkeypatch.setattr(module, "SOLVER", "reab2")
     return Plan(("euler", "log-snr"), budgets=(4,), latents=24, reference_steps=100)
 
 
