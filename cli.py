@@ -758,7 +758,7 @@ def train(
 @click.option(
     "--images", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Real images. [default: CIFAR-10's]"
 )
-@click.option("--steps", type=click.IntRange(min=2), multiple=True, help="One or several. [default: 5, 8, 10, 20]")
+@click.option("--steps", type=click.IntRange(min=2), multiple=True, help="One or several. [default: seven, 5 to 20]")
 @click.option("--latents", type=click.IntRange(min=4), default=32, show_default=True, help="Half of them for judging.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)

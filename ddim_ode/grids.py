@@ -205,6 +205,17 @@ def _log_snr(n: int, sigma_min: float, sigma_max: float) -> list[float]:
     return [sigma_min * (sigma_max / sigma_min) ** (i / (n - 1)) for i in range(n)]
 
 
+def _capped(ceiling: float) -> Callable[[int, float, float], list[float]]:
+    """Equal steps in v = sigma / (1 + sigma / ceiling) on a logarithmic scale."""
+
+    def sigmas(n: int, sigma_min: float, sigma_max: float) -> list[float]:
+        first, last = (sigma / (1 + sigma / ceiling) for sigma in (sigma_min, sigma_max))
+        inner = (first * (last / first) ** (i / (n - 1)) for i in range(1, n - 1))
+        return [sigma_min, *(v / (1 - v / ceiling) for v in inner), sigma_max]
+
+    return sigmas
+
+
 def _tabulated(table: Sequence[float]) -> Callable[[int, float, float], list[float]]:
     """The spacing of the sigmas in ``table``, rising: linear in log sigma between them, and as a whole stretched or
     squeezed, in log sigma too, to the ends that are asked for."""
@@ -262,6 +273,12 @@ GRIDS: dict[str, Tau | Spacing] = {
     "linspace": Tau(_linspace, "round(i (T - 1) / (S - 1)), i < S: diffusers' 'linspace'"),
     "karras": Spacing(_karras, "equal steps in sigma^(1/7): Karras et al., arXiv 2206.00364, Eq. (5)"),
     "log-snr": Spacing(_log_snr, "equal steps in log sigma: Lu et al., arXiv 2206.00927, Section 3.3"),
+    **{
+        f"capped-{ceiling}": Spacing(
+            _capped(ceiling), f"equal steps in log(sigma / (1 + sigma / {ceiling})): few of them above {ceiling}"
+        )
+        for ceiling in (50, 150)
+    },
     "ays-sd": Spacing(_tabulated(AYS_SD), _AYS.format("Stable Diffusion 1.5")),
     "ays-sdxl": Spacing(_tabulated(AYS_SDXL), _AYS.format("Stable Diffusion XL")),
     "ays-svd": Spacing(_tabulated(AYS_SVD), _AYS.format("Stable Video Diffusion")),

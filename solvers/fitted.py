@@ -86,7 +86,7 @@ def fit(
     solutions: Sequence[Tensor],
     grid: Tensor,
     *,
-    slopes: int = 3,
+    slopes: int = 4,
     ridge: float = 1e-3,
     kept: float = 0.9,
 ) -> Corrections:

@@ -79,7 +79,7 @@ def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
 
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
-    monkeypatch.setattr(module, "SOLVER_NAMES", ("euler", "reab2"))
+    monkeypatch.setattr(module, "SOLVER", "reab2")
     return Plan(("euler", "log-snr"), budgets=(4,), latents=24, reference_steps=100)
 
 
@@ -133,6 +133,21 @@ def test_what_is_worse_anywhere_is_refused(plan: Plan, scores: dict[str, float],
     entry = choose(results, model(Mixture()), plan)
     assert entry.solver == chosen
     assert entry.scores["decode of the default"] == 0.1
+
+
+def test_decoding_counts_as_much_as_what_encoding_takes_part_in(plan: Plan) -> None:
+    """Half the error of decoding is worth more than two fifths of that of the latents."""
+    results = [
+        Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
+        Result(
+            Candidate("reab2", "capped-50", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, {**GOOD, "latent": 0.04}
+        ),
+        Result(
+            Candidate("reab2", "capped-150", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, {**GOOD, "decode": 0.05}
+        ),
+    ]
+    for order in (results, results[::-1]):
+        assert choose(order, model(Mixture()), plan).grid.name == "capped-150"
 
 
 def test_a_candidate_that_blows_up_is_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:

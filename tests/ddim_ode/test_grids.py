@@ -149,6 +149,16 @@ def test_log_snr_has_equal_ratios() -> None:
     torch.testing.assert_close(sigmas[1:] / sigmas[:-1], torch.full((50,), expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("ceiling", [50, 150])
+def test_capped_has_equal_ratios_of_the_harmonic_sum_with_the_ceiling(ceiling: int) -> None:
+    """1 / sigma + 1 / ceiling, that is; so it ends where log-snr does, with a larger last step."""
+    sigmas = make_grid(SCHEDULE, f"capped-{ceiling}", 30).upward()
+    assert sigmas[[0, -1]].tolist() == pytest.approx([SCHEDULE.sigma_min, SCHEDULE.sigma_max], rel=1e-12)
+    sums = 1 / sigmas + 1 / ceiling
+    torch.testing.assert_close(sums[1:] / sums[:-1], ((sums[-1] / sums[0]) ** (1 / 30)).expand(30))
+    assert sigmas[-2] < make_grid(SCHEDULE, "log-snr", 30).sigmas[-2]
+
+
 @pytest.mark.parametrize(
     ("name", "key", "sigma_min"),
     [
@@ -224,6 +234,8 @@ def test_where_fifty_steps_begin_and_end(
         ("quad", 999, 999),
         ("karras", 999, 999),
         ("log-snr", 999, 999),
+        ("capped-50", 999, 999),
+        ("capped-150", 999, 999),
         ("ays-sd", 999, 999),
         ("ays-sdxl", 999, 999),
         ("ays-svd", 999, 999),
@@ -271,8 +283,8 @@ def test_both_directions_are_the_same_nodes() -> None:
             "quadratic",
             10,
             {},
-            "unknown grid 'quadratic'; choose one of: ays-sd, ays-sdxl, ays-svd, curvature, karras, leading, linear, "
-            "linspace, log-snr, quad, trailing",
+            "unknown grid 'quadratic'; choose one of: ays-sd, ays-sdxl, ays-svd, capped-150, capped-50, "
+            "curvature, karras, leading, linear, linspace, log-snr, quad, trailing",
         ),
         ("linear", 0, {}, "steps must be at least 1, but it is 0"),
         ("karras", -3, {}, "steps must be at least 1, but it is -3"),

@@ -73,7 +73,7 @@ def test_a_large_ridge_leaves_the_method_as_it_is() -> None:
 
 def test_weights_by_step_and_cost() -> None:
     solver = fitted(SOLVERS["ab2"], states(10, seed=0))
-    assert [len(step) for step in solver.up] == [2, 3, 4, 4, 4]
+    assert [len(step) for step in solver.up] == [2, 3, 4, 5, 5]
     recorded = Recorded(MIXTURE.field)
     solver(recorded, states(2, seed=3)[0], GRID)
     assert recorded.nfe == solver.nfe(5) == 5
