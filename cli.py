@@ -23,8 +23,8 @@ import click
 from click.core import ParameterSource
 
 from analysis import ANALYSES
-from ddim_ode.grids import CLEAN_ENDS, ENDS, GRIDS, Tau, full_range, grid_of_timesteps, halved, make_grid
-from solvers import SOLVERS, Solver, exact_inverse, finer, fitted, get_solver, way_back
+from ddim_ode.grids import CLEAN_ENDS, DEFAULT_GRID, ENDS, GRIDS, Tau, full_range, grid_of_timesteps, halved, make_grid
+from solvers import DEFAULT_SOLVER, SOLVERS, Solver, exact_inverse, finer, fitted, get_solver, way_back
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 # What the calibration of a model says; and where that says nothing, or there is none, the other one.
 AUTO = "auto"
-DEFAULT_SOLVER = "dpmpp3m"
-DEFAULT_GRID = "log-snr"
 DEFAULT_STEPS = 50
 # Among these 'reconstruct --target-psnr' looks for the cheapest.
 TARGET_SOLVERS = (AUTO, "dpmpp2m", "reab2")
@@ -152,7 +150,7 @@ class Run:
         if self._asks_for_calibration():
             entry = model.calibration.entries.get(self.steps or DEFAULT_STEPS) if model.calibration else None
             if entry:
-                return _solver_of(entry), entry.grid
+                return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down), entry.grid
         solver = self.make_solver()
         return solver, self.make_grid(model.schedule, solver)
 
@@ -218,12 +216,6 @@ class Run:
         return self.plan_decoding(latents[0], model)[:2]
 
 
-def _solver_of(entry: Entry) -> Solver:
-    if not entry.fitted:
-        return get_solver(entry.solver)
-    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
-
-
 def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     from ddim_ode.latents import LatentError
 
@@ -233,7 +225,7 @@ def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
             f"the latent was encoded with a calibration for {latent.grid.steps} steps that model '{model.name}' does "
             f"not have now; name a solver, such as --solver {DEFAULT_SOLVER}"
         )
-    return _solver_of(entry)
+    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
 
 
 def _check_clean_end(solver: Solver, grid: Grid) -> None:

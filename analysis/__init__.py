@@ -3,6 +3,7 @@
 # The registry: modules of this package by name, and in a few words what each shows; a list of them needs no import.
 # Each has a command ``main``, with the options --model and --out among others.
 ANALYSES: dict[str, str] = {
+    "comparison": "What is gained over diffusers: there and back, latents, few-step decoding.",
     "consistency": "One latent, decoded with more and more steps.",
     "convergence": "The order of each solver, on paper and on the network.",
     "cross_solver": "Encode with one solver, decode with another.",

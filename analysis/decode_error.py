@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from analysis.common import (
@@ -36,6 +34,7 @@ from analysis.common import (
 from analysis.reconstruction import steps_for
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import decoded_references
+from analysis.schedulers import decode_with_scheduler, schedulers
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
@@ -46,26 +45,6 @@ FAMILIES = ("diffusers", "ddim-ode")
 SEED = 0
 OURS = ("dpmpp2m", "dpmpp3m", "unipc2-bh2-data", "unipc3-bh2-data", "reab2", "reab3", "abam3", "ipndm4", "midpoint")
 OUR_GRIDS = ("log-snr", "karras", "quad")
-SPACINGS: dict[str, dict[str, object]] = {
-    "trailing": {"timestep_spacing": "trailing"},
-    "karras": {"use_karras_sigmas": True},
-    "exponential": {"use_exponential_sigmas": True},
-    "lu": {"use_lu_lambdas": True},
-}
-# The class in diffusers, settings, and the spacings that it knows.
-THEIRS: tuple[tuple[str, dict[str, object], tuple[str, ...]], ...] = (
-    ("DDIMScheduler", {}, ("trailing",)),
-    ("DPMSolverMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential", "lu")),
-    ("DPMSolverMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential", "lu")),
-    ("UniPCMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential")),
-    ("UniPCMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential")),
-    ("DEISMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential")),
-    ("DEISMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential")),
-    ("EulerDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
-    ("HeunDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
-    ("LMSDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
-    ("PNDMScheduler", {"skip_prk_steps": True}, ("trailing",)),
-)
 
 
 @dataclass(frozen=True)
@@ -94,74 +73,18 @@ class Competitor:
     run: Callable[[int], tuple[Tensor, str, int]]
 
 
-class Counted(nn.Module):
-    """A network that counts its ``calls``."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.calls = 0
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
-        self.calls += 1
-        output: Tensor = self.network(x, t)
-        return output
-
-
 def competitors(model: Model, x_T: Tensor) -> Iterator[Competitor]:
     """Ours and theirs, for the latents ``x_T``, ``(B, C, H, W)``."""
     for name, grid in product(OURS, OUR_GRIDS):
         yield Competitor("ddim-ode", name, grid, partial(_ours, model, x_T, name, grid))
-    for kind, settings, spacings in THEIRS:
-        label = " ".join([kind.removesuffix("Scheduler"), *(str(value) for value in settings.values())])
-        for spacing in spacings:
-            yield Competitor(
-                "diffusers", label, spacing, partial(_theirs, model, x_T, kind, settings | SPACINGS[spacing])
-            )
+    for label, spacing, kind, options in schedulers():
+        yield Competitor("diffusers", label, spacing, partial(decode_with_scheduler, model, x_T, kind, options))
 
 
 def _ours(model: Model, x_T: Tensor, name: str, grid_name: str, budget: int) -> tuple[Tensor, str, int]:
     ode, solver = model.ode(), SOLVERS[name]
     grid = make_grid(model.schedule, grid_name, steps_for(name, budget), clean_end="sigma-min")
     return decode(ode, x_T, grid, solver), grid.clean_end, ode.nfe
-
-
-def _theirs(
-    model: Model, x_T: Tensor, kind: str, options: Mapping[str, object], budget: int
-) -> tuple[Tensor, str, int]:
-    """As a pipeline of diffusers does it, with the most steps that the budget pays for."""
-    import diffusers
-
-    best: tuple[Tensor, str, int] | None = None
-    for steps in (budget, budget // 2, budget // 2 + 1):
-        scheduler = getattr(diffusers, kind)(
-            trained_betas=_betas(model), prediction_type=model.prediction, **_known(getattr(diffusers, kind), options)
-        )
-        scheduler.set_timesteps(steps)
-        if len(scheduler.timesteps) > budget or (best and len(scheduler.timesteps) <= best[2]):
-            continue
-        network = Counted(model.network)
-        x = x_T.float() * float(scheduler.init_noise_sigma)
-        with torch.no_grad():
-            for t in scheduler.timesteps:
-                output = network(scheduler.scale_model_input(x, t), t.expand(len(x)))
-                x = scheduler.step(output, t, x).prev_sample
-        best = x.double(), "zero", network.calls
-    if best is None:
-        raise ValueError(f"{kind} makes no image with {budget} evaluations")
-    return best
-
-
-def _betas(model: Model) -> list[float]:
-    alpha_bar = model.schedule.alpha_bar
-    return torch.cat([1 - alpha_bar[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]]).tolist()
-
-
-def _known(kind: Any, options: Mapping[str, object]) -> dict[str, object]:
-    """``options``, and of those that make a scheduler follow the ODE the ones that it knows."""
-    fixed = {"clip_sample": False, "set_alpha_to_one": True, "lower_order_final": True}
-    return {**{key: value for key, value in fixed.items() if key in signature(kind.__init__).parameters}, **options}
 
 
 def measure(

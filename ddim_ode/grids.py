@@ -263,6 +263,9 @@ class Spacing:
     clean_end: str = "sigma-min"
 
 
+# What is taken where nothing else is asked for, nor calibrated.
+DEFAULT_GRID = "log-snr"
+
 _AYS = "Align Your Steps for {}, stretched to the range: arXiv 2404.14507"
 # The registry: command line, tests, plots and docs read it.
 GRIDS: dict[str, Tau | Spacing] = {

@@ -27,6 +27,9 @@ from solvers.scipy_adapter import SCIPY_SOLVERS
 from solvers.target import TARGET_SOLVERS
 from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
+# What is taken where nothing else is asked for, nor calibrated.
+DEFAULT_SOLVER = "dpmpp3m"
+
 # The registry: command line, tests, plots and docs read it.
 FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *RUNGE_KUTTA_SOLVERS,
@@ -80,12 +83,16 @@ def correctable(name: str) -> FixedStepSolver:
     return solver
 
 
-def fitted(name: str, nodes: tuple[float, ...], up: Corrections, down: Corrections) -> FittedSolver:
-    """The solver called ``name`` with corrections for the two directions of one grid, ``nodes``, rising; 'auto'.
+def fitted(name: str, nodes: tuple[float, ...], up: Corrections, down: Corrections) -> Solver:
+    """The solver called ``name`` with corrections for the two directions of one grid, ``nodes``, rising: 'auto'.
+
+    Without any it is the solver itself.
 
     Raises:
         ValueError: as ``correctable`` does.
     """
+    if not up and not down:
+        return get_solver(name)
     base = correctable(name)
     source = f"{base.source}; with corrections fitted to one model"
     return FittedSolver(

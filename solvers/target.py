@@ -48,7 +48,7 @@ TARGET_SOLVERS: tuple[FixedStepSolver, ...] = (
         name="ddim-inverse",
         order=1,
         nfe_per_step=1,
-        source="the rule of diffusers' DDIMInverseScheduler",
+        source="the rule of diffusers' DDIMInverseScheduler for networks that predict the slope",
         step=rescaled_target,
         undoes="euler",
     ),

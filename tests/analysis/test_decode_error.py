@@ -9,7 +9,8 @@ import torch
 from click.testing import CliRunner
 
 from analysis.common import load_rows
-from analysis.decode_error import OUR_GRIDS, OURS, THEIRS, Row, competitors, main, table
+from analysis.decode_error import OUR_GRIDS, OURS, Row, competitors, main, table
+from analysis.schedulers import THEIRS
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, load_model

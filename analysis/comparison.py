@@ -1,0 +1,282 @@
+"""What is gained over diffusers, in one run: images there and back, their latents, and few-step decoding.
+
+Every line of the table sets a figure of ours against the best of its baselines on the same images or latents, none of
+which ours were calibrated on. Ours is ``auto``, what this project takes by itself, and not what turned out best.
+
+``round_trip``  images encoded and decoded: MSE per dimension, pixels in [0, 1].
+``latent``      their latents: RMSE to those of the ODE, solved with small steps from the same clean end to the same
+                noise level.
+``moment``      the second moment of all latents: relative distance from that of the true ones.
+``few``         ``round_trip`` of a few of the images, in more and more steps.
+``two_states``  ``round_trip`` of a few of the images, both states of a reversible method rounded to float32 between.
+``decode``      images of random latents: RMSE to those of the ODE, pixels in [-1, 1].
+
+The baselines are diffusers' own scheduler objects, on every spacing they offer: ``DDIMInverseScheduler`` with
+``DDIMScheduler``, and for decoding all that follow the ODE. Our states are in float64; the network is in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import inf
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.common import CIFAR10_TEST, REFERENCES, Results, describe, load_images, save_figure, statistics
+from analysis.comparison_plot import AUTO, plot, table
+from analysis.reconstruction import steps_for
+from analysis.reference import End, decoded_references, end_of, make_references
+from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
+from ddim_ode.codec import decode, decode_pair, draw_latents, encode, encode_pair
+from ddim_ode.grids import DEFAULT_GRID, GRIDS, Grid, make_grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver, Solver, SolverError, fitted, way_back
+
+# Not that of the latents which solvers are calibrated on.
+SEED = 20
+BUDGETS = (10, 20, 50)
+DECODE_BUDGETS = (5, 8, 10, 20)
+PAIR_STEPS = (6, 10, 20)
+# To find how many steps lose as little as DDIM in a thousand.
+LADDER = (8, 10, 12, 15, 20, 25, 30, 40)
+LONG = 1000
+# Beside ``auto``, by solver and grid.
+OURS = ((DEFAULT_SOLVER, DEFAULT_GRID), ("reab2", DEFAULT_GRID), ("euler", DEFAULT_GRID))
+# Encoders for images that DDIM decodes.
+FOR_DDIM = (*product(("ddim-inverse", "ddim-predicted"), ("trailing", DEFAULT_GRID)), ("exact-euler", DEFAULT_GRID))
+FOR_DDIM_STEPS = 20
+INVERSE_SPACINGS = ("trailing", "leading")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one competitor; ``nfe`` evaluations one way, of the encoder where there are two ways.
+
+    ``family``  "diffusers" or "ddim-ode".
+    ``images``  images or latents that the statistics are over.
+    """
+
+    measure: str
+    family: str
+    name: str
+    grid: str
+    steps: int
+    nfe: int
+    images: int
+    mean: float
+    median: float
+    trimmed: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to measure, which gives rows of a first ``measure`` and perhaps of others."""
+
+    measure: str
+    family: str
+    name: str
+    grid: str
+    steps: int
+    run: Callable[[Task], list[Row]]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A model with what to measure it on.
+
+    ``images, few``  pictures and some of them, ``(B, C, H, W)`` in [-1, 1].
+    ``x_T``          latents from N(0, I), ``(B, C, H, W)``.
+    ``truth``        latents of the pictures by where they end; ``decoded`` the images of ``x_T`` by the clean end.
+    """
+
+    model: Model
+    images: Tensor
+    few: Tensor
+    x_T: Tensor
+    truth: Mapping[End, Tensor]
+    decoded: Mapping[str, Tensor]
+    batch_size: int
+
+
+def plan(model: Model, name: str, grid: str, steps: int) -> tuple[Solver, Grid]:
+    """Solver and grid of these names; for ``AUTO`` what the calibration of ``model`` says, and else the default."""
+    entry = model.calibration.entries.get(steps) if name == AUTO and model.calibration else None
+    if entry:
+        return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down), entry.grid
+    name, grid = (DEFAULT_SOLVER, DEFAULT_GRID) if name == AUTO else (name, grid)
+    return SOLVERS[name], make_grid(model.schedule, grid, steps, clean_end=GRIDS[grid].clean_end)
+
+
+def tasks(material: Material) -> Iterator[Task]:
+    """All that is measured, the cheap first."""
+    trip, few = partial(_trip, material), partial(_few, material)
+    for steps in BUDGETS:
+        for spacing in INVERSE_SPACINGS:
+            yield Task("round_trip", "diffusers", "DDIM", spacing, steps, trip)
+        for name, grid in ((AUTO, ""), *OURS):
+            yield Task("round_trip", "ddim-ode", name, grid, steps, trip)
+    for name, grid in FOR_DDIM:
+        yield Task("round_trip", "ddim-ode", name, grid, FOR_DDIM_STEPS, trip)
+    for steps in PAIR_STEPS:
+        for name in (name for name, solver in SOLVERS.items() if isinstance(solver, ReversibleSolver)):
+            yield Task("two_states", "ddim-ode", name, DEFAULT_GRID, steps, partial(_two_states, material))
+    for steps in DECODE_BUDGETS:
+        for name, grid in ((AUTO, ""), *OURS):
+            yield Task("decode", "ddim-ode", name, grid, steps, partial(_decode, material))
+        for label, spacing, kind, options in schedulers():
+            run = partial(_decode_theirs, material, kind, options)
+            yield Task("decode", "diffusers", label, spacing, steps, run)
+    for steps in LADDER:
+        yield Task("few", "ddim-ode", AUTO, "", steps, few)
+    yield Task("few", "diffusers", "DDIM", "trailing", LONG, few)
+
+
+def ends(model: Model) -> set[End]:
+    """Where the walks of the round trips begin and end."""
+    grids = [plan(model, AUTO, "", steps)[1] for steps in BUDGETS]
+    grids += [
+        make_grid(model.schedule, name, steps, clean_end=GRIDS[name].clean_end)
+        for name in (DEFAULT_GRID, *INVERSE_SPACINGS)
+        for steps in BUDGETS
+    ]
+    return {end_of(grid) for grid in grids}
+
+
+def _trip(material: Material, task: Task) -> list[Row]:
+    """There and back, and on the way the latents."""
+    x_T, x_0, end, nfe = _there_and_back(material, task, material.images)
+    truth = material.truth[end]
+    moment = float((x_T.square().mean() / truth.square().mean() - 1).abs())
+    return [
+        _row(task, "round_trip", nfe, pixel_mse(material.images, x_0)),
+        _row(task, "latent", nfe, _rmse(x_T - truth)),
+        Row("moment", task.family, task.name, task.grid, task.steps, nfe, len(x_T), *[moment] * 5),
+    ]
+
+
+def _few(material: Material, task: Task) -> list[Row]:
+    """There and back with a few images."""
+    _, x_0, _, nfe = _there_and_back(material, task, material.few)
+    return [_row(task, "few", nfe, pixel_mse(material.few, x_0))]
+
+
+def _there_and_back(material: Material, task: Task, images: Tensor) -> tuple[Tensor, Tensor, End, int]:
+    """Latents and images, both ``(B, C, H, W)``, where the way to the latents ended, and its evaluations per image."""
+    walk = _diffusers_trip if task.family == "diffusers" else _our_trip
+    walks = [walk(material.model, task, batch) for batch in torch.split(images, material.batch_size)]
+    x_T, x_0, ended, nfe = zip(*walks, strict=True)
+    return torch.cat(x_T), torch.cat(x_0), ended[0], max(nfe)
+
+
+def _diffusers_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, Tensor, End, int]:
+    x_T, end = invert_with_ddim(model, images, task.grid, task.steps)
+    options = {"timestep_spacing": task.grid}
+    return x_T, decode_with_scheduler(model, x_T, "DDIMScheduler", options, task.steps)[0], end, task.steps
+
+
+def _our_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, Tensor, End, int]:
+    solver, grid = plan(model, task.name, task.grid, task.steps)
+    ode = model.ode()
+    try:
+        x_T = encode(ode, images, grid, solver)
+        nfe = ode.nfe
+        return x_T, decode(ode, x_T, grid, way_back(solver)), end_of(grid), nfe
+    except SolverError:
+        lost = torch.full_like(images.double(), inf)
+        return lost, lost, end_of(grid), ode.nfe
+
+
+def _two_states(material: Material, task: Task) -> list[Row]:
+    solver, grid = plan(material.model, task.name, task.grid, task.steps)
+    ode = material.model.ode()
+    x_T, companion = encode_pair(ode, material.few, grid, solver)
+    nfe = ode.nfe
+    kept = None if companion is None else companion.float()
+    x_0 = decode_pair(ode, x_T.float(), kept, grid, solver)
+    return [_row(task, "two_states", nfe, pixel_mse(material.few, x_0))]
+
+
+def _decode(material: Material, task: Task) -> list[Row]:
+    named = task.name != AUTO
+    steps = steps_for(task.name, task.steps) if named else task.steps
+    solver, grid = plan(material.model, task.name, task.grid, steps)
+    ode = material.model.ode()
+    parts = [decode(ode, batch, grid, solver) for batch in torch.split(material.x_T, material.batch_size)]
+    truth = material.decoded[grid.clean_end]
+    return [_row(task, "decode", ode.nfe // len(parts), _rmse(torch.cat(parts) - truth))]
+
+
+def _decode_theirs(material: Material, kind: str, options: Mapping[str, object], task: Task) -> list[Row]:
+    batches = torch.split(material.x_T, material.batch_size)
+    runs = [decode_with_scheduler(material.model, batch, kind, options, task.steps) for batch in batches]
+    images = torch.cat([run[0] for run in runs])
+    return [_row(task, "decode", runs[0][2], _rmse(images - material.decoded[runs[0][1]]))]
+
+
+def _row(task: Task, measure: str, nfe: int, values: Tensor) -> Row:
+    return Row(measure, task.family, task.name, task.grid, task.steps, nfe, len(values), *statistics(values))
+
+
+def _rmse(error: Tensor) -> Tensor:
+    return error.square().flatten(1).mean(1).sqrt()
+
+
+def missing(every: Iterable[Task], rows: Sequence[Row]) -> list[Task]:
+    """Those of the tasks that have no rows yet."""
+    known = {(row.measure, row.family, row.name, row.grid, row.steps) for row in rows}
+    return [task for task in every if (task.measure, task.family, task.name, task.grid, task.steps) not in known]
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
+@click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="Images, and latents.")
+@click.option("--few", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a thousand steps.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option(
+    "--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference, in timesteps."
+)
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    default=REFERENCES,
+    show_default=True,
+    help="Folder that keeps the reference solutions.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/comparison"), show_default=True)
+def main(
+    model: str, images: Path, count: int, few: int, batch_size: int, stride: int, references: Path, out: Path
+) -> None:
+    try:
+        loaded = load_model(model)
+        pixels, names = load_images(images, loaded, count)
+        x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=SEED)
+        calibrated = sorted(loaded.calibration.entries) if loaded.calibration else []
+        about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated}
+        results = Results(Row, out, describe(loaded, names) | about)
+        truth = make_references(loaded, pixels, ends(loaded), folder=references, stride=stride, batch_size=batch_size)
+        decoded = decoded_references(loaded, x_T, folder=references, stride=stride)
+        latents = {end: reference.x_T for end, reference in truth.items()}
+        material = Material(loaded, pixels, pixels[:: -(-count // few)], x_T, latents, decoded, batch_size)
+        for task in tqdm(missing(tasks(material), results.rows), desc="competitors", disable=None):
+            results.replace([*results.rows, *task.run(task)])
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    save_figure(plot(results.rows), out / "comparison.png")
+    accuracy = max(reference.accuracy for reference in truth.values())
+    click.echo(table(results.rows))
+    click.echo(f"\nThe reference latents differ by {accuracy:.2g} (RMSE) from those of steps twice as long.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The table and the figure of ``analysis.comparison``, from its rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from analysis.common import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from analysis.comparison import Row
+
+# What the calibration of a model says; and where that says nothing, or there is none, the default.
+AUTO = "auto"
+# MSE of rounding pixels in [0, 1] to 8 bits: 1 / (12 * 255^2).
+ROUNDING = 1.28e-6
+DDIM = (("DDIM", "trailing"), ("DDIM", "leading"))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A line of the table: a figure of ours, and what it should at most be.
+
+    ``ours``     name and grid; any grid if that is "".
+    ``against``  baselines, of which the best counts; all of diffusers if there are none.
+    ``least``    the most that ours may be, and ``aim`` what it had better be: in parts of the baseline.
+    ``absolute`` but these of ``least`` and ``aim`` are figures themselves.
+    """
+
+    what: str
+    measure: str
+    steps: int
+    ours: tuple[str, str]
+    against: tuple[tuple[str, str], ...]
+    least: float
+    aim: float
+    absolute: tuple[str, ...] = ()
+
+
+def _for_ddim(measure: str, what: str, least: float, aim: float) -> list[Goal]:
+    """DDIM's decoder with another encoder; on diffusers' grid, and on that of this project, which diffusers lacks."""
+    pairs = (("ddim-predicted", "trailing"), ("ddim-predicted", "log-snr"), ("exact-euler", "log-snr"))
+    return [
+        Goal(
+            f"DDIM decodes, {name} on {grid}: {what}",
+            measure,
+            20,
+            (name, grid),
+            (("ddim-inverse", grid), ("DDIM", grid)),
+            least,
+            aim,
+        )
+        for name, grid in pairs
+    ]
+
+
+BOTH = ("least", "aim")
+GOALS: tuple[Goal, ...] = (
+    Goal("round trip, one latent", "round_trip", 10, (AUTO, ""), DDIM, 1 / 10, 1 / 50),
+    Goal("round trip, one latent", "round_trip", 20, (AUTO, ""), DDIM, 1 / 30, 1 / 300),
+    Goal("round trip, one latent", "round_trip", 50, (AUTO, ""), DDIM, 1 / 100, ROUNDING, ("aim",)),
+    *(
+        Goal("latent", "latent", steps, (AUTO, ""), (*DDIM, ("euler", "log-snr")), 1 / 2, 1 / 20)
+        for steps in (10, 20, 50)
+    ),
+    *(Goal("second moment of latents", "moment", steps, (AUTO, ""), DDIM, 0.03, 0.01, BOTH) for steps in (10, 20, 50)),
+    *(
+        Goal("round trip, two states in float32", "two_states", steps, ("reversible-heun", ""), (), 1e-8, 1e-12, BOTH)
+        for steps in (6, 10, 20)
+    ),
+    *(Goal("decode", "decode", steps, (AUTO, ""), (), 3 / 4, 1 / 3) for steps in (5, 8, 10, 20)),
+    *_for_ddim("round_trip", "round trip", 1 / 5, 1 / 25),
+    *_for_ddim("latent", "latent", 1, 1),
+)
+MOST_STEPS, AIM_STEPS = 40, 16
+# The curves of the figure: label, name, grid.
+_CURVES = (
+    ("auto", AUTO, ""),
+    ("dpmpp3m on log-snr", "dpmpp3m", "log-snr"),
+    ("reab2 on log-snr", "reab2", "log-snr"),
+    ("euler on log-snr", "euler", "log-snr"),
+)
+_PANELS = (
+    ("round_trip", "there and back: MSE, pixels in [0, 1]"),
+    ("latent", "encoding: RMSE of x_T, which has unit variance"),
+    ("decode", "decoding: RMSE, pixels in [-1, 1]"),
+)
+
+
+def verdict(value: float, least: float, aim: float) -> str:
+    """``aim`` or ``reached`` where ``value`` is not above the one or the other, else ``missed``."""
+    return "aim" if value <= aim else "reached" if value <= least else "missed"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line for each goal that there are rows for, by the trimmed means; ratios also of median and mean."""
+    heads = ("what", "NFE", "baseline", "", "ours", "", "ratio", "of medians", "of means", "at least", "aim", "")
+    lines = [f"| {' | '.join(heads)} |", "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---|"]
+    lines += [line for goal in GOALS if (line := _line(rows, goal))]
+    return "\n".join([*lines, *_steps_line(rows)])
+
+
+def _line(rows: Sequence[Row], goal: Goal) -> str | None:
+    ours = _best(rows, goal.measure, goal.steps, "ddim-ode", (goal.ours,))
+    base = _baseline(rows, goal)
+    if ours is None or (base is None and goal.absolute != BOTH):
+        return None
+    scale = base.trimmed if base else 1.0
+    least, aim = (
+        value * (1 if name in goal.absolute else scale) for name, value in (("least", goal.least), ("aim", goal.aim))
+    )
+    ratios = [f"{ours_value / value:.2g}" if value else "" for ours_value, value in _pairs(ours, base)]
+    cells = [
+        goal.what,
+        str(ours.nfe),
+        f"{base.name} {base.grid}" if base else "",
+        f"{base.trimmed:.2g}" if base else "",
+        f"{goal.ours[0]} {goal.ours[1]}".strip(),
+        f"{ours.trimmed:.2g}",
+        *ratios,
+        f"{least:.2g}",
+        f"{aim:.2g}",
+        verdict(ours.trimmed, least, aim),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _pairs(ours: Row, base: Row | None) -> list[tuple[float, float]]:
+    columns = ("trimmed", "median", "mean")
+    return [(getattr(ours, column), getattr(base, column) if base else 0.0) for column in columns]
+
+
+def _baseline(rows: Sequence[Row], goal: Goal) -> Row | None:
+    """The best of what the goal is against; nothing for two states, which diffusers has not."""
+    if goal.against:
+        return _best(rows, goal.measure, goal.steps, None, goal.against)
+    return _best(rows, goal.measure, goal.steps, "diffusers", ())
+
+
+def _best(
+    rows: Sequence[Row], measure: str, steps: int, family: str | None, names: Sequence[tuple[str, str]]
+) -> Row | None:
+    """By the trimmed mean, among those of ``family`` and of ``names`` where these are given."""
+    found = [
+        row
+        for row in rows
+        if (row.measure, row.steps) == (measure, steps)
+        and family in (None, row.family)
+        and (not names or any(row.name == name and grid in ("", row.grid) for name, grid in names))
+    ]
+    return min(found, key=lambda row: row.trimmed, default=None)
+
+
+def _steps_line(rows: Sequence[Row]) -> list[str]:
+    """How many steps lose as little as DDIM in a thousand."""
+    few = sorted((row for row in rows if row.measure == "few"), key=lambda row: row.steps)
+    long = [row for row in few if row.family == "diffusers"]
+    if not long:
+        return []
+    target = long[0].trimmed
+    enough = [row for row in few if row.family == "ddim-ode" and row.trimmed <= target]
+    ours = [str(enough[0].steps), f"{enough[0].trimmed:.2g}"] if enough else [f"more than {few[-2].steps}", ""]
+    steps = enough[0].steps if enough else float("inf")
+    head = f"| steps that lose as little as DDIM in {long[0].steps} | {ours[0]} | DDIM {long[0].grid} | {target:.2g} "
+    ratio = f"{steps / long[0].steps:.2g}"
+    return [f"{head}| {AUTO} | {ours[1]} | {ratio} | | | {MOST_STEPS} | {AIM_STEPS} | {_steps_verdict(steps)} |"]
+
+
+def _steps_verdict(steps: float) -> str:
+    return verdict(steps, MOST_STEPS, AIM_STEPS)
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """Round trip, latents and decoding against evaluations, for ours and the best of diffusers."""
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    for axes, (measure, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        _draw(axes, [row for row in rows if row.measure == measure])
+        axes.set_xlabel("network evaluations (NFE) one way")
+        axes.set_ylabel(label)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    count = max(row.images for row in rows)
+    figure.suptitle(f"95 % trimmed means over {count} images or latents that nothing was fitted to")
+    return figure
+
+
+def _draw(axes: Axes, rows: Sequence[Row]) -> None:
+    steps = sorted({row.steps for row in rows})
+    best = [(s, row) for s in steps if (row := _best(rows, rows[0].measure, s, "diffusers", ()))]
+    xs, ys = [s for s, _ in best], [row.trimmed for _, row in best]
+    axes.loglog(xs, ys, "--", marker="o", color="0.3", label="best of diffusers")
+    for (label, name, grid), colour, marker in zip(_CURVES, COLOURS, MARKERS[1:], strict=False):
+        curve = sorted((row for row in rows if row.name == name and grid in ("", row.grid)), key=lambda row: row.steps)
+        xs_, ys_ = [row.steps for row in curve], [row.trimmed for row in curve]
+        axes.loglog(xs_, ys_, marker=marker, color=colour, label=label)
+    if rows[0].measure == "round_trip":
+        axes.axhline(ROUNDING, color="0.6", linewidth=1)
+        axes.annotate("rounding of 8-bit pixels", (steps[0], ROUNDING), va="bottom", fontsize="small", color="0.4")
+    exponent = 2 if rows[0].measure == "round_trip" else 1
+    slope = [ys[0] * 1.5 * (xs[0] / x) ** exponent for x in xs]
+    axes.loglog(xs, slope, ":", color="0.5", label="first order")
+    axes.set_xticks(steps, [str(s) for s in steps])
+    axes.set_xticks([], minor=True)
+    axes.grid(visible=True, which="major", alpha=0.3)

@@ -1,0 +1,124 @@
+"""diffusers' own schedulers, driven as its pipelines do it: images from latents, and DDIM's latents from images.
+
+States are in float32, as diffusers keeps them. Cost is counted in calls of the network, by the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.reference import End
+from ddim_ode.models import Model
+
+SPACINGS: dict[str, dict[str, object]] = {
+    "trailing": {"timestep_spacing": "trailing"},
+    "leading": {"timestep_spacing": "leading"},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "lu": {"use_lu_lambdas": True},
+}
+# The class in diffusers, settings, and the spacings that it knows.
+THEIRS: tuple[tuple[str, dict[str, object], tuple[str, ...]], ...] = (
+    ("DDIMScheduler", {}, ("trailing",)),
+    ("DPMSolverMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential", "lu")),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential", "lu")),
+    ("UniPCMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential")),
+    ("UniPCMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential")),
+    ("DEISMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential")),
+    ("DEISMultistepScheduler", {"solver_order": 3}, ("trailing", "karras", "exponential")),
+    ("EulerDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
+    ("HeunDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
+    ("LMSDiscreteScheduler", {}, ("trailing", "karras", "exponential")),
+    ("PNDMScheduler", {"skip_prk_steps": True}, ("trailing",)),
+)
+
+
+def schedulers() -> Iterator[tuple[str, str, str, dict[str, object]]]:
+    """For each scheduler and spacing: a label, the name of the spacing, the class in diffusers, and its settings."""
+    for kind, settings, spacings in THEIRS:
+        label = " ".join([kind.removesuffix("Scheduler"), *(str(value) for value in settings.values())])
+        for spacing in spacings:
+            yield label, spacing, kind, settings | SPACINGS[spacing]
+
+
+class Counted(nn.Module):
+    """A network that counts its ``calls``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.calls = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        self.calls += 1
+        output: Tensor = self.network(x, t)
+        return output
+
+
+def decode_with_scheduler(
+    model: Model, x_T: Tensor, kind: str, options: Mapping[str, object], budget: int
+) -> tuple[Tensor, str, int]:
+    """Images ``(B, C, H, W)`` of the latents ``x_T``, the clean end they are at, and the calls of the network.
+
+    With the scheduler ``kind``, a class of diffusers, as its pipelines use it, and the most steps that ``budget`` calls
+    pay for.
+    """
+    import diffusers
+
+    best: tuple[Tensor, str, int] | None = None
+    for steps in (budget, budget // 2, budget // 2 + 1):
+        scheduler = getattr(diffusers, kind)(
+            trained_betas=_betas(model), prediction_type=model.prediction, **_known(getattr(diffusers, kind), options)
+        )
+        scheduler.set_timesteps(steps)
+        if len(scheduler.timesteps) > budget or (best and len(scheduler.timesteps) <= best[2]):
+            continue
+        network = Counted(model.network)
+        x = x_T.float() * float(scheduler.init_noise_sigma)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                output = network(scheduler.scale_model_input(x, t), t.expand(len(x)))
+                x = scheduler.step(output, t, x).prev_sample
+        best = x.double(), "zero", network.calls
+    if best is None:
+        raise ValueError(f"{kind} makes no image with {budget} evaluations")
+    return best
+
+
+def invert_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> tuple[Tensor, End]:
+    """The latents of ``images``, both ``(B, C, H, W)``, by ``DDIMInverseScheduler``, and where the walk to them ended.
+
+    ``spacing``  of the timesteps, as diffusers calls it.
+    """
+    from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
+
+    scheduler = DDIMInverseScheduler(
+        trained_betas=_betas(model),
+        prediction_type=model.prediction,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing=spacing,
+    )
+    scheduler.set_timesteps(steps)
+    x = images.float()
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model.network(x, t.expand(len(x))), t, x).prev_sample
+    return x.double(), ("zero", int(scheduler.timesteps[-1]))
+
+
+def _betas(model: Model) -> list[float]:
+    alpha_bar = model.schedule.alpha_bar
+    return torch.cat([1 - alpha_bar[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]]).tolist()
+
+
+def _known(kind: Any, options: Mapping[str, object]) -> dict[str, object]:
+    """``options``, and of those that make a scheduler follow the ODE the ones that it knows."""
+    fixed = {"clip_sample": False, "set_alpha_to_one": True, "lower_order_final": True}
+    return {**{key: value for key, value in fixed.items() if key in signature(kind.__init__).parameters}, **options}

@@ -1,0 +1,122 @@
+"""The comparison with diffusers: its figures are those of a computation by hand, and its verdicts follow from them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from analysis.common import CIFAR10_TEST, load_images, load_rows
+from analysis.comparison import Row, main, plan
+from analysis.comparison_plot import GOALS, table, verdict
+from analysis.schedulers import invert_with_ddim
+from ddim_ode.calibration import FILE, Calibration, Entry, save_calibration
+from ddim_ode.codec import decode, encode
+from ddim_ode.grids import make_grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import Model, load_model
+from solvers import DEFAULT_SOLVER, SOLVERS
+
+# diffusers hands torch tensors to numpy's old protocol.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Model:
+    return load_model(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a small comparison, and what it printed."""
+    folder = tmp_path_factory.mktemp("comparison")
+    return folder, run(tiny_model, folder, 2)
+
+
+def run(model: Path, folder: Path, count: int) -> str:
+    options = ["--model", str(model), "--count", str(count), "--few", "1", "--stride", "200"]
+    options += ["--references", str(folder / "references"), "--out", str(folder)]
+    result = CliRunner().invoke(main, options)
+    return result.output if result.exit_code else result.stdout
+
+
+def test_every_goal_has_its_line(measured: tuple[Path, str]) -> None:
+    folder, printed = measured
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + len(GOALS) + 1
+    assert all(line.split(" | ")[-1].rstrip(" |") in ("aim", "reached", "missed") for line in lines[1:])
+    assert (folder / "comparison.png").stat().st_size > 10_000
+
+
+def test_a_second_run_measures_nothing(measured: tuple[Path, str], tiny_model: Path) -> None:
+    folder, printed = measured
+    written = (folder / "rows.csv").stat().st_mtime_ns
+    assert run(tiny_model, folder, 2) == printed
+    assert (folder / "rows.csv").stat().st_mtime_ns == written
+    assert "another" in run(tiny_model, folder, 4)
+
+
+def test_figures_are_those_of_a_computation_by_hand(measured: tuple[Path, str], model: Model) -> None:
+    rows = {(r.measure, r.family, r.name, r.grid, r.steps): r for r in load_rows(Row, measured[0] / "rows.csv")}
+    images, _ = load_images(CIFAR10_TEST, model, 2)
+    grid = make_grid(model.schedule, "log-snr", 10)
+    x_T = encode(model.ode(), images, grid, SOLVERS["reab2"])
+    mse = float(pixel_mse(images, decode(model.ode(), x_T, grid, SOLVERS["reab2"])).mean())
+    found = rows["round_trip", "ddim-ode", "reab2", "log-snr", 10]
+    assert (found.nfe, found.images) == (10, 2)
+    assert found.mean == pytest.approx(mse, rel=1e-9)
+    default = rows["round_trip", "ddim-ode", DEFAULT_SOLVER, "log-snr", 10]
+    assert rows["round_trip", "ddim-ode", "auto", "", 10].mean == default.mean
+    assert rows["two_states", "ddim-ode", "reversible-heun", "log-snr", 6].mean < 1e-12
+
+
+@pytest.mark.parametrize(("spacing", "t_end"), [("leading", 980), ("trailing", 999)])
+def test_diffusers_inverse_is_our_ddim_inverse(model: Model, spacing: str, t_end: int) -> None:
+    """For a network that predicts eps; the v of a label is read by diffusers with the alpha_bar of the one before."""
+    eps_model = replace(model, prediction="epsilon")
+    images, _ = load_images(CIFAR10_TEST, model, 2)
+    x_T, end = invert_with_ddim(eps_model, images, spacing, 50)
+    ours = encode(eps_model.ode(), images, make_grid(model.schedule, spacing, 50), SOLVERS["ddim-inverse"])
+    assert end == ("zero", t_end)
+    torch.testing.assert_close(x_T, ours, rtol=0, atol=1e-4)
+
+
+def test_auto_is_what_the_calibration_says(model: Model, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "calibrated"
+    shutil.copytree(tiny_model, folder)
+    grid = make_grid(model.schedule, "capped-50", 5)
+    entries = {5: Entry("reab3", grid, ((0.0,),) * 5, ((0.0,),) * 5, {})}
+    save_calibration(Calibration(model.fingerprint, entries, {}), folder / FILE)
+    calibrated = load_model(str(folder))
+    assert plan(calibrated, "auto", "", 5)[1] == grid
+    assert plan(calibrated, "auto", "", 5)[0].name == "auto"
+    assert plan(calibrated, "auto", "", 6)[0] == SOLVERS[DEFAULT_SOLVER]
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.1, "aim"), (0.2, "reached"), (0.5, "reached"), (0.51, "missed")])
+def test_verdicts(value: float, word: str) -> None:
+    assert verdict(value, least=0.5, aim=0.1) == word
+
+
+def test_a_ratio_is_to_the_best_baseline() -> None:
+    def row(measure: str, family: str, name: str, grid: str, steps: int, value: float) -> Row:
+        return Row(measure, family, name, grid, steps, steps, 3, value * 3, value / 2, value, value, value)
+
+    printed = table(
+        [
+            row("round_trip", "diffusers", "DDIM", "trailing", 10, 0.5),
+            row("round_trip", "diffusers", "DDIM", "leading", 10, 0.2),
+            row("round_trip", "ddim-ode", "auto", "", 10, 0.01),
+            row("round_trip", "ddim-ode", "dpmpp3m", "log-snr", 10, 0.001),
+            row("few", "diffusers", "DDIM", "trailing", 1000, 0.05),
+            row("few", "ddim-ode", "auto", "", 15, 0.06),
+            row("few", "ddim-ode", "auto", "", 20, 0.05),
+        ]
+    )
+    assert "| round trip, one latent | 10 | DDIM leading | 0.2 | auto | 0.01 | 0.05 | 0.05 | 0.05 |" in printed
+    assert "| reached |" in printed.splitlines()[2]
+    assert "| steps that lose as little as DDIM in 1000 | 20 |" in printed
