@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
@@ -22,6 +22,7 @@ from ddim_ode.images import load_image
 from ddim_ode.models import Model
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CIFAR10_TEST = Path(__file__).parent / "images" / "cifar10_test"
@@ -130,10 +131,16 @@ class Results(Generic[Row]):
 
     def __init__(self, kind: type[Row], folder: Path, settings: Mapping[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        check_same(settings, folder / "settings.json")
+        self.settings: dict[str, Any] = {**check_same(settings, folder / "settings.json"), **settings}
         self.rows = load_rows(kind, folder / "rows.csv")
-        self._path = folder / "rows.csv"
-        save_settings(settings, folder / "settings.json")
+        self._folder = folder
+        self._said = False
+
+    def note(self, **found: object) -> None:
+        """Save the settings, with what was ``found`` out beside the rows."""
+        self.settings |= found
+        save_settings(self.settings, self._folder / "settings.json")
+        self._said = True
 
     def add(self, row: Row) -> None:
         """Save one more."""
@@ -141,8 +148,10 @@ class Results(Generic[Row]):
 
     def replace(self, rows: Sequence[Row]) -> None:
         """Save these instead."""
+        if not self._said:
+            self.note()
         self.rows = list(rows)
-        save_rows(self.rows, self._path)
+        save_rows(self.rows, self._folder / "rows.csv")
 
 
 def statistics(values: Tensor) -> tuple[float, float, float, float, float]:
@@ -173,6 +182,18 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
+
+
+def label_counts(axes: Axes, counts: Sequence[int]) -> None:
+    """Ticks of a logarithmic x axis at ``counts`` alone, as plain numbers."""
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xticks([], minor=True)
+
+
+def round_counts(values: Iterable[float]) -> list[int]:
+    """Those of 1, 2, 5, 10, 20, 50, ... that lie in the range of the ``values``, which are at least 1."""
+    low, high = min(values := list(values)), max(values)
+    return [n for n in (m * 10**e for e in range(len(str(int(high)))) for m in (1, 2, 5)) if low <= n <= high]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

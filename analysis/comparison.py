@@ -78,18 +78,6 @@ class Row:
     high: float
 
 
-@dataclass(frozen=True)
-class Task:
-    """One thing to measure, which gives rows of a first ``measure`` and perhaps of others."""
-
-    measure: str
-    family: str
-    name: str
-    grid: str
-    steps: int
-    run: Callable[[Task], list[Row]]
-
-
 @dataclass(frozen=True, eq=False)
 class Material:
     """A model with what to measure it on.
@@ -108,6 +96,18 @@ class Material:
     batch_size: int
 
 
+@dataclass(frozen=True)
+class Task:
+    """One thing to measure, which gives rows of a first ``measure`` and perhaps of others."""
+
+    measure: str
+    family: str
+    name: str
+    grid: str
+    steps: int
+    run: Callable[[Material, Task], list[Row]]
+
+
 def plan(model: Model, name: str, grid: str, steps: int) -> tuple[Solver, Grid]:
     """Solver and grid of these names; for ``AUTO`` what the calibration of ``model`` says, and else the default."""
     entry = model.calibration.entries.get(steps) if name == AUTO and model.calibration else None
@@ -117,28 +117,26 @@ def plan(model: Model, name: str, grid: str, steps: int) -> tuple[Solver, Grid]:
     return SOLVERS[name], make_grid(model.schedule, grid, steps, clean_end=GRIDS[grid].clean_end)
 
 
-def tasks(material: Material) -> Iterator[Task]:
+def tasks() -> Iterator[Task]:
     """All that is measured, the cheap first."""
-    trip, few = partial(_trip, material), partial(_few, material)
     for steps in BUDGETS:
         for spacing in INVERSE_SPACINGS:
-            yield Task("round_trip", "diffusers", "DDIM", spacing, steps, trip)
+            yield Task("round_trip", "diffusers", "DDIM", spacing, steps, _trip)
         for name, grid in ((AUTO, ""), *OURS):
-            yield Task("round_trip", "ddim-ode", name, grid, steps, trip)
+            yield Task("round_trip", "ddim-ode", name, grid, steps, _trip)
     for name, grid in FOR_DDIM:
-        yield Task("round_trip", "ddim-ode", name, grid, FOR_DDIM_STEPS, trip)
+        yield Task("round_trip", "ddim-ode", name, grid, FOR_DDIM_STEPS, _trip)
     for steps in PAIR_STEPS:
         for name in (name for name, solver in SOLVERS.items() if isinstance(solver, ReversibleSolver)):
-            yield Task("two_states", "ddim-ode", name, DEFAULT_GRID, steps, partial(_two_states, material))
+            yield Task("two_states", "ddim-ode", name, DEFAULT_GRID, steps, _two_states)
     for steps in DECODE_BUDGETS:
         for name, grid in ((AUTO, ""), *OURS):
-            yield Task("decode", "ddim-ode", name, grid, steps, partial(_decode, material))
+            yield Task("decode", "ddim-ode", name, grid, steps, _decode)
         for label, spacing, kind, options in schedulers():
-            run = partial(_decode_theirs, material, kind, options)
-            yield Task("decode", "diffusers", label, spacing, steps, run)
+            yield Task("decode", "diffusers", label, spacing, steps, partial(_decode_theirs, kind, options))
     for steps in LADDER:
-        yield Task("few", "ddim-ode", AUTO, "", steps, few)
-    yield Task("few", "diffusers", "DDIM", "trailing", LONG, few)
+        yield Task("few", "ddim-ode", AUTO, "", steps, _few)
+    yield Task("few", "diffusers", "DDIM", "trailing", LONG, _few)
 
 
 def ends(model: Model) -> set[End]:
@@ -216,7 +214,7 @@ def _decode(material: Material, task: Task) -> list[Row]:
     return [_row(task, "decode", ode.nfe // len(parts), _rmse(torch.cat(parts) - truth))]
 
 
-def _decode_theirs(material: Material, kind: str, options: Mapping[str, object], task: Task) -> list[Row]:
+def _decode_theirs(kind: str, options: Mapping[str, object], material: Material, task: Task) -> list[Row]:
     batches = torch.split(material.x_T, material.batch_size)
     runs = [decode_with_scheduler(material.model, batch, kind, options, task.steps) for batch in batches]
     images = torch.cat([run[0] for run in runs])
@@ -260,22 +258,36 @@ def main(
     try:
         loaded = load_model(model)
         pixels, names = load_images(images, loaded, count)
-        x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=SEED)
         calibrated = sorted(loaded.calibration.entries) if loaded.calibration else []
         about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated}
         results = Results(Row, out, describe(loaded, names) | about)
-        truth = make_references(loaded, pixels, ends(loaded), folder=references, stride=stride, batch_size=batch_size)
-        decoded = decoded_references(loaded, x_T, folder=references, stride=stride)
-        latents = {end: reference.x_T for end, reference in truth.items()}
-        material = Material(loaded, pixels, pixels[:: -(-count // few)], x_T, latents, decoded, batch_size)
-        for task in tqdm(missing(tasks(material), results.rows), desc="competitors", disable=None):
-            results.replace([*results.rows, *task.run(task)])
+        todo = missing(tasks(), results.rows)
+        if todo:
+            material, accuracy = gather(loaded, pixels, few, stride, references, batch_size)
+            results.note(reference_rmse=accuracy)
+        for task in tqdm(todo, desc="competitors", disable=None):
+            results.replace([*results.rows, *task.run(material, task)])
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     save_figure(plot(results.rows), out / "comparison.png")
-    accuracy = max(reference.accuracy for reference in truth.values())
     click.echo(table(results.rows))
+    accuracy = results.settings["reference_rmse"]
     click.echo(f"\nThe reference latents differ by {accuracy:.2g} (RMSE) from those of steps twice as long.")
+
+
+def gather(
+    model: Model, images: Tensor, few: int, stride: int, references: Path, batch_size: int
+) -> tuple[Material, float]:
+    """What to measure on, with ``few`` of the ``images``, ``(B, C, H, W)``; and the accuracy of its latents.
+
+    The references step over ``stride`` timesteps at once, and are kept in the folder ``references``.
+    """
+    x_T = draw_latents(len(images), (model.channels, model.height, model.width), seed=SEED)
+    truth = make_references(model, images, ends(model), folder=references, stride=stride, batch_size=batch_size)
+    decoded = decoded_references(model, x_T, folder=references, stride=stride)
+    latents = {end: reference.x_T for end, reference in truth.items()}
+    accuracy = max(reference.accuracy for reference in truth.values())
+    return Material(model, images, images[:: -(-len(images) // few)], x_T, latents, decoded, batch_size), accuracy
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.common import COLOURS, MARKERS
+from analysis.common import COLOURS, MARKERS, label_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -204,6 +204,5 @@ def _draw(axes: Axes, rows: Sequence[Row]) -> None:
     exponent = 2 if rows[0].measure == "round_trip" else 1
     slope = [ys[0] * 1.5 * (xs[0] / x) ** exponent for x in xs]
     axes.loglog(xs, slope, ":", color="0.5", label="first order")
-    axes.set_xticks(steps, [str(s) for s in steps])
-    axes.set_xticks([], minor=True)
+    label_counts(axes, steps)
     axes.grid(visible=True, which="major", alpha=0.3)

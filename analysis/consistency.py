@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import COLOURS, Results, describe, save_figure, statistics
+from analysis.common import COLOURS, Results, describe, label_counts, save_figure, statistics
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.files import write_file
 from ddim_ode.grids import GRIDS, make_grid
@@ -69,8 +69,7 @@ def plot(rows: Sequence[Row], most: int) -> Figure:
     axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
     slope = [rows[0].rmse_mean * steps[0] / count for count in steps]
     axes.loglog(steps, slope, "--", color="0.5", linewidth=1, label="slope -1")
-    axes.set_xticks(steps, [str(count) for count in steps])
-    axes.set_xticks([], minor=True)
+    label_counts(axes, steps)
     axes.set_xlabel("steps S")
     axes.set_ylabel(f"RMSE to the images of S = {most}, pixels in [0, 1]")
     axes.grid(visible=True, which="major", alpha=0.3)

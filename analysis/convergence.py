@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import CIFAR10_TEST, COLOURS, MARKERS, Results, describe, load_images, save_figure
+from analysis.common import CIFAR10_TEST, COLOURS, MARKERS, Results, describe, label_counts, load_images, save_figure
 from analysis.reconstruction import FIXED_STEP
 from ddim_ode.codec import draw_latents
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
@@ -122,8 +122,7 @@ def plot(rows: Sequence[Row]) -> Figure:
             axes.loglog(ends, line, "--", color="0.6", linewidth=1, zorder=0)
             axes.annotate(f" {order}", (ends[1], line[1]), color="0.4", va="center")
         axes.set_title({"gaussian": "closed solution", "network": "network"}[problem])
-        axes.set_xticks(STEPS, [str(steps) for steps in STEPS], minor=False)
-        axes.set_xticks([], minor=True)
+        label_counts(axes, STEPS)
         axes.set_xlabel("steps")
         axes.set_ylabel("RMSE per dimension of x_bar")
         axes.grid(visible=True, which="major", alpha=0.3)

@@ -23,12 +23,10 @@ from tqdm import tqdm
 from analysis.common import (
     COLOURS,
     REFERENCES,
-    check_same,
+    Results,
     describe,
-    load_rows,
+    label_counts,
     save_figure,
-    save_rows,
-    save_settings,
     statistics,
 )
 from analysis.reconstruction import steps_for
@@ -129,8 +127,7 @@ def plot(rows: Sequence[Row]) -> Figure:
         axes.loglog(xs, ys, marker, color=colour, markersize=4, alpha=0.5, label=f"each of {family}")
         best = [_best(rows, family, budget).rmse_mean for budget in budgets]
         axes.loglog(budgets, best, marker + "-", color=colour, label=f"best of {family}")
-    axes.set_xticks(budgets, [str(budget) for budget in budgets])
-    axes.set_xticks([], minor=True)
+    label_counts(axes, budgets)
     axes.set_xlabel("calls of the network (NFE)")
     axes.set_ylabel("decode error: RMSE, pixels in [-1, 1]")
     axes.grid(visible=True, which="major", alpha=0.3)
@@ -166,7 +163,6 @@ def table(rows: Sequence[Row]) -> str:
 def main(model: str, budgets: tuple[int, ...], count: int, stride: int, references: Path, out: Path) -> None:
     try:
         loaded = load_model(model)
-        out.mkdir(parents=True, exist_ok=True)
         x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=SEED)
         settings = {
             **describe(loaded, []),
@@ -174,17 +170,14 @@ def main(model: str, budgets: tuple[int, ...], count: int, stride: int, referenc
             "seed": SEED,
             "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
         }
-        check_same(settings, out / "settings.json")
-        save_settings(settings, out / "settings.json")
+        results = Results(Row, out, settings)
         truth = decoded_references(loaded, x_T, folder=references, stride=stride)
-        rows = load_rows(Row, out / "rows.csv")
-        for row in measure(loaded, x_T, truth, rows, budgets):
-            rows.append(row)
-            save_rows(rows, out / "rows.csv")
+        for row in measure(loaded, x_T, truth, results.rows, budgets):
+            results.add(row)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    save_figure(plot(rows), out / "decode_error.png")
-    click.echo(table(rows))
+    save_figure(plot(results.rows), out / "decode_error.png")
+    click.echo(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -34,13 +33,12 @@ from tqdm import tqdm
 from analysis.common import (
     CIFAR10_TEST,
     REFERENCES,
+    Results,
     check_same,
     describe,
     load_images,
     load_rows,
     save_figure,
-    save_rows,
-    save_settings,
     statistics,
 )
 from analysis.reconstruction_plot import PAPER, plot, table
@@ -182,16 +180,6 @@ def _round_trip(model: Model, batch: Tensor, case: Case, grid: Grid) -> tuple[Te
     return x_T, _decode(model, x_T, case, grid), ode.nfe
 
 
-def save(rows: Sequence[Row], folder: Path) -> None:
-    """Write all ``rows`` into ``folder``; whenever it is killed, the file holds the rows before or after."""
-    save_rows(rows, folder / "rows.csv")
-
-
-def load(folder: Path) -> list[Row]:
-    """The rows that ``save`` wrote into ``folder``; none if it never did."""
-    return load_rows(Row, folder / "rows.csv")
-
-
 def run(
     model: Model,
     images: Tensor,
@@ -212,29 +200,22 @@ def run(
     Raises:
         ValueError: if the folder has rows of another model or other images, or a grid of ``cases`` does not exist.
     """
-    settings: dict[str, Any] = {
+    settings = {
         **describe(model, names),
         "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
         "seed": None,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "settings.json"
-    settings = {**check_same(settings, path), **settings}
-    rows = load(folder)
-    known = {row.case for row in rows}
+    results = Results(Row, folder, settings)
+    known = {row.case for row in results.rows}
     missing = [case for case in cases if case not in known]
-    if not missing:
-        return rows
-    ends = {end_of(case.make_grid(model)) for case in missing}
-    save_settings(settings, path)
-    truth = make_references(model, images, ends, folder=references, stride=stride, batch_size=batch_size)
-    accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in truth.items()}
-    settings["reference_rmse"] = {**settings.get("reference_rmse", {}), **accuracy}
-    save_settings(settings, path)
-    for row in measure(model, images, missing, truth, batch_size):
-        rows.append(row)
-        save(rows, folder)
-    return rows
+    if missing:
+        ends = {end_of(case.make_grid(model)) for case in missing}
+        truth = make_references(model, images, ends, folder=references, stride=stride, batch_size=batch_size)
+        accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in truth.items()}
+        results.note(reference_rmse={**results.settings.get("reference_rmse", {}), **accuracy})
+        for row in measure(model, images, missing, truth, batch_size):
+            results.add(row)
+    return results.rows
 
 
 def report(folder: Path) -> None:
@@ -243,7 +224,7 @@ def report(folder: Path) -> None:
     Raises:
         ValueError: if there are none.
     """
-    rows = load(folder)
+    rows = load_rows(Row, folder / "rows.csv")
     if not rows:
         raise ValueError(f"there are no rows in '{folder}' to plot; measure some first")
     settings = check_same({}, folder / "settings.json")

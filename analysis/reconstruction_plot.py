@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.common import COLOURS, MARKERS
+from analysis.common import COLOURS, MARKERS, label_counts, round_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,6 +53,7 @@ def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
         axes.grid(visible=True, which="major", color="0.9")
     for axes in panels[1]:
         axes.set_xlabel("network evaluations (NFE) in one direction")
+        label_counts(axes, round_counts(row.nfe for row in rows))
     (round_trip, _), (latent, moment) = panels
     most = max(row.nfe for row in rows)
     shown = {S: mse for S, mse in PAPER.items() if not most < S}
@@ -138,7 +139,13 @@ def _draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None
         end = error / 2**exponent
         axes.plot([begin, 2 * begin], [error, end], linestyle="--", linewidth=1, color="0.5")
         axes.annotate(
-            f" order {orders}: slope -{exponent}", (2 * begin, end), ha="left", va="center", color="0.4", fontsize=8
+            f"order {orders}: slope -{exponent}",
+            (2.1 * begin, end),
+            ha="left",
+            va="center",
+            color="0.3",
+            fontsize=8,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )
 
 

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.common import COLOURS, MARKERS, Results, describe, save_figure
+from analysis.common import COLOURS, MARKERS, Results, describe, label_counts, save_figure
 from analysis.frechet import frechet_to_test
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import decode, draw_latents
@@ -125,8 +125,7 @@ def plot(rows: Sequence[Row], count: int) -> Figure:
         xs, ys = [row.steps for row in curve], [row.frechet for row in curve]
         left.semilogx(xs, ys, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
     steps = sorted({row.steps for row in rows})
-    left.set_xticks(steps, [str(S) for S in steps])
-    left.set_xticks([], minor=True)
+    label_counts(left, steps)
     left.set_ylabel(f"Frechet distance of {count} samples, classifier's features")
     left.legend()
     for name, label, colour in (("seconds", "all", COLOURS[0]), ("network_seconds", "network", COLOURS[1])):

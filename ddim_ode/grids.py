@@ -276,11 +276,12 @@ GRIDS: dict[str, Tau | Spacing] = {
     "linspace": Tau(_linspace, "round(i (T - 1) / (S - 1)), i < S: diffusers' 'linspace'"),
     "karras": Spacing(_karras, "equal steps in sigma^(1/7): Karras et al., arXiv 2206.00364, Eq. (5)"),
     "log-snr": Spacing(_log_snr, "equal steps in log sigma: Lu et al., arXiv 2206.00927, Section 3.3"),
+    # Among these calibration searches the one that serves a model best.
     **{
         f"capped-{ceiling}": Spacing(
             _capped(ceiling), f"equal steps in log(sigma / (1 + sigma / {ceiling})): few of them above {ceiling}"
         )
-        for ceiling in (50, 150)
+        for ceiling in (50, 100, 200)
     },
     "ays-sd": Spacing(_tabulated(AYS_SD), _AYS.format("Stable Diffusion 1.5")),
     "ays-sdxl": Spacing(_tabulated(AYS_SDXL), _AYS.format("Stable Diffusion XL")),

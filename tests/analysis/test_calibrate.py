@@ -143,11 +143,11 @@ def test_decoding_counts_as_much_as_what_encoding_takes_part_in(plan: Plan) -> N
             Candidate("reab2", "capped-50", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, {**GOOD, "latent": 0.04}
         ),
         Result(
-            Candidate("reab2", "capped-150", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, {**GOOD, "decode": 0.05}
+            Candidate("reab2", "capped-200", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, {**GOOD, "decode": 0.05}
         ),
     ]
     for order in (results, results[::-1]):
-        assert choose(order, model(Mixture()), plan).grid.name == "capped-150"
+        assert choose(order, model(Mixture()), plan).grid.name == "capped-200"
 
 
 def test_a_candidate_that_blows_up_is_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from analysis.common import CIFAR10_TEST, load_images, statistics, trimmed_mean
-from analysis.reconstruction import load, main, steps_for
+from analysis.common import CIFAR10_TEST, load_images, load_rows, statistics, trimmed_mean
+from analysis.reconstruction import Row, main, steps_for
 from analysis.reconstruction_plot import plot, table
 from ddim_ode import decode, encode, load_model, make_grid
 from ddim_ode.images import pixel_mse
@@ -26,6 +26,10 @@ def run(model: Path, out: Path, *options: str) -> Result:
     result = CliRunner().invoke(main, [*places, *OPTIONS, *options])
     assert result.exit_code == 0, result.output
     return result
+
+
+def load(folder: Path) -> list[Row]:
+    return load_rows(Row, folder / "rows.csv")
 
 
 def test_rows_hold_what_a_round_trip_by_hand_gives(tiny_model: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_log_snr_has_equal_ratios() -> None:
     torch.testing.assert_close(sigmas[1:] / sigmas[:-1], torch.full((50,), expected, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("ceiling", [50, 150])
+@pytest.mark.parametrize("ceiling", [50, 100, 200])
 def test_capped_has_equal_ratios_of_the_harmonic_sum_with_the_ceiling(ceiling: int) -> None:
     """1 / sigma + 1 / ceiling, that is; so it ends where log-snr does, with a larger last step."""
     sigmas = make_grid(SCHEDULE, f"capped-{ceiling}", 30).upward()
@@ -235,7 +235,8 @@ def test_where_fifty_steps_begin_and_end(
         ("karras", 999, 999),
         ("log-snr", 999, 999),
         ("capped-50", 999, 999),
-        ("capped-150", 999, 999),
+        ("capped-100", 999, 999),
+        ("capped-200", 999, 999),
         ("ays-sd", 999, 999),
         ("ays-sdxl", 999, 999),
         ("ays-svd", 999, 999),
@@ -283,8 +284,8 @@ def test_both_directions_are_the_same_nodes() -> None:
             "quadratic",
             10,
             {},
-            "unknown grid 'quadratic'; choose one of: ays-sd, ays-sdxl, ays-svd, capped-150, capped-50, "
-            "curvature, karras, leading, linear, linspace, log-snr, quad, trailing",
+            "unknown grid 'quadratic'; choose one of: ays-sd, ays-sdxl, ays-svd, capped-100, capped-200, "
+            "capped-50, curvature, karras, leading, linear, linspace, log-snr, quad, trailing",
         ),
         ("linear", 0, {}, "steps must be at least 1, but it is 0"),
         ("karras", -3, {}, "steps must be at least 1, but it is -3"),
