@@ -8,7 +8,7 @@ ANALYSES: dict[str, str] = {
     "convergence": "The order of each solver, on paper and on the network.",
     "cross_solver": "Encode with one solver, decode with another.",
     "curvature": "Where the trajectory bends, and where each grid puts its steps.",
-    "decode_error": "Few steps: our solvers against every scheduler of diffusers.",
+    "decode_error": "Few steps: our solvers against the schedulers of diffusers.",
     "euler_time": "Euler in sigma against Euler in the time of the score SDE's ODE.",
     "overhead": "What solver and ODE cost beside the network.",
     "reconstruction": "What encoding and decoding loses against step count: Table 2 of DDIM.",

@@ -11,8 +11,9 @@ which ours were calibrated on. Ours is ``auto``, what this project takes by itse
 ``two_states``  ``round_trip`` of a few of the images, both states of a reversible method rounded to float32 between.
 ``decode``      images of random latents: RMSE to those of the ODE, pixels in [-1, 1].
 
-The baselines are diffusers' own scheduler objects, on every spacing they offer: ``DDIMInverseScheduler`` with
-``DDIMScheduler``, and for decoding all that follow the ODE. Our states are in float64; the network is in float32.
+The baselines are diffusers' own scheduler objects: ``DDIMInverseScheduler`` with ``DDIMScheduler``, and for decoding
+those that follow the ODE, on the spacings they offer (``analysis.schedulers``). Our states are in float64; the network
+is in float32.
 """
 
 from __future__ import annotations
