@@ -1,8 +1,8 @@
 """Fit solvers to a model: for a few numbers of steps, the solver, the grid and the corrections that serve it best.
 
-The solutions fitted to are trajectories in small steps: of random latents downwards, of real images upwards. Half of
-them are for the fit, the other half for judging it. What is judged, each against the trajectory (RMSE per dimension, 95
-% trimmed mean over the images):
+The solutions fitted to are trajectories in small steps: of random latents downwards, of real images upwards. Every
+second one is for the fit, the others for judging it. What is judged, each against the trajectory (RMSE per dimension,
+95 % trimmed mean over the images):
 
 ``decode``      the image of a random latent, pixels in [-1, 1].
 ``latent``      the latent of a real image.
@@ -10,8 +10,12 @@ them are for the fit, the other half for judging it. What is judged, each agains
 ``moment``      the second moment of the latents of real images, as its relative distance from the true one.
 
 The candidates differ in the grid, that is in how few steps they take at large sigma, where decoding in few steps needs
-more of them than encoding. One that is worse than the default solver on its grid in any of the four errors is refused.
-Of the others that one is chosen whose errors are smallest in the geometric mean, weighed; if none, the default.
+more of them than encoding. One that is worse in any of the four errors than the default solver on its grid, or than
+what it is fitted from, is refused. Of the others that one is chosen whose errors are smallest in the geometric mean,
+weighed; if none, the default.
+
+Encoder and decoder are both fitted to the trajectories. An encoder fitted to undo the fitted decoder instead, in 10
+steps of the model that ships, has latents 1.45 times as far off, and a round trip that is no better.
 
 Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, for the ODE; ``solvers.fitted`` for the fit.
 """
@@ -128,26 +132,28 @@ def calibrate_in(model: Model, images: Path, plan: Plan, folder: Path) -> Calibr
 
 def gather(model: Model, images: Tensor, plan: Plan, folder: Path) -> Material:
     """Walk the trajectories, or read those that ``folder`` holds."""
-    path = folder / "trajectories.pt"
-    if not path.exists():
-        fine = make_grid(model.schedule, "log-snr", plan.reference_steps, clean_end=CLEAN_END)
-        x_T = draw_latents(plan.latents, (model.channels, model.height, model.width), seed=plan.seed)
-        x_bar_T = x_T * sqrt(1 + fine.sigma_T**2)
-        ways = (("latents", x_bar_T, False), ("images", images, True))
-        found = [
-            walk(model, x_bar.to(model.device), fine, upward=up, batch_size=plan.batch_size, label=f"reference {name}")
-            for name, x_bar, up in ways
-        ]
-        buffer = io.BytesIO()
-        torch.save([(part.u, part.y.cpu(), part.slopes.cpu()) for part in found], buffer)
-        write_file(path, buffer.getvalue())
-    latents, real = (Trajectories(*part) for part in torch.load(path, map_location=model.device, weights_only=True))
-    half, middle = latents.y.shape[1] // 2, real.y.shape[1] // 2
+    fine = make_grid(model.schedule, "log-snr", plan.reference_steps, clean_end=CLEAN_END)
+    x_T = draw_latents(plan.latents, (model.channels, model.height, model.width), seed=plan.seed)
+    x_bar_T = x_T * sqrt(1 + fine.sigma_T**2)
+    latents = _walked(model, x_bar_T, fine, plan, folder / "latents.pt", upward=False)
+    real = _walked(model, images, fine, plan, folder / "images.pt", upward=True)
+    fit_to, judge_by = slice(0, None, 2), slice(1, None, 2)
     return Material(
-        join([latents.take(slice(half)), real.take(slice(middle))]),
-        latents.take(slice(half, None)),
-        real.take(slice(middle, None)),
+        join([latents.take(fit_to), real.take(fit_to)]),
+        latents.take(judge_by),
+        real.take(judge_by),
     )
+
+
+def _walked(model: Model, x_bar: Tensor, grid: Grid, plan: Plan, path: Path, *, upward: bool) -> Trajectories:
+    """The trajectories from ``x_bar``, ``(B, C, H, W)``; from the file ``path``, if it is there."""
+    if not path.exists():
+        label = f"reference {path.stem}"
+        found = walk(model, x_bar.to(model.device), grid, upward=upward, batch_size=plan.batch_size, label=label)
+        buffer = io.BytesIO()
+        torch.save((found.u, found.y.cpu(), found.slopes.cpu()), buffer)
+        write_file(path, buffer.getvalue())
+    return Trajectories(*torch.load(path, map_location=model.device, weights_only=True))
 
 
 def measure(model: Model, material: Material, plan: Plan, folder: Path) -> Iterator[Result]:
@@ -157,7 +163,7 @@ def measure(model: Model, material: Material, plan: Plan, folder: Path) -> Itera
         for steps in plan.budgets
         for candidate in (
             Candidate(*plan.default, steps, fitted=False),
-            *(Candidate(SOLVER, grid, steps, fitted=True) for grid in GRID_NAMES),
+            *(Candidate(SOLVER, grid, steps, fitted=corrected) for grid in GRID_NAMES for corrected in (False, True)),
         )
     ]
     for candidate in tqdm(candidates, desc="candidates", disable=None):
@@ -212,21 +218,21 @@ def _rmse(error: Tensor) -> float:
 
 
 def choose(results: Sequence[Result], model: Model, plan: Plan) -> Entry:
-    """The best of the results for one number of steps that is nowhere worse than the default."""
+    """The best of the results for one number of steps that is nowhere worse than any that is not fitted."""
     (default,) = [
         r for r in results if (r.candidate.solver, r.candidate.grid, r.candidate.fitted) == (*plan.default, False)
     ]
-    allowed = [result for result in results if _nowhere_worse(result.scores, default.scores)]
+    rivals = [result.scores for result in results if not result.candidate.fitted]
+    allowed = [result for result in results if all(_nowhere_worse(result.scores, rival) for rival in rivals)]
     best = min(allowed, key=_size, default=default)
     grid = make_grid(model.schedule, best.candidate.grid, best.candidate.steps, clean_end=CLEAN_END)
     scores = {**best.scores, **{f"{name} of the default": value for name, value in default.scores.items()}}
     return Entry(best.candidate.solver, grid, best.up, best.down, scores)
 
 
-def _nowhere_worse(scores: Mapping[str, float], default: Mapping[str, float]) -> bool:
+def _nowhere_worse(scores: Mapping[str, float], rival: Mapping[str, float]) -> bool:
     return all(
-        value <= (max(default[name], MOMENT_FLOOR) if name == "moment" else default[name])
-        for name, value in scores.items()
+        value <= (max(rival[name], MOMENT_FLOOR) if name == "moment" else rival[name]) for name, value in scores.items()
     )
 
 

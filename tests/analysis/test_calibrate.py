@@ -80,7 +80,7 @@ def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
 @pytest.fixture
 def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.setattr(module, "SOLVER", "reab2")
-    return Plan(("euler", "log-snr"), budgets=(4,), latents=24, reference_steps=100)
+    return Plan(("euler", "log-snr"), budgets=(4,), latents=96, reference_steps=100)
 
 
 def test_a_calibration_is_better_on_images_of_its_own(plan: Plan, tmp_path: Path) -> None:
@@ -104,9 +104,21 @@ def test_a_calibration_is_better_on_images_of_its_own(plan: Plan, tmp_path: Path
     assert entry.scores["decode of the default"] == pytest.approx(errors["default"], rel=0.5)
 
 
+def test_what_is_worse_than_an_uncalibrated_rival_is_refused(plan: Plan) -> None:
+    weights = ((0.1, 0.2),) * 4
+    results = [
+        Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
+        Result(Candidate("reab2", "capped-50", 4, False), (), (), {**GOOD, "latent": 0.01, "moment": 0.5}),
+        Result(Candidate("reab2", "capped-50", 4, True), weights, weights, {**GOOD, "decode": 0.05, "latent": 0.02}),
+    ]
+    assert choose(results, model(Mixture()), plan).solver == "euler"
+    assert choose([results[0], results[2]], model(Mixture()), plan).solver == "reab2"
+
+
 def test_work_is_not_done_twice(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = model(Mixture())
     first = calibrate(true, pictures(8), plan, tmp_path)
+    assert {"latents.pt", "images.pt"} <= {path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr(module, "walk", None)
     monkeypatch.setattr(module, "try_out", None)
     assert calibrate(true, pictures(8), plan, tmp_path) == first
