@@ -9,12 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 
+from analysis.comparison import main as compare
+from analysis.comparison_plot import GOALS
 from analysis.overhead import main as measure_overhead
 from analysis.reconstruction import main as reconstruct
+from analysis.reconstruction_plot import PAPER
 from cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -39,19 +43,24 @@ def test_commands(in_scratch_folder: Path) -> None:
         assert (in_scratch_folder / name).stat().st_size > 0
 
 
-def test_analysis_commands(in_scratch_folder: Path) -> None:
-    """The first one finds its rows measured; what it prints of them is what the README says."""
+@pytest.mark.parametrize(
+    ("name", "command", "count"), [("reconstruction", reconstruct, len(PAPER)), ("comparison", compare, len(GOALS) + 1)]
+)
+def test_tables_are_what_was_measured(name: str, command: click.Command, count: int, in_scratch_folder: Path) -> None:
+    """The command finds its rows measured; what it prints of them is what the README says."""
     results = in_scratch_folder / "analysis" / "results"
     shutil.copytree(ROOT / "analysis" / "results", results)
-    settings = results / "reconstruction" / "settings.json"
+    settings = results / name / "settings.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"torch": torch.__version__}))
-    text = README.replace("\\\n", " ")
-    (reconstruction,) = re.findall(r"^ +python -m analysis\.reconstruction (.+)$", text, flags=re.MULTILINE)
-    printed = CliRunner().invoke(reconstruct, reconstruction.split(), catch_exceptions=False)
-    assert printed.exit_code == 0
-    body = [line for line in printed.stdout.splitlines() if re.match(r"\| \d", line)]
-    assert len(body) == 7
+    (options,) = re.findall(rf"^ +python -m analysis\.{name} (.+)$", README.replace("\\\n", " "), flags=re.MULTILINE)
+    printed = CliRunner().invoke(command, options.split(), catch_exceptions=False)
+    assert printed.exit_code == 0, printed.output
+    _, *body = [line for line in printed.stdout.splitlines() if line.startswith("| ")]
+    assert len(body) == count
     assert all(line in README for line in body)
+
+
+def test_the_overhead_is_measured_as_it_says(in_scratch_folder: Path) -> None:
     assert "`python -m analysis.overhead`" in README
     quick = ["--solver", "euler", "--steps", "1", "--repeats", "1", "--batch-size", "1"]
     assert CliRunner().invoke(measure_overhead, quick, catch_exceptions=False).exit_code == 0
