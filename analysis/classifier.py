@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from analysis.options import errors_in_a_line
 from ddim_ode.files import write_file
 from ddim_ode.training.data import TrainingImages, read_training_images
 
@@ -136,12 +137,10 @@ def accuracy(network: Features, data: TrainingImages) -> float:
 @click.argument("test_images", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@errors_in_a_line()
 def main(train_images: Path, test_images: Path, out: Path, seed: int) -> None:
-    try:
-        network = train(read_training_images(train_images, 3, SIZE, SIZE), seed=seed)
-        share = accuracy(network, read_training_images(test_images, 3, SIZE, SIZE))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    network = train(read_training_images(train_images, 3, SIZE, SIZE), seed=seed)
+    share = accuracy(network, read_training_images(test_images, 3, SIZE, SIZE))
     out.parent.mkdir(parents=True, exist_ok=True)
     floats = {name: value for name, value in network.state_dict().items() if value.is_floating_point()}
     state = {name: value.half().contiguous() for name, value in floats.items()}

@@ -20,6 +20,7 @@ from torch import Tensor
 from ddim_ode.files import write_file
 from ddim_ode.images import load_image
 from ddim_ode.models import Model
+from solvers import SOLVERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,9 @@ CIFAR10_TEST = Path(__file__).parent / "images" / "cifar10_test"
 # Where solutions to measure others against are kept, for all scripts.
 REFERENCES = Path("demo/references")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+# The names of solvers whose evaluations are known beforehand.
+FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; yellow, too pale for a line, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

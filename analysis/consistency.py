@@ -20,11 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.common import COLOURS, Results, describe, label_counts, save_figure, statistics
+from analysis.options import errors_in_a_line, model_option, out_option
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.files import write_file
 from ddim_ode.grids import GRIDS, make_grid
 from ddim_ode.images import tile
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from solvers import SOLVERS
 
 STEPS = (10, 20, 50, 100, 1000)
@@ -89,26 +90,24 @@ def sheet(images: Mapping[int, Tensor]) -> Figure:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--solver", type=click.Choice(sorted(SOLVERS)), default="euler", show_default=True)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
 @click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Latents.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/consistency"), show_default=True)
+@out_option("consistency")
+@errors_in_a_line()
 def main(model: str, solver: str, grid: str, steps: tuple[int, ...], count: int, seed: int, out: Path) -> None:
-    try:
-        if len(set(steps)) < 2:
-            raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
-        loaded = load_model(model)
-        about = {**describe(loaded, []), "solver": solver, "grid": grid, "count": count, "seed": seed}
-        results = Results(Row, out, about)
-        x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
-        ordered = sorted(set(steps))
-        images = decode_each(loaded, x_T, ordered, solver, grid, out / "images.safetensors")
-        results.replace(rows_of(dict(zip(ordered, images, strict=True))))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    if len(set(steps)) < 2:
+        raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
+    loaded = load_model(model)
+    about = {**describe(loaded, []), "solver": solver, "grid": grid, "count": count, "seed": seed}
+    results = Results(Row, out, about)
+    x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
+    ordered = sorted(set(steps))
+    images = decode_each(loaded, x_T, ordered, solver, grid, out / "images.safetensors")
+    results.replace(rows_of(dict(zip(ordered, images, strict=True))))
     save_figure(sheet(dict(zip(ordered, images, strict=True))), out / "sheet.png")
     save_figure(plot(results.rows, ordered[-1]), out / "consistency.png")
     click.echo(f"{count} latents, S = {', '.join(map(str, ordered))} -> {out}")

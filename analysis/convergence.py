@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import inf, log, sqrt
 from pathlib import Path
 from statistics import linear_regression
 
@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import CIFAR10_TEST, COLOURS, MARKERS, Results, describe, label_counts, load_images, save_figure
-from analysis.reconstruction import FIXED_STEP
+from analysis.common import COLOURS, FIXED_STEP, MARKERS, Results, describe, label_counts, load_images, save_figure
+from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
 from ddim_ode.codec import draw_latents
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from solvers import SOLVERS, SolverError
 
 STEPS = (2, 4, 8, 16, 32, 64)
@@ -72,23 +72,27 @@ class Problem:
     end: Tensor
 
 
+def missing(problem: str, solvers: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """The solvers and numbers of steps that ``rows`` lack of ``problem``."""
+    known = {(row.solver, row.steps) for row in rows if row.problem == problem}
+    return [(name, steps) for name in solvers for steps in STEPS if (name, steps) not in known]
+
+
 def measure(problem: Problem, solvers: Sequence[str], results: Results[Row]) -> None:
     """Add a row for each solver and number of steps that ``results`` lacks; with a progress bar."""
-    known = {(row.solver, row.steps) for row in results.rows if row.problem == problem.name}
-    cases = [(name, steps) for name in solvers for steps in STEPS if (name, steps) not in known]
-    for name, steps in tqdm(cases, desc=problem.name, disable=None):
+    for name, steps in tqdm(missing(problem.name, solvers, results.rows), desc=problem.name, disable=None):
         try:
             with torch.no_grad():
                 found = SOLVERS[name](problem.field, problem.start, stretch(*problem.sigmas, steps))
             error = float((found - problem.end).square().mean().sqrt())
         except SolverError:
-            error = float("inf")
+            error = inf
         results.add(Row(problem.name, name, SOLVERS[name].order, steps, error))
 
 
 def slope(rows: Sequence[Row]) -> float:
     """Minus the slope of log error over log steps, by least squares over the last ``FITTED`` errors above rounding."""
-    usable = [row for row in rows if ROUNDING < row.error < float("inf")][-FITTED:]
+    usable = [row for row in rows if ROUNDING < row.error < inf][-FITTED:]
     if len(usable) < FITTED:
         return float("nan")
     xs, ys = ([log(getattr(row, name)) for row in usable] for name in ("steps", "error"))
@@ -106,16 +110,18 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row]) -> Figure:
-    """A panel for each problem, with lines of slope 1 to 4."""
+    """A panel for each problem, with lines of slope 1 to 4; of more curves than markers only the default ones."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2)
     names = list(dict.fromkeys(row.solver for row in rows))
+    if len(names) > len(MARKERS):
+        names = [name for name in names if name in DEFAULT_SOLVERS]
     for axes, problem in zip(panels, ("gaussian", "network"), strict=True):
         for i, name in enumerate(names):
             curve = [row for row in rows if (row.problem, row.solver) == (problem, name)]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             axes.loglog([row.steps for row in curve], [row.error for row in curve], label=name, **style)
-        top = max(row.error for row in rows if row.problem == problem and row.error < float("inf"))
+        top = max(row.error for row in rows if row.problem == problem and row.solver in names and row.error < inf)
         for order in (1, 2, 3, 4):
             ends = [min(STEPS), max(STEPS)]
             line = [top * (steps / ends[0]) ** -order for steps in ends]
@@ -131,25 +137,35 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--solver", "solvers", type=click.Choice(FIXED_STEP), multiple=True, default=DEFAULT_SOLVERS)
 @click.option("--sigma", "ends", type=float, nargs=2, default=(0.5, 0.7), show_default=True, help="The stretch.")
-@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
-@click.option("--count", type=click.IntRange(min=1), default=2, show_default=True, help="Images.")
+@images_option
+@count_option(2)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise on them.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/convergence"), show_default=True)
+@out_option("convergence")
+@errors_in_a_line()
 def main(
     model: str, solvers: tuple[str, ...], ends: tuple[float, float], images: Path, count: int, seed: int, out: Path
 ) -> None:
-    try:
-        loaded = load_model(model)
-        pixels, names = load_images(images, loaded, count)
-        results = Results(Row, out, {**describe(loaded, names), "sigma": list(ends), "seed": seed})
-        run(loaded, pixels, ends, solvers, seed, results)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    check_ends(ends)
+    loaded = load_model(model)
+    pixels, names = load_images(images, loaded, count)
+    results = Results(Row, out, {**describe(loaded, names), "sigma": list(ends), "seed": seed})
+    run(loaded, pixels, ends, solvers, seed, results)
     save_figure(plot(results.rows), out / "convergence.png")
     click.echo(table(results.rows))
+
+
+def check_ends(ends: tuple[float, float]) -> None:
+    """Whether steps of log sigma lead from the one to the other.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    if not 0 < min(ends) < max(ends) < inf:
+        given = " ".join(f"{sigma:g}" for sigma in ends)
+        raise ValueError(f"--sigma must be two different numbers above 0, but it is {given}; try --sigma 0.5 0.7")
 
 
 def run(
@@ -159,6 +175,8 @@ def run(
     noise = draw_latents(len(images), (model.channels, model.height, model.width), seed=seed)
     exact = noise * sqrt((VARIANCE + ends[1] ** 2) / (VARIANCE + ends[0] ** 2))
     measure(Problem("gaussian", gaussian_field, ends, noise, exact), solvers, results)
+    if not missing("network", solvers, results.rows):
+        return
     noisy = images.double() + ends[0] * noise
     with torch.no_grad():
         end = SOLVERS["rk4"](model.ode(), noisy, stretch(*ends, REFERENCE_STEPS))

@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import CIFAR10_TEST, Results, describe, load_images, save_figure, statistics
-from analysis.reconstruction import FIXED_STEP, steps_for
+from analysis.common import FIXED_STEP, Results, describe, load_images, save_figure, statistics
+from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
+from analysis.reconstruction import steps_for
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from solvers import SOLVERS, SolverError
 
 DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2", "reab2", "dpmpp3m", "reversible-heun")
@@ -96,21 +97,19 @@ def _exponent(mse: float) -> float:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--solver", "solvers", type=click.Choice(FIXED_STEP), multiple=True, default=DEFAULT_SOLVERS)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="log-snr", show_default=True)
 @click.option("--nfe", type=click.IntRange(min=2), default=20, show_default=True, help="Evaluations each way.")
-@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
-@click.option("--count", type=click.IntRange(min=1), help="Take so many of the images. [default: all]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/cross_solver"), show_default=True)
+@images_option
+@count_option()
+@out_option("cross_solver")
+@errors_in_a_line()
 def main(model: str, solvers: tuple[str, ...], grid: str, nfe: int, images: Path, count: int | None, out: Path) -> None:
-    try:
-        loaded = load_model(model)
-        pixels, names = load_images(images, loaded, count)
-        results = Results(Row, out, {**describe(loaded, names), "grid": grid, "nfe": nfe, "seed": None})
-        measure(loaded, pixels, solvers, grid, nfe, results)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    loaded = load_model(model)
+    pixels, names = load_images(images, loaded, count)
+    results = Results(Row, out, {**describe(loaded, names), "grid": grid, "nfe": nfe, "seed": None})
+    measure(loaded, pixels, solvers, grid, nfe, results)
     save_figure(plot(results.rows), out / "cross_solver.png")
     click.echo(f"{len(results.rows)} pairs -> {out}")
 

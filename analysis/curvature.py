@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import CIFAR10_TEST, COLOURS, Results, describe, load_images, save_figure
+from analysis.common import COLOURS, Results, describe, load_images, save_figure
+from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
 from analysis.trajectories import Trajectories, walk
 from ddim_ode.grids import GRIDS, make_grid
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from solvers import SOLVERS
 from solvers.charts import ANGLE, Chart
 
@@ -127,22 +128,20 @@ def run(model: Model, images: Tensor, points: int, reference_steps: int, results
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--points", type=click.IntRange(min=2), default=40, show_default=True, help="Noise levels.")
 @click.option("--reference-steps", type=click.IntRange(min=10), default=200, show_default=True)
-@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
-@click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Images.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/curvature"), show_default=True)
+@images_option
+@count_option(8)
+@out_option("curvature")
+@errors_in_a_line()
 def main(model: str, points: int, reference_steps: int, images: Path, count: int, out: Path) -> None:
-    try:
-        loaded = load_model(model)
-        pixels, names = load_images(images, loaded, count)
-        about = {**describe(loaded, names), "points": points, "reference_steps": reference_steps, "seed": None}
-        results = Results(Row, out, about)
-        if len(results.rows) < points * len(CHARTS):
-            run(loaded, pixels, points, reference_steps, results)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    loaded = load_model(model)
+    pixels, names = load_images(images, loaded, count)
+    about = {**describe(loaded, names), "points": points, "reference_steps": reference_steps, "seed": None}
+    results = Results(Row, out, about)
+    if len(results.rows) < points * len(CHARTS):
+        run(loaded, pixels, points, reference_steps, results)
     save_figure(plot(results.rows, loaded), out / "curvature.png")
     click.echo(f"{len(results.rows)} rows -> {out}")
 

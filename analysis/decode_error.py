@@ -22,20 +22,20 @@ from tqdm import tqdm
 
 from analysis.common import (
     COLOURS,
-    REFERENCES,
     Results,
     describe,
     label_counts,
     save_figure,
     statistics,
 )
+from analysis.options import errors_in_a_line, model_option, out_option, references_option, stride_option
 from analysis.reconstruction import steps_for
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import decoded_references
 from analysis.schedulers import decode_with_scheduler, schedulers
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import make_grid
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from solvers import SOLVERS, SolverError
 
 BUDGETS = (5, 8, 10, 20)
@@ -146,36 +146,26 @@ def table(rows: Sequence[Row]) -> str:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--nfe", "budgets", type=click.IntRange(min=2), multiple=True, default=BUDGETS, show_default=True)
 @click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="How many latents.")
-@click.option(
-    "--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference, in timesteps."
-)
-@click.option(
-    "--references",
-    type=click.Path(path_type=Path),
-    default=REFERENCES,
-    show_default=True,
-    help="Folder that keeps the reference solutions.",
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/decode_error"), show_default=True)
+@stride_option
+@references_option
+@out_option("decode_error")
+@errors_in_a_line()
 def main(model: str, budgets: tuple[int, ...], count: int, stride: int, references: Path, out: Path) -> None:
-    try:
-        loaded = load_model(model)
-        x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=SEED)
-        settings = {
-            **describe(loaded, []),
-            "latents": count,
-            "seed": SEED,
-            "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
-        }
-        results = Results(Row, out, settings)
-        truth = decoded_references(loaded, x_T, folder=references, stride=stride)
-        for row in measure(loaded, x_T, truth, results.rows, budgets):
-            results.add(row)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    loaded = load_model(model)
+    x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=SEED)
+    settings = {
+        **describe(loaded, []),
+        "latents": count,
+        "seed": SEED,
+        "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
+    }
+    results = Results(Row, out, settings)
+    truth = decoded_references(loaded, x_T, folder=references, stride=stride)
+    for row in measure(loaded, x_T, truth, results.rows, budgets):
+        results.add(row)
     save_figure(plot(results.rows), out / "decode_error.png")
     click.echo(table(results.rows))
 

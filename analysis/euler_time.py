@@ -14,31 +14,35 @@ from pathlib import Path
 
 import click
 
-from analysis.common import CIFAR10_TEST, REFERENCES, load_images, save_figure
+from analysis.common import load_images, save_figure
+from analysis.options import (
+    count_option,
+    errors_in_a_line,
+    images_option,
+    model_option,
+    out_option,
+    references_option,
+    stride_option,
+)
 from analysis.reconstruction import make_cases, run
 from analysis.reconstruction_plot import plot
 from ddim_ode.grids import GRIDS
-from ddim_ode.models import DEFAULT_MODEL, load_model
+from ddim_ode.models import load_model
 
 SOLVERS = ("euler", "variance-euler")
 STEPS = (5, 10, 20, 50, 100, 200)
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--grid", "grids", type=click.Choice(sorted(GRIDS)), multiple=True, default=("quad", "log-snr"))
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
-@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
-@click.option("--count", type=click.IntRange(min=1), help="Take so many of the images. [default: all]")
-@click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference.")
-@click.option(
-    "--references",
-    type=click.Path(path_type=Path),
-    default=REFERENCES,
-    show_default=True,
-    help="Folder that keeps the reference solutions.",
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/euler_time"), show_default=True)
+@images_option
+@count_option()
+@stride_option
+@references_option
+@out_option("euler_time")
+@errors_in_a_line()
 def main(
     model: str,
     grids: tuple[str, ...],
@@ -49,13 +53,10 @@ def main(
     references: Path,
     out: Path,
 ) -> None:
-    try:
-        loaded = load_model(model)
-        pixels, names = load_images(images, loaded, count)
-        cases = make_cases(SOLVERS, grids, ("sigma-min",), (), steps)
-        rows = run(loaded, pixels, names, cases, out, stride=stride, references=references)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    loaded = load_model(model)
+    pixels, names = load_images(images, loaded, count)
+    cases = make_cases(SOLVERS, grids, ("sigma-min",), (), steps)
+    rows = run(loaded, pixels, names, cases, out, stride=stride, references=references)
     save_figure(plot(rows), out / "euler_time.png")
     click.echo(f"{len(rows)} rows -> {out}")
 

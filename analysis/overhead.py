@@ -11,7 +11,7 @@ a machine drifts. There are three figures, all in parts of the time of as many b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.common import describe, save_rows, save_settings
+from analysis.common import FIXED_STEP, Results, describe
+from analysis.options import errors_in_a_line, model_option, out_option
+from analysis.timing import Stopwatch, machine
 from ddim_ode.codec import encode
 from ddim_ode.grids import Grid, make_grid
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from ddim_ode.ode import ProbabilityFlowODE
 from solvers import SOLVERS
 
-FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
 DEFAULT = ("euler", "heun", "ab4", "rk4", "torchdiffeq-rk4")
 SEED = 0
 
@@ -53,22 +54,6 @@ class Row:
     stub: float
 
 
-class Timed(nn.Module):
-    """A network that adds up the ``seconds`` spent inside of it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.seconds = 0.0
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
-        begin = time.perf_counter()
-        output: Tensor = self.network(x, t)
-        self.seconds += time.perf_counter() - begin
-        return output
-
-
 class Stub(nn.Module):
     """A network of the same dtype that answers at once with ``output``, ``(B, C, H, W)``."""
 
@@ -81,30 +66,36 @@ class Stub(nn.Module):
         return self.output
 
 
-def measure(model: Model, solvers: Sequence[str], *, steps: int, batch_size: int, repeats: int) -> Iterator[Row]:
-    """``repeats`` rows for each of ``solvers``, interleaved, for encoding random images in ``steps`` steps."""
+def measure(
+    model: Model, solvers: Sequence[str], *, steps: int, batch_size: int, repeats: int, results: Results[Row]
+) -> None:
+    """``repeats`` rows for each of ``solvers``, interleaved, for encoding random images in ``steps`` steps.
+
+    Those that ``results`` has already are not measured again.
+    """
+    known = {(row.solver, row.steps, row.repeat) for row in results.rows}
+    cases = [(solver, repeat) for repeat in range(repeats) for solver in solvers]
+    missing = [(solver, repeat) for solver, repeat in cases if (solver, steps, repeat) not in known]
     generator = torch.Generator().manual_seed(SEED)
     shape = (batch_size, model.channels, model.height, model.width)
     images = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
     grid = make_grid(model.schedule, "linear", steps)
-    _measure(model, images, grid, solvers[0], 0)  # the first calls of all are slower
-    for repeat in tqdm(range(repeats), desc="repeats", disable=None):
-        for solver in solvers:
-            yield _measure(model, images, grid, solver, repeat)
+    if missing:
+        _measure(model, images, grid, *missing[0])  # the first calls of all are slower
+    for solver, repeat in tqdm(missing, desc="solves", disable=None):
+        results.add(_measure(model, images, grid, solver, repeat))
 
 
 def _measure(model: Model, images: Tensor, grid: Grid, solver: str, repeat: int) -> Row:
-    timed, stub = Timed(model.network), Stub(torch.zeros_like(images, dtype=torch.float32))
+    stub = Stub(torch.zeros_like(images, dtype=torch.float32))
     nfe = SOLVERS[solver].nfe(grid.steps) or 0
     bare = _bare_calls(model, images, nfe // 2 + 1)
-    solve = _time(lambda: encode(_ode(model, timed), images, grid, SOLVERS[solver]))
+    with Stopwatch(model.network) as watch:
+        solve = _time(lambda: encode(model.ode(), images, grid, SOLVERS[solver]))
     bare += _bare_calls(model, images, nfe // 2 + 1)
-    stubbed = _time(lambda: encode(_ode(model, stub), images, grid, SOLVERS[solver]))
-    return Row(solver, grid.steps, nfe, repeat, median(bare), solve, timed.seconds, stubbed)
-
-
-def _ode(model: Model, network: nn.Module) -> ProbabilityFlowODE:
-    return ProbabilityFlowODE(network, model.schedule, prediction=model.prediction)
+    answered = ProbabilityFlowODE(stub, model.schedule, prediction=model.prediction)
+    stubbed = _time(lambda: encode(answered, images, grid, SOLVERS[solver]))
+    return Row(solver, grid.steps, nfe, repeat, median(bare), solve, watch.seconds, stubbed)
 
 
 def _bare_calls(model: Model, images: Tensor, count: int) -> list[float]:
@@ -123,12 +114,12 @@ def _time(call: Callable[[], object]) -> float:
 def table(rows: Sequence[Row]) -> str:
     """Markdown: for each solver the median of each figure and, in brackets, its quartiles; overheads in per cent."""
     lines = ["| solver | NFE | ratio | beside the network, % | with a stub, % |", "|---|---:|---:|---:|---:|"]
-    for solver in dict.fromkeys(row.solver for row in rows):
-        own = [row for row in rows if row.solver == solver]
+    for solver, nfe in dict.fromkeys((row.solver, row.nfe) for row in rows):
+        own = [row for row in rows if (row.solver, row.nfe) == (solver, nfe)]
         ratio = [row.solve / (row.nfe * row.bare) for row in own]
         beside = [100 * (row.solve - row.inside) / (row.nfe * row.bare) for row in own]
         stub = [100 * row.stub / (row.nfe * row.bare) for row in own]
-        lines.append(f"| {solver} | {own[0].nfe} | {_spread(ratio, 3)} | {_spread(beside, 2)} | {_spread(stub, 2)} |")
+        lines.append(f"| {solver} | {nfe} | {_spread(ratio, 3)} | {_spread(beside, 2)} | {_spread(stub, 2)} |")
     return "\n".join(lines)
 
 
@@ -138,7 +129,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option(
     "--solver",
     "solvers",
@@ -151,18 +142,13 @@ def _spread(values: Sequence[float], digits: int) -> str:
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/overhead"), show_default=True)
+@out_option("overhead")
+@errors_in_a_line()
 def main(model: str, solvers: tuple[str, ...], steps: int, batch_size: int, repeats: int, out: Path) -> None:
-    try:
-        loaded = load_model(model)
-        rows = list(measure(loaded, solvers, steps=steps, batch_size=batch_size, repeats=repeats))
-        out.mkdir(parents=True, exist_ok=True)
-        settings = {"batch_size": batch_size, "threads": torch.get_num_threads(), "seed": SEED}
-        save_settings(describe(loaded, []) | settings, out / "settings.json")
-        save_rows(rows, out / "rows.csv")
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(table(rows))
+    loaded = load_model(model)
+    results = Results(Row, out, {**describe(loaded, []), **machine(), "batch_size": batch_size, "seed": SEED})
+    measure(loaded, solvers, steps=steps, batch_size=batch_size, repeats=repeats, results=results)
+    click.echo(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from analysis.classifier import SIZE
 from analysis.common import COLOURS, check_same, load_rows, save_figure, save_rows, save_settings
 from analysis.frechet import frechet
+from analysis.options import errors_in_a_line, out_option
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.devices import find_device
 from ddim_ode.files import write_file
@@ -240,7 +241,8 @@ def _spread(data: TrainingImages, count: int) -> Tensor:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--inception", is_flag=True, help="FID in Inception's features; downloads their weights.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/quality"), show_default=True)
+@out_option("quality")
+@errors_in_a_line()
 def main(
     test_images: Path,
     train: Path | None,
@@ -255,25 +257,22 @@ def main(
     device: str,
     out: Path,
 ) -> None:
-    try:
-        models = {Path(name).name: load_model(name, device=find_device(device)) for name in names}
-        if len(models) < len(names):
-            raise ValueError(f"two of the models have the same name: {', '.join(names)}; rename a folder")
-        test = read_training_images(test_images, 3, SIZE, SIZE)
-        real = read_training_images(train, 3, SIZE, SIZE) if train else None
-        errors, distances = run(
-            models,
-            test,
-            real,
-            out,
-            count=count,
-            error_images=error_images,
-            sampler=(solver, grid, steps),
-            seed=seed,
-            inception=inception,
-        )
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    models = {Path(name).name: load_model(name, device=find_device(device)) for name in names}
+    if len(models) < len(names):
+        raise ValueError(f"two of the models have the same name: {', '.join(names)}; rename a folder")
+    test = read_training_images(test_images, 3, SIZE, SIZE)
+    real = read_training_images(train, 3, SIZE, SIZE) if train else None
+    errors, distances = run(
+        models,
+        test,
+        real,
+        out,
+        count=count,
+        error_images=error_images,
+        sampler=(solver, grid, steps),
+        seed=seed,
+        inception=inception,
+    )
     save_figure(plot(errors), out / "errors.png")
     click.echo(table(errors, distances))
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.common import (
-    CIFAR10_TEST,
+    FIXED_STEP,
     REFERENCES,
     Results,
     check_same,
@@ -41,16 +41,23 @@ from analysis.common import (
     save_figure,
     statistics,
 )
+from analysis.options import (
+    count_option,
+    errors_in_a_line,
+    images_option,
+    model_option,
+    out_option,
+    references_option,
+    stride_option,
+)
 from analysis.reconstruction_plot import PAPER, plot, table
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import End, Reference, end_of, make_references
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from solvers import SOLVERS, SolverError, way_back
-
-FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
 
 
 @dataclass(frozen=True)
@@ -235,7 +242,7 @@ def report(folder: Path) -> None:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option(
     "--solver",
     "solvers",
@@ -257,31 +264,14 @@ def report(folder: Path) -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), multiple=True, help="Steps, whatever they cost, beside or instead of --nfe."
 )
-@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
-@click.option("--count", type=click.IntRange(min=1), help="Take so many of the images. [default: all]")
+@images_option
+@count_option()
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option(
-    "--stride",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="The reference steps over so many timesteps at once.",
-)
-@click.option(
-    "--references",
-    type=click.Path(path_type=Path),
-    default=REFERENCES,
-    show_default=True,
-    help="Folder that keeps the reference solutions.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("demo/reconstruction"),
-    show_default=True,
-    help="Folder for rows, settings and the plot; rows in it are not measured again.",
-)
+@stride_option
+@references_option
+@out_option("reconstruction")
 @click.option("--plot-only", is_flag=True, help="Measure nothing.")
+@errors_in_a_line()
 def main(
     model: str,
     solvers: tuple[str, ...],
@@ -297,16 +287,13 @@ def main(
     out: Path,
     plot_only: bool,
 ) -> None:
-    try:
-        if not plot_only:
-            loaded = load_model(model)
-            pixels, names = load_images(images, loaded, count)
-            budgets = nfes or (() if steps else tuple(PAPER))
-            cases = make_cases(solvers, grids, clean_ends, budgets, steps)
-            run(loaded, pixels, names, cases, out, stride=stride, references=references, batch_size=batch_size)
-        report(out)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    if not plot_only:
+        loaded = load_model(model)
+        pixels, names = load_images(images, loaded, count)
+        budgets = nfes or (() if steps else tuple(PAPER))
+        cases = make_cases(solvers, grids, clean_ends, budgets, steps)
+        run(loaded, pixels, names, cases, out, stride=stride, references=references, batch_size=batch_size)
+    report(out)
 
 
 def make_cases(

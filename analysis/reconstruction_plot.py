@@ -126,10 +126,10 @@ def _draw(
             axes.plot(nfe, values("_median"), linewidth=1.3, linestyle=":", color=colour)
             axes.fill_between(nfe, values("_low"), values("_high"), color=colour, alpha=0.15, linewidth=0)
     begin = min(rows[0].nfe for rows in curves.values())
-    _draw_slopes(axes, begin, {row.order: exponent(row.order) for rows in curves.values() for row in rows})
+    draw_slopes(axes, begin, {row.order: exponent(row.order) for rows in curves.values() for row in rows})
 
 
-def _draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None:
+def draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None:
     """A fan of short lines from the NFE ``begin`` on, with the slopes ``-exponents`` by order, in the lower left
     corner, which falling curves leave free."""
     low, high = axes.get_ylim()

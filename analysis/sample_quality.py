@@ -21,15 +21,19 @@ from pathlib import Path
 import click
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from matplotlib.ticker import LogLocator, NullLocator
+from torch import Tensor
 from tqdm import tqdm
 
+from analysis.classifier import SIZE
 from analysis.common import COLOURS, MARKERS, Results, describe, label_counts, save_figure
 from analysis.frechet import frechet_to_test
+from analysis.options import errors_in_a_line, model_option, out_option
+from analysis.timing import Stopwatch, machine
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import GRIDS, make_grid
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 
 SIGMA_HAT = "sigma-hat"
 ETAS = ("0", "0.2", "0.5", "1", SIGMA_HAT)
@@ -57,20 +61,19 @@ class Row:
     network_seconds: float
 
 
-class Stopwatch:
-    """The time spent in a module, from the moment it is hung on it."""
+def check_size(model: Model) -> None:
+    """Whether its images are those that the features are for.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.seconds = 0.0
-        self._begin = 0.0
-        module.register_forward_pre_hook(self._start)
-        module.register_forward_hook(self._stop)
-
-    def _start(self, *_: object) -> None:
-        self._begin = time.perf_counter()
-
-    def _stop(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._begin
+    Raises:
+        ValueError: if they have another size or other channels.
+    """
+    size = (model.channels, model.height, model.width)
+    if size != (3, SIZE, SIZE):
+        made = " x ".join(map(str, size))
+        raise ValueError(
+            f"model '{model.name}' makes images of {made}, but the features that judge them are for "
+            f"3 x {SIZE} x {SIZE}; choose a model of that size"
+        )
 
 
 def draw(model: Model, eta: str, steps: int, grid: str, count: int, seed: int) -> tuple[Tensor, float, float]:
@@ -78,15 +81,15 @@ def draw(model: Model, eta: str, steps: int, grid: str, count: int, seed: int) -
     shape = (model.channels, model.height, model.width)
     x_T = draw_latents(count, shape, seed=seed).float()
     ode = model.ode()
-    watch = Stopwatch(model.network)
     nodes = make_grid(model.schedule, grid, steps, clean_end="zero")
     images = []
     begin = time.perf_counter()
-    for i in range(0, count, BATCH):
-        latents = x_T[i : i + BATCH]
-        noise = seeded_noise(range(i, i + len(latents)), shape, seed=seed)
-        walk = Ancestral(noise, 1.0 if eta == SIGMA_HAT else float(eta), eta == SIGMA_HAT)
-        images.append(decode(ode, latents, nodes, walk, dtype=torch.float32))
+    with Stopwatch(model.network) as watch:
+        for i in range(0, count, BATCH):
+            latents = x_T[i : i + BATCH]
+            noise = seeded_noise(range(i, i + len(latents)), shape, seed=seed)
+            walk = Ancestral(noise, 1.0 if eta == SIGMA_HAT else float(eta), eta == SIGMA_HAT)
+            images.append(decode(ode, latents, nodes, walk, dtype=torch.float32))
     seconds = time.perf_counter() - begin
     pixels = ((torch.cat(images).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels, seconds, watch.seconds
@@ -123,9 +126,12 @@ def plot(rows: Sequence[Row], count: int) -> Figure:
         curve = sorted((row for row in rows if row.eta == eta), key=lambda row: row.steps)
         label = eta if eta == SIGMA_HAT else f"eta = {eta}"
         xs, ys = [row.steps for row in curve], [row.frechet for row in curve]
-        left.semilogx(xs, ys, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
+        left.loglog(xs, ys, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label)
     steps = sorted({row.steps for row in rows})
     label_counts(left, steps)
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_locator(NullLocator())
     left.set_ylabel(f"Frechet distance of {count} samples, classifier's features")
     left.legend()
     for name, label, colour in (("seconds", "all", COLOURS[0]), ("network_seconds", "network", COLOURS[1])):
@@ -143,23 +149,22 @@ def plot(rows: Sequence[Row], count: int) -> Figure:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--eta", "etas", type=click.Choice(ETAS), multiple=True, default=ETAS, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
 @click.option("--count", type=click.IntRange(min=2), default=1000, show_default=True, help="Samples of each kind.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/sample_quality"), show_default=True)
+@out_option("sample_quality")
+@errors_in_a_line()
 def main(
     model: str, etas: tuple[str, ...], steps: tuple[int, ...], grid: str, count: int, seed: int, out: Path
 ) -> None:
-    try:
-        loaded = load_model(model)
-        about = {**describe(loaded, []), "grid": grid, "count": count, "seed": seed}
-        results = Results(Row, out, about)
-        measure(loaded, etas, steps, grid, count, seed, results)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    loaded = load_model(model)
+    check_size(loaded)
+    about = {**describe(loaded, []), **machine(), "grid": grid, "count": count, "seed": seed}
+    results = Results(Row, out, about)
+    measure(loaded, etas, steps, grid, count, seed, results)
     save_figure(plot(results.rows, count), out / "sample_quality.png")
     click.echo(table(results.rows))
 

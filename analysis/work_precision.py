@@ -9,7 +9,7 @@ the images.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -21,20 +21,32 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.common import (
-    CIFAR10_TEST,
     COLOURS,
+    FIXED_STEP,
     MARKERS,
-    REFERENCES,
     Results,
     describe,
+    label_counts,
     load_images,
+    round_counts,
     save_figure,
     statistics,
 )
+from analysis.options import (
+    count_option,
+    errors_in_a_line,
+    images_option,
+    model_option,
+    out_option,
+    references_option,
+    stride_option,
+)
+from analysis.reconstruction_plot import draw_slopes
 from analysis.reference import make_references
+from analysis.timing import machine
 from ddim_ode.codec import encode
 from ddim_ode.grids import full_range, make_grid
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from ddim_ode.ode import EvaluationLimitError
 from solvers import SOLVERS, SolverError, get_solver
 
@@ -44,6 +56,11 @@ DEFAULT_ADAPTIVE = ("torchdiffeq-bosh3", "torchdiffeq-dopri5", "scipy-DOP853", "
 DEFAULT_FIXED = ("euler", "dpmpp3m")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = (10, 20, 50, 100)
+# The orders whose slopes are drawn.
+ORDERS = (1, 3)
+
+# Solver, tolerance and steps; one of the last two is 0.
+Setting = tuple[str, float, int]
 
 
 @dataclass(frozen=True)
@@ -62,10 +79,16 @@ class Row:
     latent_rmse_high: float
 
 
+def missing(settings: Sequence[Setting], rows: Sequence[Row]) -> list[Setting]:
+    """Those of the ``settings`` that have no row yet."""
+    known = {(row.solver, row.tolerance, row.steps) for row in rows}
+    return [setting for setting in settings if setting not in known]
+
+
 def measure(
     model: Model,
     images: Tensor,
-    settings: Sequence[tuple[str, float, int]],
+    settings: Sequence[Setting],
     truth: Tensor,
     max_nfe: int,
     results: Results[Row],
@@ -74,8 +97,8 @@ def measure(
 
     ``images`` and the latents ``truth`` are ``(B, C, H, W)``. Beyond ``max_nfe`` evaluations the error is infinite.
     """
-    known = {(row.solver, row.tolerance, row.steps) for row in results.rows}
-    for name, tolerance, steps in tqdm([s for s in settings if s not in known], desc="settings", disable=None):
+    encode(model.ode(), images, make_grid(model.schedule, "log-snr", 1), SOLVERS["euler"])  # first calls are slower
+    for name, tolerance, steps in tqdm(missing(settings, results.rows), desc="settings", disable=None):
         solver = get_solver(name, rtol=tolerance, atol=tolerance) if tolerance else SOLVERS[name]
         grid = (
             make_grid(model.schedule, "log-snr", steps, clean_end=CLEAN_END)
@@ -104,8 +127,11 @@ def _count_samples(ode: torch.nn.Module) -> list[int]:
     return seen
 
 
-def plot(rows: Sequence[Row]) -> Figure:
-    """Error against evaluations and against seconds; adaptive solvers in full lines, fixed steps dashed."""
+def plot(rows: Sequence[Row], accuracy: float) -> Figure:
+    """Error against evaluations and against seconds; adaptive solvers in full lines, fixed steps dashed.
+
+    ``accuracy``  RMSE of the reference latents to coarser ones; below it an error says nothing.
+    """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost, label in zip(
@@ -116,30 +142,35 @@ def plot(rows: Sequence[Row]) -> Figure:
             xs, ys = [getattr(row, cost) for row in curve], [row.latent_rmse_median for row in curve]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             axes.loglog(xs, ys, linestyle="-" if curve[0].tolerance else "--", label=name, **style)
+        axes.axhline(accuracy, color="0.6", linewidth=1, linestyle="-.", label="the reference's own accuracy")
         axes.set_xlabel(label)
         axes.grid(visible=True, which="major", alpha=0.3)
+    draw_slopes(panels[0], min(row.nfe for row in rows), {order: order for order in ORDERS})
+    label_counts(panels[0], round_counts(row.nfe for row in rows))
     panels[0].set_ylabel("median RMSE of x_T to the reference")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+@model_option
 @click.option("--adaptive", type=click.Choice(ADAPTIVE), multiple=True, default=DEFAULT_ADAPTIVE, show_default=True)
-@click.option("--fixed", type=click.Choice(sorted(SOLVERS)), multiple=True, default=DEFAULT_FIXED, show_default=True)
-@click.option("--tolerance", "tolerances", type=float, multiple=True, default=TOLERANCES, show_default=True)
-@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
-@click.option("--count", type=click.IntRange(min=1), default=4, show_default=True, help="Images.")
-@click.option("--max-nfe", type=click.IntRange(min=1), default=2000, show_default=True)
-@click.option("--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference.")
+@click.option("--fixed", type=click.Choice(FIXED_STEP), multiple=True, default=DEFAULT_FIXED, show_default=True)
 @click.option(
-    "--references",
-    type=click.Path(path_type=Path),
-    default=REFERENCES,
+    "--tolerance",
+    "tolerances",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    default=TOLERANCES,
     show_default=True,
-    help="Folder that keeps the reference solutions.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/work_precision"), show_default=True)
+@images_option
+@count_option(4)
+@click.option("--max-nfe", type=click.IntRange(min=1), default=2000, show_default=True)
+@stride_option
+@references_option
+@out_option("work_precision")
+@errors_in_a_line()
 def main(
     model: str,
     adaptive: tuple[str, ...],
@@ -152,20 +183,20 @@ def main(
     references: Path,
     out: Path,
 ) -> None:
-    try:
-        loaded = load_model(model)
-        pixels, names = load_images(images, loaded, count)
-        about: Mapping[str, object] = {**describe(loaded, names), "stride": stride, "max_nfe": max_nfe, "seed": None}
-        results = Results(Row, out, about)
+    loaded = load_model(model)
+    pixels, names = load_images(images, loaded, count)
+    about = {**describe(loaded, names), **machine(), "stride": stride, "max_nfe": max_nfe, "seed": None}
+    results = Results(Row, out, about)
+    settings: list[Setting] = [(name, tolerance, 0) for name in adaptive for tolerance in tolerances]
+    settings += [(name, 0.0, steps) for name in fixed for steps in STEPS]
+    if missing(settings, results.rows):
         end = (CLEAN_END, len(loaded.schedule) - 1)
         truth = make_references(loaded, pixels, [end], folder=references, stride=stride)[end]
-        settings = [(name, tolerance, 0) for name in adaptive for tolerance in tolerances]
-        settings += [(name, 0.0, steps) for name in fixed for steps in STEPS]
+        results.note(reference_rmse=truth.accuracy)
         measure(loaded, pixels, settings, truth.x_T, max_nfe, results)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    save_figure(plot(results.rows), out / "work_precision.png")
-    click.echo(f"{len(results.rows)} settings, reference accurate to {truth.accuracy:.2g} -> {out}")
+    accuracy = results.settings["reference_rmse"]
+    save_figure(plot(results.rows, accuracy), out / "work_precision.png")
+    click.echo(f"{len(results.rows)} settings, reference accurate to {accuracy:.2g} -> {out}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@
 # reference, whether its second moment is one that the model knows, and what a *good* latent is decoded to.
 
 # %%
+# %matplotlib inline
 import os
 from pathlib import Path
 

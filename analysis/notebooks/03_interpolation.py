@@ -21,41 +21,28 @@
 #   \qquad \cos\theta = \frac{\langle x_T^{(0)}, x_T^{(1)}\rangle}{\|x_T^{(0)}\|\,\|x_T^{(1)}\|}.$$
 
 # %%
+# %matplotlib inline
 import os
 
-import matplotlib.pyplot as plt
 import torch
 
 from analysis.common import CIFAR10_TEST, load_images
-from ddim_ode import decode, encode, load_model, make_grid, slerp, span
+from analysis.lessons import plot_radii, radii, show
+from ddim_ode import decode, encode, load_model, make_grid, span
 from ddim_ode.codec import draw_latents
-from ddim_ode.images import pixel_mse, tile
+from ddim_ode.images import pixel_mse
 from solvers import get_solver
 
 steps = int(os.environ.get("DDIM_ODE_STEPS", "20"))
 model = load_model("default")
 solver, grid = get_solver("dpmpp3m"), make_grid(model.schedule, "log-snr", steps)
 
-
-def show(images, columns):
-    plt.figure(figsize=(columns, len(images) / columns))
-    plt.imshow(((tile(images, columns=columns) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
-    plt.axis("off")
-    plt.show()
-
-
 # %% [markdown]
 # ## Radius along the way
 
 # %%
 a, b = draw_latents(2, (model.channels, model.height, model.width), seed=1)
-weights = torch.linspace(0, 1, 9, dtype=torch.float64)
-for name, between in (("slerp", lambda w: slerp(a[None], b[None], w)), ("line", lambda w: a + w * (b - a))):
-    plt.plot(weights, [float(between(w).square().mean().sqrt()) for w in weights], "o-", label=name)
-plt.xlabel("weight w")
-plt.ylabel("RMS of x_T")
-plt.legend()
-plt.show()
+plot_radii(radii(a, b, 9))
 
 # %% [markdown]
 # ## Two random latents, and two pictures
@@ -69,8 +56,8 @@ show(decode(model.ode(), span(torch.stack([a, b]), 9), grid, solver), columns=9)
 pictures, _ = load_images(CIFAR10_TEST, model, 2)
 x_T = encode(model.ode(), pictures, grid, solver)
 walk = decode(model.ode(), span(x_T, 9), grid, solver)
-show(walk, columns=9)
 print("MSE at the ends, pixels in [0, 1]:", [f"{mse:.1e}" for mse in pixel_mse(pictures, walk[[0, -1]]).tolist()])
+show(walk, columns=9)
 
 # %% [markdown]
 # ## Four corners

@@ -16,6 +16,7 @@
 # measurement: a network is rough where sigma is large, and no analytic model tells how rough.
 
 # %%
+# %matplotlib inline
 import os
 from pathlib import Path
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from itertools import pairwise
 from math import inf
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -15,18 +18,34 @@ from analysis.common import CIFAR10_TEST, load_images, load_rows
 from analysis.frechet import TEST_STATISTICS, frechet_to_test
 from analysis.reconstruction import Row as ReconstructionRow
 from ddim_ode import decode, encode, load_model, make_grid
+from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
 from ddim_ode.images import pixel_mse
+from ddim_ode.models import UNet
 from solvers import SOLVERS
 
 
-def run(command: click.Command, model: Path, out: Path, *options: str) -> str:
+def run(command: click.Command, model: Path | str, out: Path, *options: str) -> str:
     arguments = ["--model", str(model), "--out", str(out), *options]
     if any(parameter.name == "references" for parameter in command.params):
         arguments += ["--references", str(out.parent / "references")]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes of all evaluations of a network, of any model, in the order they are made."""
+    sizes: list[int] = []
+    forward = UNet.forward
+
+    def count(network: UNet, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return forward(network, x, t)
+
+    monkeypatch.setattr(UNet, "forward", count)
+    return sizes
 
 
 SMALL = {
@@ -43,18 +62,44 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "sample_quality"])
-def test_a_second_run_measures_nothing(name: str, tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_a_second_run_measures_nothing(name: str, tiny_model: Path, tmp_path: Path, evaluations: list[int]) -> None:
     module, options = SMALL[name]
-    first = run(module.main, tiny_model, tmp_path, *options)
-    rows = (tmp_path / "rows.csv").read_text()
-    assert list(tmp_path.glob("*.png"))
-    (tmp_path / "rows.csv").touch()
-    assert run(module.main, tiny_model, tmp_path, *options) == first
-    assert (tmp_path / "rows.csv").read_text() == rows
-    result = CliRunner().invoke(module.main, ["--model", str(tiny_model), "--out", str(tmp_path), "--count", "4"])
+    model = "default" if name == "sample_quality" else str(tiny_model)  # whose features are for 32 x 32 pixels
+    out = tmp_path / "out"
+    first = run(module.main, model, out, *options)
+    rows = (out / "rows.csv").read_text()
+    assert list(out.glob("*.png"))
+    assert evaluations
+    evaluations.clear()
+    if (tmp_path / "references").exists():
+        shutil.rmtree(tmp_path / "references")
+    assert run(module.main, model, out, *options) == first
+    assert evaluations == []
+    assert (out / "rows.csv").read_text() == rows
+    result = CliRunner().invoke(module.main, ["--model", model, "--out", str(out), "--count", "4"])
     assert result.exit_code == 1
     assert "another" in result.output
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (convergence, ("--sigma", "0", "1"), "--sigma must be two different numbers above 0, but it is 0 1"),
+        (convergence, ("--sigma", "0.5", "0.5"), "but it is 0.5 0.5"),
+        (work_precision, ("--tolerance", "0"), "0 is not in the range x>0"),
+        (work_precision, ("--fixed", "torchdiffeq-dopri5"), "'torchdiffeq-dopri5' is not one of"),
+        (sample_quality, (), "makes images of 3 x 8 x 8, but the features that judge them are for 3 x 32 x 32"),
+    ],
+)
+def test_what_cannot_be_measured(
+    module: ModuleType, options: tuple[str, ...], message: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = ["--model", str(tiny_model), "--out", str(tmp_path / "out"), *options]
+    result = CliRunner().invoke(module.main, arguments)
+    assert result.exit_code in (1, 2)
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_orders_on_a_closed_solution_are_those_declared(tiny_model: Path, tmp_path: Path) -> None:
@@ -150,6 +195,26 @@ def test_samples_without_noise_are_those_of_euler() -> None:
     images = decode(model.ode(), x_T, make_grid(model.schedule, "trailing", 2, clean_end="zero"), SOLVERS["euler"])
     assert (pixels.double() / 127.5 - 1 - images.clamp(-1, 1)).abs().max() < 0.51 / 127.5 + 1e-4
     assert 0 < network_seconds < seconds
+
+
+def test_samples_of_sigma_hat_are_those_of_the_papers_formula(tiny_model: Path) -> None:
+    """arXiv 2010.02502, Eq. (12) with the sigma of eta = 1, and noise of sigma-hat, Section 5.1; in x itself."""
+    model = load_model(str(tiny_model))
+    pixels, _, _ = sample_quality.draw(model, "sigma-hat", 3, "trailing", 2, 7)
+    x = draw_latents(2, (3, 8, 8), seed=7)
+    noise = seeded_noise(range(2), (3, 8, 8), seed=7)
+    sigmas = make_grid(model.schedule, "trailing", 3, clean_end="zero").downward()
+    ode = model.ode()
+    alpha_bar = 1 / (1 + sigmas**2)
+    for i, (a, a_next) in enumerate(pairwise(alpha_bar)):
+        with torch.no_grad():
+            eps = ode(sigmas[i], x / a.sqrt())
+        x_0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+        spread = ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()
+        x = a_next.sqrt() * x_0 + (1 - a_next - spread**2).clamp(min=0).sqrt() * eps
+        if a_next < 1:
+            x = x + (1 - a / a_next).sqrt() * noise()
+    assert (pixels.double() / 127.5 - 1 - x.clamp(-1, 1)).abs().max() < 0.51 / 127.5 + 1e-4
 
 
 def test_table_has_the_papers_figures_beside() -> None:

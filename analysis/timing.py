@@ -1,0 +1,43 @@
+"""Measuring time: what is spent inside of a module, and on which machine."""
+
+from __future__ import annotations
+
+import platform
+import time
+from types import TracebackType
+
+import torch
+from torch import nn
+
+
+class Stopwatch:
+    """The ``seconds`` spent inside of ``module`` while this is entered: ``with Stopwatch(network) as watch: ...``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.seconds = 0.0
+        self._module = module
+        self._begin = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._hooks = (
+            self._module.register_forward_pre_hook(self._start),
+            self._module.register_forward_hook(self._stop),
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _start(self, *_: object) -> None:
+        self._begin = time.perf_counter()
+
+    def _stop(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._begin
+
+
+def machine() -> dict[str, object]:
+    """What seconds depend on, for the settings of a measurement."""
+    return {"machine": platform.machine(), "processor": platform.processor(), "threads": torch.get_num_threads()}
