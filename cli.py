@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 DEFAULT_STEPS = 50
 # Among these 'reconstruct --target-psnr' looks for the cheapest.
-TARGET_SOLVERS = (AUTO, "dpmpp2m", "reab2")
+PSNR_CANDIDATES = (AUTO, "dpmpp2m", "reab2")
 # The sheet of samples that training leaves at every save.
 PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
 
@@ -527,7 +527,7 @@ def _cheapest(run: Run, model: Model, images: Sequence[Tensor], target: float) -
         return tried[-1]
 
     found, limit = None, run.max_nfe
-    for name in (run.solver,) if run.solver else TARGET_SOLVERS:
+    for name in (run.solver,) if run.solver else PSNR_CANDIDATES:
         most = replace(run, solver=name).most_steps(model.schedule, limit)
         if most and found and reached(name, most) < target:
             continue  # not the cheapest, so there is no need to begin from one step

@@ -25,7 +25,7 @@ from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING
 
-from solvers.base import Solver, SolverError, check_finite, check_grid
+from solvers.base import Solver, SolverError, check_finite, check_grid, column, rows
 from solvers.charts import ANGLE
 from solvers.fixed import FixedStepSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -77,7 +77,7 @@ class ExactInverse(Solver):
             check_finite(residual, self.name, "state", sigma_next)
             error = _rms(residual)
             nearer = (error < least) & (least > tolerance * size)
-            best, least = guess.where(nearer.reshape(-1, *[1] * (x.ndim - 1)), best), error.where(nearer, least)
+            best, least = guess.where(column(nearer, x), best), error.where(nearer, least)
             if bool((least <= tolerance * size).all()):
                 return best
             guess = mixer.improve(guess, residual)
@@ -121,13 +121,13 @@ class _Anderson:
         if len(self._moves) == self._depth:
             self._moves, self._changes, self._last = [], [], None
         if self._last is not None:
-            self._moves.append(_rows(guess - self._last[0]))
-            self._changes.append(_rows(residual - self._last[1]))
+            self._moves.append(rows(guess - self._last[0]))
+            self._changes.append(rows(residual - self._last[1]))
         self._last = guess, residual
         if not self._moves:
             return guess + residual
         changes = torch.stack(self._changes, -1)
-        weights = _least_squares(changes.detach(), _rows(residual.detach()))
+        weights = _least_squares(changes.detach(), rows(residual.detach()))
         moved = (torch.stack(self._moves, -1) + changes) @ weights
         better: Tensor = guess + residual - moved.reshape(guess.shape)
         return better
@@ -148,14 +148,9 @@ def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
     return weights
 
 
-def _rows(x: Tensor) -> Tensor:
-    """``x``, ``(B, ...)``, as ``(B, D)``."""
-    return x.reshape(len(x), -1)
-
-
 def _rms(x: Tensor) -> Tensor:
     """Root mean square of each member of ``x``, ``(B, ...)``; ``(B,)``."""
-    size: Tensor = _rows(x.detach()).square().mean(1).sqrt()
+    size: Tensor = rows(x.detach()).square().mean(1).sqrt()
     return size
 
 

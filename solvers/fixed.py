@@ -56,10 +56,6 @@ class FixedStepSolver(Solver):
     def nfe(self, steps: int) -> int:
         return sum(self.first_steps[:steps]) + max(steps - len(self.first_steps), 0) * self.nfe_per_step
 
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name}
-
 
 def in_chart(solver: FixedStepSolver, chart: Chart) -> FixedStepSolver:
     """The same method, walking in the variables of ``chart`` instead of sigma and x; its name says so.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from solvers.adaptive import AdaptiveSolver
-from solvers.base import SolverError, check_grid, column, plus
+from solvers.base import SolverError, check_grid, column, plus, rows
 from solvers.charts import ANGLE
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ class _Walk:
 
     def only(self, chosen: Tensor) -> _Walk:
         """The members that are True in ``chosen``, ``(A,)``."""
-        rows = (getattr(self, field.name) for field in fields(self))
-        return _Walk(*(values[chosen.to(values.device)] for values in rows))
+        every = (getattr(self, field.name) for field in fields(self))
+        return _Walk(*(values[chosen.to(values.device)] for values in every))
 
 
 class _Slopes:
@@ -182,7 +182,7 @@ class _Slopes:
     def __call__(self, u: Tensor, y: Tensor, member: Tensor) -> Tensor:
         """At ``u``, ``(A,)``, and ``y``, ``(A, ...)``, of the members ``member``; SolverError if it is not finite."""
         slope = self._field(u, y)
-        finite = _rows(slope).isfinite().all(dim=1).cpu()
+        finite = rows(slope).isfinite().all(dim=1).cpu()
         for i in (~finite).nonzero().flatten().tolist():
             raise SolverError(
                 f"{self._name}: the slope is not finite at sigma = {self._chart.sigma(float(u[i])):.6g}; "
@@ -203,12 +203,7 @@ class _Slopes:
 
 def _norm(values: Tensor) -> Tensor:
     """The root mean square of each member of ``values``, ``(A, ...)``; float64 ``(A,)`` on the CPU, without a graph."""
-    return _rows(values).square().mean(dim=1).sqrt().cpu().double()
-
-
-def _rows(values: Tensor) -> Tensor:
-    """``values``, ``(A, ...)``, without a graph and as ``(A, D)``; also if A is 0."""
-    return values.detach().reshape(len(values), values.shape[1:].numel())
+    return rows(values.detach()).square().mean(dim=1).sqrt().cpu().double()
 
 
 # Pair and chart were chosen by the latents of 8 images of CIFAR-10 with the model that ships: it is too rough in t for

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import DEFAULT_SOLVER, DEFAULT_STEPS, TARGET_SOLVERS, main
+from cli import DEFAULT_SOLVER, DEFAULT_STEPS, PSNR_CANDIDATES, main
 from ddim_ode import load_latent, load_model
 from ddim_ode.grids import GRIDS
 from ddim_ode.images import load_image, to_picture
@@ -84,7 +84,7 @@ def test_reconstruct_finds_the_fewest_steps_for_a_quality(cli: Cli, picture: Pat
 def test_reconstruct_tries_several_solvers_for_a_quality_and_takes_the_cheapest(cli: Cli, picture: Path) -> None:
     report = ok(cli("reconstruct", picture, "--target-psnr", "45"))
     tried = re.findall(r"tried (\S+), (\d+) steps: (\S+) dB", report)
-    assert {name for name, _, _ in tried} == {DEFAULT_SOLVER if n == "auto" else n for n in TARGET_SOLVERS}
+    assert {name for name, _, _ in tried} == {DEFAULT_SOLVER if n == "auto" else n for n in PSNR_CANDIDATES}
     nfe, name = min((SOLVERS[name].nfe(int(steps)), name) for name, steps, dB in tried if float(dB) >= 45)
     assert f"encode {name}, " in report
     assert f", {nfe} NFE" in report
