@@ -89,7 +89,7 @@ def test_only_a_solver_without_a_chart_can_be_moved() -> None:
 
 @pytest.mark.parametrize("name", ["ddim-inverse", "pndm"])
 def test_a_step_that_is_made_for_sigma_can_not(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^the step of {name} is made for sigma itself and has no chart; take another"):
+    with pytest.raises(ValueError, match=f"^the step of {name} is made for sigma itself and has no chart; "):
         in_chart(SOLVERS[name], ANGLE)
 
 

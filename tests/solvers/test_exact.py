@@ -116,7 +116,7 @@ def test_what_comes_near_enough_is_accepted() -> None:
     """The nearest there was, when the iterations are used up; and no more than that is off."""
     hasty = replace(SOLVERS["exact-euler"], tolerance=1e-13, max_iterations=4)
     grid = steps_in_proportion(0.01, SIGMA_MAX, 1)
-    with pytest.warns(UserWarning, match=r"^exact-euler: the step to sigma = 157\.\S+ is undone to (\S+) of the") as found:
+    with pytest.warns(UserWarning, match=r"^exact-euler: the step to sigma = 157\.\S+ is undone to ") as found:
         x = replace(hasty, accepted=1e-1)(MIXTURE.field, MIXTURE.data, grid)
     error = relative_error(SOLVERS["euler"](MIXTURE.field, x, grid.flip(0)), MIXTURE.data)
     assert 1e-11 < error < 1e-1
