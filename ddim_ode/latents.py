@@ -95,9 +95,13 @@ class Latent:
                 f"'{model.name}' has other weights ({model.fingerprint[:12]}); decode it with the model it names"
             )
 
+    def reached_by(self, grid: Grid) -> bool:
+        """Whether decoding on ``grid`` begins at this latent's noise level."""
+        return isclose(grid.sigma_T, self.grid.sigma_T, rel_tol=1e-9)
+
     def check_reaches(self, grid: Grid) -> None:
         """Raise LatentError unless decoding on ``grid`` begins at this latent's noise level."""
-        if not isclose(grid.sigma_T, self.grid.sigma_T, rel_tol=1e-9):
+        if not self.reached_by(grid):
             raise LatentError(
                 f"the latent lies at sigma = {self.grid.sigma_T:.6g} (t = {self.grid.timesteps[-1]:g}), but grid "
                 f"'{grid.name}' with {grid.steps} steps begins at {grid.sigma_T:.6g} (t = {grid.timesteps[-1]:g}); "

@@ -12,6 +12,7 @@ Bogacki, Shampine, "A 3(2) pair of Runge-Kutta formulas", Applied Mathematics Le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,16 @@ class PerSampleSolver(AdaptiveSolver):
         y = torch.cat([part.y for part in arrived])[members.argsort().to(x.device)]
         evaluations = 2 + (accepted + rejected) * len(self.pair.a)
         return self.chart.leave(y, grid[-1]), Statistics(accepted, rejected, evaluations)
+
+    def reporting(self, sink: Callable[[Statistics], object]) -> Callable[[Field, Tensor, Tensor], Tensor]:
+        """This solver, which hands to ``sink`` what each member cost before it returns."""
+
+        def solve(field: Field, x: Tensor, grid: Tensor) -> Tensor:
+            x, cost = self.solve_with_statistics(field, x, grid)
+            sink(cost)
+            return x
+
+        return solve
 
     def _begin(self, slopes: _Slopes, y: Tensor) -> _Walk:
         """All members at the beginning, with their first slopes, and first steps by HNW, II.4, "Starting Step Size".
