@@ -147,10 +147,9 @@ class Run:
 
     def plan(self, model: Model) -> tuple[Solver, Grid]:
         """Solver and grid of the options, or of the model's calibration."""
-        if self._asks_for_calibration():
-            entry = model.calibration.entries.get(self.steps or DEFAULT_STEPS) if model.calibration else None
-            if entry:
-                return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down), entry.grid
+        entry = _calibration(model, self.steps or DEFAULT_STEPS) if self._asks_for_calibration() else None
+        if entry:
+            return _solver_of(entry), entry.grid
         solver = self.make_solver()
         return solver, self.make_grid(model.schedule, solver)
 
@@ -189,18 +188,23 @@ class Run:
     def plan_decoding(self, latent: Latent, model: Model) -> tuple[Solver, Grid, bool]:
         """Solver and grid for a latent: as it was encoded, but for what the options say; and whether its companion
         leads back on them."""
-        if latent.solver["name"] == AUTO and self._asks_for_calibration() and self.steps in (None, latent.grid.steps):
-            return _calibrated_way_back(latent, model), latent.grid, False
+        grid = latent.grid
+        steps = DEFAULT_STEPS if grid.name == ENDS else grid.steps
+        if self._asks_for_calibration() and AUTO in (self.solver, latent.solver["name"]):
+            if latent.solver["name"] == AUTO and self.steps in (None, steps):
+                return _calibrated_way_back(latent, model), grid, False
+            entry = _calibration(model, self.steps or steps)
+            if entry and latent.reached_by(entry.grid):
+                return _solver_of(entry), entry.grid, False
         solver = self.make_solver(latent.solver)
         solver = solver if self.solver else way_back(solver)
-        grid = latent.grid
         needs_steps = grid.name == ENDS and not solver.adaptive
         if needs_steps or self.steps or self.grid or self.clean_end:
             grid = self.make_grid(
                 model.schedule,
                 solver,
                 name=grid.name if grid.name in GRIDS else DEFAULT_GRID,
-                steps=DEFAULT_STEPS if grid.name == ENDS else grid.steps,
+                steps=steps,
                 clean_end=grid.clean_end,
                 t_end=grid.timesteps[-1],
             )
@@ -210,22 +214,34 @@ class Run:
         return solver, grid, exact
 
     def plan_interpolation(self, latents: Sequence[Latent], model: Model) -> tuple[Solver, Grid]:
-        """Solver and grid: those of the first of ``latents``, if there is one, but for what the options say."""
+        """Solver to encode with, and grid: those of the first of ``latents``, if there is one, but for what the options
+        say."""
         if not latents:
             return self.plan(model)
-        return self.plan_decoding(latents[0], model)[:2]
+        back, grid, _ = self.plan_decoding(latents[0], model)
+        own = self.make_solver(latents[0].solver)
+        return own if way_back(own) == back else back, grid
+
+
+def _calibration(model: Model, steps: int) -> Entry | None:
+    return model.calibration.entries.get(steps) if model.calibration else None
+
+
+def _solver_of(entry: Entry) -> Solver:
+    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
 
 
 def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     from ddim_ode.latents import LatentError
 
-    entry = model.calibration.entries.get(latent.grid.steps) if model.calibration else None
-    if entry is None or not entry.fitted or entry.grid.sigmas != latent.grid.sigmas:
+    entry = _calibration(model, latent.grid.steps)
+    solver = _solver_of(entry) if entry else None
+    if solver is None or solver.settings != latent.solver:
         raise LatentError(
             f"the latent was encoded with a calibration for {latent.grid.steps} steps that model '{model.name}' does "
             f"not have now; name a solver, such as --solver {DEFAULT_SOLVER}"
         )
-    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+    return solver
 
 
 def _check_clean_end(solver: Solver, grid: Grid) -> None:
