@@ -575,31 +575,30 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
     """
     from ddim_ode import codec
     from ddim_ode.ancestral import Ancestral, seeded_noise
-    from ddim_ode.files import check_writable
-    from ddim_ode.images import save_image, tile
+    from ddim_ode.images import check_image_path, save_image, tile
 
-    check_writable(output, overwrite=overwrite)
+    check_image_path(output, overwrite=overwrite)
     model = run.load_model()
     shape = (model.channels, model.height, model.width)
-    noisy = eta is not None or sigma_hat
+    noisy, eta = eta is not None or sigma_hat, 1.0 if eta is None else eta
     if noisy and run.solver:
         raise click.UsageError(f"--eta and --sigma-hat are steps of their own; leave out --solver {run.solver}")
     solver, grid = run.plan(model)
     if noisy:
-        solver = get_solver("euler")
+        solver = replace(get_solver("euler"), name="ancestral")  # whose cost is Euler's
         grid = run.make_grid(model.schedule, solver, name="trailing")
 
     def walk(members: range) -> Solve:
-        noise = seeded_noise(members, shape, seed=seed)
-        return Ancestral(noise, 1.0 if eta is None else eta, sigma_hat) if noisy else solver
+        return Ancestral(seeded_noise(members, shape, seed=seed), eta, sigma_hat) if noisy else solver
 
     x_T = codec.draw_latents(count, shape, seed=seed)
     images, report = _decode_all(run, model, x_T, grid, solver, "sample", walk)
     sheet = tile(images, columns=ceil(sqrt(count)))
     settings = _settings(model, solver, grid, "samples") | {"seed": seed, "count": count}
-    settings |= {"eta": 1.0 if eta is None else eta, "sigma_hat": sigma_hat} if noisy else {}
+    settings |= {"eta": eta, "sigma_hat": sigma_hat} if noisy else {}
     save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
-    click.echo(f"{count} images from seed {seed} -> {output} ({report} for the last batch)")
+    noise = f" and noise of eta {eta:g}{', sigma-hat' if sigma_hat else ''}" if noisy else ""
+    click.echo(f"{count} images from seed {seed}{noise} -> {output} ({report} for the last batch)")
 
 
 @main.command()
@@ -624,13 +623,13 @@ def interpolate(
     Between two pictures, latent files or --seed, or any of them mixed. Four make a sheet of --count rows: its corners
     are upper left, upper right, lower left, lower right. Latent files are decoded on the grid of the first of them.
     """
-    from ddim_ode.corners import corner_errors, encode_corners, load_corners
-    from ddim_ode.files import check_writable
-    from ddim_ode.images import save_image, tile
+    from ddim_ode.corners import corner_errors, count_images, encode_corners, load_corners
+    from ddim_ode.images import check_image_path, save_image, tile
     from ddim_ode.interpolation import span
 
-    check_writable(output, overwrite=overwrite)
-    targets = _frames(frames, count ** max((len(inputs) + len(seeds)) // 2, 1), overwrite) if frames else []
+    check_image_path(output, overwrite=overwrite)
+    number = count_images(len(inputs) + len(seeds), count)
+    targets = _frames(frames, number, output, overwrite) if frames else []
     model = run.load_model()
     corners = load_corners(inputs, seeds, model)
     solver, grid = run.plan_interpolation([c.latent for c in corners if c.latent], model)
@@ -660,6 +659,8 @@ def _frames(folder: Path, count: int, overwrite: bool) -> list[Path]:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file; name a folder for the frames")
     targets = [folder / f"{i:04}.png" for i in range(count)]
+    if sheet.resolve() in (target.resolve() for target in targets):
+        raise ValueError(f"'{sheet}' would be one of the frames too; name another file, or another folder for them")
     if folder.is_dir():
         for target in targets:
             check_writable(target, overwrite=overwrite)
@@ -894,7 +895,9 @@ def _targets(
 ) -> Iterator[tuple[Path, Path]]:
     """Each input with the file to write, checked before any work: beside the input, or in ``output``."""
     from ddim_ode.files import check_writable
+    from ddim_ode.images import check_image_path
 
+    check = check_image_path if suffix.endswith(".png") else check_writable
     if len(paths) > 1 and output:
         output.mkdir(parents=True, exist_ok=True)
     taken: set[Path] = set()
@@ -906,7 +909,7 @@ def _targets(
         with failures.caught():
             if target in taken:
                 raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
-            check_writable(target, overwrite=overwrite)
+            check(target, overwrite=overwrite)
             taken.add(target)
             yield path, target
 
