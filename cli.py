@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial, wraps
 from importlib import import_module
 from itertools import groupby
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -24,7 +24,19 @@ from click.core import ParameterSource
 
 from analysis import ANALYSES
 from ddim_ode.grids import CLEAN_ENDS, DEFAULT_GRID, ENDS, GRIDS, Tau, full_range, grid_of_timesteps, halved, make_grid
-from solvers import DEFAULT_SOLVER, SOLVERS, Solver, exact_inverse, finer, fitted, get_solver, way_back
+from solvers import (
+    DEFAULT_SOLVER,
+    SOLVERS,
+    ExactInverse,
+    PerSampleSolver,
+    Solver,
+    SolverError,
+    exact_inverse,
+    finer,
+    fitted,
+    get_solver,
+    way_back,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +51,13 @@ if TYPE_CHECKING:
     from ddim_ode.ode import ProbabilityFlowODE
     from ddim_ode.schedule import NoiseSchedule
     from ddim_ode.training.checkpoint import Checkpoint
+    from solvers import Statistics
 
 # What the calibration of a model says; and where that says nothing, or there is none, the other one.
 AUTO = "auto"
 DEFAULT_STEPS = 50
 # Among these 'reconstruct --target-psnr' looks for the cheapest.
-TARGET_SOLVERS = (AUTO, "dpmpp2m", "reab2")
+PSNR_CANDIDATES = (AUTO, "dpmpp2m", "reab2")
 # The sheet of samples that training leaves at every save.
 PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
 
@@ -147,10 +160,9 @@ class Run:
 
     def plan(self, model: Model) -> tuple[Solver, Grid]:
         """Solver and grid of the options, or of the model's calibration."""
-        if self._asks_for_calibration():
-            entry = model.calibration.entries.get(self.steps or DEFAULT_STEPS) if model.calibration else None
-            if entry:
-                return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down), entry.grid
+        entry = _calibration(model, self.steps or DEFAULT_STEPS) if self._asks_for_calibration() else None
+        if entry:
+            return _solver_of(entry), entry.grid
         solver = self.make_solver()
         return solver, self.make_grid(model.schedule, solver)
 
@@ -189,18 +201,23 @@ class Run:
     def plan_decoding(self, latent: Latent, model: Model) -> tuple[Solver, Grid, bool]:
         """Solver and grid for a latent: as it was encoded, but for what the options say; and whether its companion
         leads back on them."""
-        if latent.solver["name"] == AUTO and self._asks_for_calibration() and self.steps in (None, latent.grid.steps):
-            return _calibrated_way_back(latent, model), latent.grid, False
+        grid = latent.grid
+        steps = DEFAULT_STEPS if grid.name == ENDS else grid.steps
+        if self._asks_for_calibration() and AUTO in (self.solver, latent.solver["name"]):
+            if latent.solver["name"] == AUTO and self.steps in (None, steps):
+                return _calibrated_way_back(latent, model), grid, False
+            entry = _calibration(model, self.steps or steps)
+            if entry and latent.reached_by(entry.grid):
+                return _solver_of(entry), entry.grid, False
         solver = self.make_solver(latent.solver)
         solver = solver if self.solver else way_back(solver)
-        grid = latent.grid
         needs_steps = grid.name == ENDS and not solver.adaptive
         if needs_steps or self.steps or self.grid or self.clean_end:
             grid = self.make_grid(
                 model.schedule,
                 solver,
                 name=grid.name if grid.name in GRIDS else DEFAULT_GRID,
-                steps=DEFAULT_STEPS if grid.name == ENDS else grid.steps,
+                steps=steps,
                 clean_end=grid.clean_end,
                 t_end=grid.timesteps[-1],
             )
@@ -210,22 +227,34 @@ class Run:
         return solver, grid, exact
 
     def plan_interpolation(self, latents: Sequence[Latent], model: Model) -> tuple[Solver, Grid]:
-        """Solver and grid: those of the first of ``latents``, if there is one, but for what the options say."""
+        """Solver to encode with, and grid: those of the first of ``latents``, if there is one, but for what the options
+        say."""
         if not latents:
             return self.plan(model)
-        return self.plan_decoding(latents[0], model)[:2]
+        back, grid, _ = self.plan_decoding(latents[0], model)
+        own = self.make_solver(latents[0].solver)
+        return own if way_back(own) == back else back, grid
+
+
+def _calibration(model: Model, steps: int) -> Entry | None:
+    return model.calibration.entries.get(steps) if model.calibration else None
+
+
+def _solver_of(entry: Entry) -> Solver:
+    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
 
 
 def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     from ddim_ode.latents import LatentError
 
-    entry = model.calibration.entries.get(latent.grid.steps) if model.calibration else None
-    if entry is None or not entry.fitted or entry.grid.sigmas != latent.grid.sigmas:
+    entry = _calibration(model, latent.grid.steps)
+    solver = _solver_of(entry) if entry else None
+    if solver is None or solver.settings != latent.solver:
         raise LatentError(
             f"the latent was encoded with a calibration for {latent.grid.steps} steps that model '{model.name}' does "
             f"not have now; name a solver, such as --solver {DEFAULT_SOLVER}"
         )
-    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+    return solver
 
 
 def _check_clean_end(solver: Solver, grid: Grid) -> None:
@@ -294,11 +323,12 @@ class Failures:
     count: int = field(default=0)
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Report a ValueError or OSError from inside as one line, and go on."""
+    def caught(self, *more: type[Exception]) -> Iterator[None]:
+        """Report a ValueError, OSError or one of ``more`` from inside as one line, and go on."""
+        kinds: tuple[type[Exception], ...] = (ValueError, OSError, *more)
         try:
             yield
-        except (ValueError, OSError) as error:
+        except kinds as error:
             self.count += 1
             click.echo(f"Error: {_one_line(error)}", err=True)
 
@@ -350,11 +380,10 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, exact: bool, output:
     jobs = _load_pictures(targets, model, failures)
     ode = model.ode(max_nfe=run.max_nfe)
     for chunk in _chunks(jobs, run.batch_size):
-        with _timed(ode, solver, grid, "encode") as report:
-            x_0 = torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device)
-            x_T, companion = codec.encode_pair(ode, x_0, grid, solver)
-        nfe = ode.nfe
-        found = _check(ode, x_0, x_T, companion, grid, solver, model.schedule) if check else None
+        x_0 = torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device)
+        with _timed(ode, solver, grid, "encode") as encoding:
+            x_T, companion = codec.encode_pair(ode, x_0, grid, encoding.solve)
+        saved = []
         for i, (target, _, source) in enumerate(chunk):
             with failures.caught():
                 latent = Latent(
@@ -365,28 +394,28 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, exact: bool, output:
                     model=model.name,
                     fingerprint=model.fingerprint,
                     source=source,
-                    nfe=nfe,
+                    nfe=encoding.nfe_of(i),
                     companion=None if companion is None else companion[i : i + 1].cpu(),
                 )
                 save_latent(latent, target, overwrite=overwrite)
-                click.echo(f"{source.name} -> {target} ({report()}{_quality(found, i)})")
-                if found and bool(found.drifts[i]):
-                    click.echo(f"Warning: {_drift(source.name, found, i, solver)}", err=True)
+                saved.append((i, source.name, target))
+        found = None
+        with failures.caught(RuntimeError):  # by then the latents are saved
+            found = _check(run, model, x_0, x_T, companion, grid, solver) if check else None
+        for i, name, target in saved:
+            click.echo(f"{name} -> {target} ({encoding.report(i)}{_quality(found, i)})")
+            if found and bool(found.drifts[i]):
+                click.echo(f"Warning: {_drift(name, found, i, solver)}", err=True)
     failures.exit()
 
 
 def _check(
-    ode: ProbabilityFlowODE,
-    x_0: Tensor,
-    x_T: Tensor,
-    companion: Tensor | None,
-    grid: Grid,
-    solver: Solver,
-    schedule: NoiseSchedule,
+    run: Run, model: Model, x_0: Tensor, x_T: Tensor, companion: Tensor | None, grid: Grid, solver: Solver
 ) -> Check:
     from ddim_ode.check import check
 
-    fine_grid = grid if solver.adaptive else halved(grid, schedule)
+    ode = model.ode(max_nfe=4 * run.max_nfe)  # finer steps are twice as many, of an adaptive solver up to four times
+    fine_grid = grid if solver.adaptive else halved(grid, model.schedule)
     with _timed(ode, solver, fine_grid, "check"):
         return check(ode, x_0, x_T, grid, finer=(finer(solver), fine_grid), back=way_back(solver), companion=companion)
 
@@ -441,14 +470,14 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
             x_T = torch.cat([latent.x_T for _, latent, _ in chunk]).to(model.device)
             companions = [latent.companion for _, latent, _ in chunk if exact and latent.companion is not None]
             companion = torch.cat(companions).to(model.device) if companions else None
-            with _timed(ode, solver, grid, "decode") as report:
-                images = codec.decode_pair(ode, x_T, companion, grid, solver)
-            for (target, latent, _), image in zip(chunk, images, strict=True):
+            with _timed(ode, solver, grid, "decode") as decoding:
+                images = codec.decode_pair(ode, x_T, companion, grid, decoding.solve)
+            for i, ((target, latent, _), image) in enumerate(zip(chunk, images, strict=True)):
                 with failures.caught():
                     save_image(
                         image, target, settings=_settings(model, solver, grid, latent.source.name), overwrite=overwrite
                     )
-                    click.echo(f"{latent.source.name} -> {target} ({report()})")
+                    click.echo(f"{latent.source.name} -> {target} ({decoding.report(i)})")
     failures.exit()
 
 
@@ -487,22 +516,23 @@ def reconstruct(
     for chunk in _chunks(jobs, run.batch_size):
         x_0 = torch.cat([image for _, image, _ in chunk]).to(model.device)
         with _timed(ode, solver, grid, "encode") as encoding:
-            x_T, companion = codec.encode_pair(ode, x_0, grid, solver)
+            x_T, companion = codec.encode_pair(ode, x_0, grid, encoding.solve)
         with _timed(ode, back, grid, "decode") as decoding:
-            decoded = codec.decode_pair(ode, x_T, companion, grid, back)
+            decoded = codec.decode_pair(ode, x_T, companion, grid, decoding.solve)
         errors = pixel_mse(x_0, decoded).tolist()
         notes = [""] * len(chunk)
         if companion is not None:
+            ode.reset()
             alone = pixel_mse(x_0, codec.decode(ode, x_T, grid, back)).tolist()
             notes = [f" ({mse:.3g} from x_T alone)" for mse in alone]
-        for (target, image, source), result, mse, note in zip(chunk, decoded, errors, notes, strict=True):
+        for i, (target, image, source) in enumerate(chunk):
             with failures.caught():
-                pair = tile(torch.cat([image, result[None].cpu()]), columns=2)
-                settings = _settings(model, solver, grid, source.name) | {"mse": mse}
+                pair = tile(torch.cat([image, decoded[i : i + 1].cpu()]), columns=2)
+                settings = _settings(model, solver, grid, source.name) | {"mse": errors[i]}
                 save_image(pair, target, settings=settings, zoom=ceil(256 / model.height), overwrite=overwrite)
                 click.echo(
-                    f"{source.name}: MSE {mse:.3g} on [0, 1]{note}, PSNR {psnr(mse):.2f} dB, "
-                    f"encode {encoding()}, decode {decoding()} -> {target}"
+                    f"{source.name}: MSE {errors[i]:.3g} on [0, 1]{notes[i]}, PSNR {psnr(errors[i]):.2f} dB, "
+                    f"encode {encoding.report(i)}, decode {decoding.report(i)} -> {target}"
                 )
     failures.exit()
 
@@ -512,6 +542,7 @@ def _cheapest(run: Run, model: Model, images: Sequence[Tensor], target: float) -
     import torch
 
     from ddim_ode.budget import least, worst_psnr
+    from ddim_ode.ode import EvaluationLimitError
 
     if run.steps or isinstance(run.grid, tuple):
         raise click.UsageError("--target-psnr finds the number of steps; leave out --steps and lists of timesteps")
@@ -522,12 +553,16 @@ def _cheapest(run: Run, model: Model, images: Sequence[Tensor], target: float) -
     @cache
     def reached(name: str, steps: int) -> float:
         solver, grid = replace(run, solver=name, steps=steps).plan(model)
-        tried.append(worst_psnr(ode, batches, grid, solver, way_back(solver)))
+        try:
+            tried.append(worst_psnr(ode, batches, grid, solver, way_back(solver)))
+        except (SolverError, EvaluationLimitError) as error:
+            click.echo(f"tried {solver.name}, {steps} steps: {_one_line(error)}")
+            return -inf
         click.echo(f"tried {solver.name}, {steps} steps: {tried[-1]:.2f} dB")
         return tried[-1]
 
     found, limit = None, run.max_nfe
-    for name in (run.solver,) if run.solver else TARGET_SOLVERS:
+    for name in (run.solver,) if run.solver else PSNR_CANDIDATES:
         most = replace(run, solver=name).most_steps(model.schedule, limit)
         if most and found and reached(name, most) < target:
             continue  # not the cheapest, so there is no need to begin from one step
@@ -536,7 +571,7 @@ def _cheapest(run: Run, model: Model, images: Sequence[Tensor], target: float) -
             found = replace(run, solver=name, steps=steps)
             limit = (found.make_solver().nfe(steps) or 0) - 1
     if found is None:
-        best = f"the best one tried reached {max(tried):.2f} dB" if tried else "nothing was tried"
+        best = f"the best one tried reached {max(tried):.2f} dB" if tried else "nothing came back"
         raise ValueError(
             f"no setting within --max-nfe {run.max_nfe} brings every picture back at {target:g} dB; {best}; "
             "ask for less, or raise the limit"
@@ -559,31 +594,30 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
     """
     from ddim_ode import codec
     from ddim_ode.ancestral import Ancestral, seeded_noise
-    from ddim_ode.files import check_writable
-    from ddim_ode.images import save_image, tile
+    from ddim_ode.images import check_image_path, save_image, tile
 
-    check_writable(output, overwrite=overwrite)
+    check_image_path(output, overwrite=overwrite)
     model = run.load_model()
     shape = (model.channels, model.height, model.width)
-    noisy = eta is not None or sigma_hat
+    noisy, eta = eta is not None or sigma_hat, 1.0 if eta is None else eta
     if noisy and run.solver:
         raise click.UsageError(f"--eta and --sigma-hat are steps of their own; leave out --solver {run.solver}")
     solver, grid = run.plan(model)
     if noisy:
-        solver = get_solver("euler")
+        solver = replace(get_solver("euler"), name="ancestral")  # whose cost is Euler's
         grid = run.make_grid(model.schedule, solver, name="trailing")
 
     def walk(members: range) -> Solve:
-        noise = seeded_noise(members, shape, seed=seed)
-        return Ancestral(noise, 1.0 if eta is None else eta, sigma_hat) if noisy else solver
+        return Ancestral(seeded_noise(members, shape, seed=seed), eta, sigma_hat) if noisy else solver
 
     x_T = codec.draw_latents(count, shape, seed=seed)
     images, report = _decode_all(run, model, x_T, grid, solver, "sample", walk)
     sheet = tile(images, columns=ceil(sqrt(count)))
     settings = _settings(model, solver, grid, "samples") | {"seed": seed, "count": count}
-    settings |= {"eta": 1.0 if eta is None else eta, "sigma_hat": sigma_hat} if noisy else {}
+    settings |= {"eta": eta, "sigma_hat": sigma_hat} if noisy else {}
     save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
-    click.echo(f"{count} images from seed {seed} -> {output} ({report} for the last batch)")
+    noise = f" and noise of eta {eta:g}{', sigma-hat' if sigma_hat else ''}" if noisy else ""
+    click.echo(f"{count} images from seed {seed}{noise} -> {output} ({report} for the last batch)")
 
 
 @main.command()
@@ -608,13 +642,13 @@ def interpolate(
     Between two pictures, latent files or --seed, or any of them mixed. Four make a sheet of --count rows: its corners
     are upper left, upper right, lower left, lower right. Latent files are decoded on the grid of the first of them.
     """
-    from ddim_ode.corners import corner_errors, encode_corners, load_corners
-    from ddim_ode.files import check_writable
-    from ddim_ode.images import save_image, tile
+    from ddim_ode.corners import corner_errors, count_images, encode_corners, load_corners
+    from ddim_ode.images import check_image_path, save_image, tile
     from ddim_ode.interpolation import span
 
-    check_writable(output, overwrite=overwrite)
-    targets = _frames(frames, count ** max((len(inputs) + len(seeds)) // 2, 1), overwrite) if frames else []
+    check_image_path(output, overwrite=overwrite)
+    number = count_images(len(inputs) + len(seeds), count)
+    targets = _frames(frames, number, output, overwrite) if frames else []
     model = run.load_model()
     corners = load_corners(inputs, seeds, model)
     solver, grid = run.plan_interpolation([c.latent for c in corners if c.latent], model)
@@ -630,20 +664,22 @@ def interpolate(
         save_image(images[i], target, settings=settings | {"frame": i}, overwrite=overwrite)
     sheet = tile(images, columns=count)
     save_image(sheet, output, settings=settings, zoom=ceil(64 / model.height), overwrite=overwrite)
-    back = f"MSE of the ends {', '.join(f'{mse:.3g}' for mse in errors)} on [0, 1], encode {encoding()}, "
+    back = f"MSE of the ends {', '.join(f'{mse:.3g}' for mse in errors)} on [0, 1], encode {encoding.report()}, "
     click.echo(
         f"{len(images)} images between {', '.join(names)}: {back if errors else ''}"
         f"decode {decoding} for the last batch -> {output}"
     )
 
 
-def _frames(folder: Path, count: int, overwrite: bool) -> list[Path]:
-    """The files in ``folder`` for so many images, checked before any work."""
+def _frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[Path]:
+    """The files in ``folder`` for so many images beside their ``sheet``, checked before any work."""
     from ddim_ode.files import check_writable
 
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file; name a folder for the frames")
     targets = [folder / f"{i:04}.png" for i in range(count)]
+    if sheet.resolve() in (target.resolve() for target in targets):
+        raise ValueError(f"'{sheet}' would be one of the frames too; name another file, or another folder for them")
     if folder.is_dir():
         for target in targets:
             check_writable(target, overwrite=overwrite)
@@ -671,10 +707,10 @@ def _decode_all(
     images = []
     for i, chunk in enumerate(torch.split(x_T, run.batch_size)):
         members = range(i * run.batch_size, i * run.batch_size + len(chunk))
-        with _timed(ode, solver, grid, f"{label} {members.start + 1}-{members.stop} of {len(x_T)}") as report:
+        with _timed(ode, solver, grid, f"{label} {members.start + 1}-{members.stop} of {len(x_T)}") as decoding:
             step = walk(members) if walk else solver
             images.append(codec.decode(ode, chunk.to(model.device), grid, step).cpu())
-    return torch.cat(images), report()
+    return torch.cat(images), decoding.report()
 
 
 @main.command()
@@ -878,7 +914,9 @@ def _targets(
 ) -> Iterator[tuple[Path, Path]]:
     """Each input with the file to write, checked before any work: beside the input, or in ``output``."""
     from ddim_ode.files import check_writable
+    from ddim_ode.images import check_image_path
 
+    check = check_image_path if suffix.endswith(".png") else check_writable
     if len(paths) > 1 and output:
         output.mkdir(parents=True, exist_ok=True)
     taken: set[Path] = set()
@@ -890,7 +928,7 @@ def _targets(
         with failures.caught():
             if target in taken:
                 raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
-            check_writable(target, overwrite=overwrite)
+            check(target, overwrite=overwrite)
             taken.add(target)
             yield path, target
 
@@ -913,22 +951,56 @@ def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
+@dataclass
+class Integration:
+    """One integration of a batch: ``solve`` does it, and the rest is known afterwards.
+
+    ``costs``  what each member cost, if it has steps of its own; else empty.
+    """
+
+    solver: Solver
+    grid: Grid
+    nfe: int = 0
+    seconds: float = 0.0
+    costs: list[Statistics] = field(default_factory=list)
+
+    @property
+    def solve(self) -> Solve:
+        """The solver, to be handed to the codec."""
+        return self.solver.reporting(self.costs.append) if isinstance(self.solver, PerSampleSolver) else self.solver
+
+    def nfe_of(self, i: int) -> int:
+        """Network evaluations spent on the member number ``i``: its own, or those of the batch."""
+        return int(self.costs[-1].evaluations[i]) if self.costs else self.nfe
+
+    def report(self, i: int | None = None) -> str:
+        """What was done and what it cost: the batch, and the member number ``i`` if it has steps of its own."""
+        solver, grid = self.solver, self.grid
+        steps = "adaptive steps" if solver.adaptive else f"{grid.steps} steps on {grid.name}"
+        more = ""
+        if isinstance(solver, ExactInverse):
+            more = f", each step undone to {solver.tolerance:g} unless a warning says otherwise"
+        if self.costs and i is not None:
+            cost = self.costs[-1]
+            more = f", {self.nfe_of(i)} of its own in {cost.accepted[i]} steps and {cost.rejected[i]} rejected"
+        return f"{solver.name}, {steps}, {self.nfe} NFE{more}, {self.seconds:.2f} s"
+
+
 @contextmanager
-def _timed(ode: ProbabilityFlowODE, solver: Solver, grid: Grid, label: str) -> Iterator[Callable[[], str]]:
-    """Count and time one integration with a progress bar on a terminal; yields its report, to be called afterwards."""
+def _timed(ode: ProbabilityFlowODE, solver: Solver, grid: Grid, label: str) -> Iterator[Integration]:
+    """Count and time one integration with a progress bar on a terminal."""
     from tqdm import tqdm
 
     ode.reset()
     start = time.perf_counter()
-    seconds, nfe = 0.0, 0
-    steps = "adaptive steps" if solver.adaptive else f"{grid.steps} steps on {grid.name}"
+    integration = Integration(solver, grid)
     with tqdm(total=solver.nfe(grid.steps), desc=label, unit="NFE", leave=False, disable=None) as bar:
         hook = ode.register_forward_hook(lambda *_: bar.update())
         try:
-            yield lambda: f"{solver.name}, {steps}, {nfe} NFE, {seconds:.2f} s"
+            yield integration
         finally:
             hook.remove()
-            seconds, nfe = time.perf_counter() - start, ode.nfe
+            integration.seconds, integration.nfe = time.perf_counter() - start, ode.nfe
 
 
 def _settings(model: Model, solver: Solver, grid: Grid, source: str) -> dict[str, object]:

@@ -7,8 +7,9 @@ from solutions of the model's ODE; what they mean to a solver, this module does 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ class Entry:
     ``solver``      its name.
     ``up, down``    corrections of its steps in the two directions; empty if it is taken as it is.
     ``scores``      errors on what it was not fitted to, and those of the default solver and grid, by name.
+
+    Raises:
+        ValueError: if there are corrections, but not for each step in both directions.
     """
 
     solver: str
@@ -40,6 +44,13 @@ class Entry:
     up: Weights
     down: Weights
     scores: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if (len(self.up), len(self.down)) not in ((0, 0), (self.grid.steps, self.grid.steps)):
+            raise ValueError(
+                f"there must be corrections for each of {self.grid.steps} steps in both directions, or none at all, "
+                f"but there are {len(self.up)} up and {len(self.down)} down"
+            )
 
     @property
     def fitted(self) -> bool:
@@ -84,6 +95,9 @@ def load_calibration(path: Path, fingerprint: str) -> Calibration | None:
         if content["format"] != FORMAT:
             raise ValueError(f"it is not of the format '{FORMAT}'")
         entries = {int(steps): _entry(entry) for steps, entry in content["entries"].items()}
+        for steps, entry in entries.items():
+            if steps != entry.grid.steps:
+                raise ValueError(f"the entry for {steps} steps has a grid of {entry.grid.steps}")
         calibration = Calibration(str(content["fingerprint"]), entries, dict(content["settings"]))
     except Exception as error:  # whatever a wrong structure provokes
         raise CalibrationError(f"the calibration '{path}' is damaged: {error}; make it anew with: calibrate") from error
@@ -102,14 +116,17 @@ def _entry(content: Mapping[str, Any]) -> Entry:
         grid=Grid(
             str(grid["name"]),
             str(grid["clean_end"]),
-            tuple(float(sigma) for sigma in grid["sigmas"]),
-            tuple(float(t) for t in grid["timesteps"]),
+            _numbers(grid["sigmas"]),
+            _numbers(grid["timesteps"]),
         ),
-        up=_weights(content["up"]),
-        down=_weights(content["down"]),
+        up=tuple(map(_numbers, content["up"])),
+        down=tuple(map(_numbers, content["down"])),
         scores={str(name): float(value) for name, value in content["scores"].items()},
     )
 
 
-def _weights(content: Any) -> Weights:
-    return tuple(tuple(float(weight) for weight in step) for step in content)
+def _numbers(content: Iterable[Any]) -> tuple[float, ...]:
+    numbers = tuple(map(float, content))
+    if not all(map(isfinite, numbers)):
+        raise ValueError(f"numbers must be finite, but there is {next(x for x in numbers if not isfinite(x))}")
+    return numbers

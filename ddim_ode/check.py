@@ -59,10 +59,12 @@ def check(
     ``back``       the method to decode with, on ``grid``.
     ``companion``  that of x_T, if there is one.
 
-    Errors are those of ``encode``.
+    Each of the two walks has the ODE's limit to itself. Errors are those of ``encode``.
     """
     solver, fine_grid = finer
+    ode.reset()
     fine = encode(ode, x_0, fine_grid, solver)
+    ode.reset()
     error = pixel_mse(x_0, decode_pair(ode, x_T, companion, grid, back))
     return Check(_mean_square(fine - x_T).sqrt(), _mean_square(x_T), _mean_square(fine), error)
 

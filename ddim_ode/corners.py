@@ -33,6 +33,20 @@ class Corner:
     noise: Tensor | None = None
 
 
+def count_images(corners: int, count: int) -> int:
+    """How many images there are between so many corners, ``count`` in a row.
+
+    Raises:
+        ValueError: if there are neither two corners nor four.
+    """
+    if corners not in (2, 4):
+        raise ValueError(
+            f"interpolation is between two pictures, latent files or seeds, or four for a sheet, "
+            f"but there are {corners}"
+        )
+    return count if corners == 2 else count * count
+
+
 def load_corners(paths: Sequence[Path], seeds: Sequence[int], model: Model) -> list[Corner]:
     """Two corners or four: those in ``paths``, latent files where the name ends with .pt, then those of ``seeds``.
 
@@ -41,11 +55,7 @@ def load_corners(paths: Sequence[Path], seeds: Sequence[int], model: Model) -> l
     Raises:
         ValueError: for another number of corners, or a file that is no picture or no latent of this model.
     """
-    if len(paths) + len(seeds) not in (2, 4):
-        raise ValueError(
-            f"interpolation is between two pictures, latent files or seeds, or four for a sheet, "
-            f"but there are {len(paths) + len(seeds)}"
-        )
+    count_images(len(paths) + len(seeds), 1)
     shape = (model.channels, model.height, model.width)
     corners = [_load(path, shape, model) for path in paths]
     return corners + [Corner(f"seed {seed}", noise=draw_latents(1, shape, seed=seed)) for seed in seeds]

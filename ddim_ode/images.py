@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from ddim_ode.files import write_file
+from ddim_ode.files import check_writable, write_file
 
 # The rule by which a picture of any size becomes an image of the model's; it is stored with the latent.
 FIT = "exif-rotate, alpha over white, center-crop to the model's aspect, lanczos"
@@ -120,6 +120,18 @@ def tile(images: Tensor, columns: int, *, gap: int = 2) -> Tensor:
     return sheet
 
 
+def check_image_path(path: Path, *, overwrite: bool) -> None:
+    """Find out before the work is done whether ``save_image`` may write ``path``.
+
+    Raises:
+        ValueError: if its name is that of another format than PNG.
+        OSError: as ``files.check_writable`` does.
+    """
+    if path.suffix.lower() not in ("", ".png"):
+        raise ValueError(f"pictures are written as PNG, but '{path}' ends in '{path.suffix}'; name a .png file")
+    check_writable(path, overwrite=overwrite)
+
+
 def save_image(
     image: Tensor, path: Path, *, settings: Mapping[str, object], zoom: int = 1, overwrite: bool = False
 ) -> None:
@@ -128,8 +140,10 @@ def save_image(
     ``zoom``  each pixel becomes a square of this side, for small images that people are to look at.
 
     Raises:
+        ValueError: if its name is that of another format.
         OSError: if the file exists and ``overwrite`` is false, or cannot be written.
     """
+    check_image_path(path, overwrite=overwrite)
     picture = to_picture(image)
     if zoom > 1:
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddim_ode.codec import state_dtype
+
 
 def slerp(a: Tensor, b: Tensor, weight: Tensor | float) -> Tensor:
     """The point at ``weight`` in [0, 1] of the way from ``a`` to ``b``, each member of the batch on its own circle.
 
-    ``a`` and ``b`` are ``(B, ...)``, ``weight`` is a number or ``(B,)``; returns ``(B, ...)`` in their dtype.
+    ``a`` and ``b`` are ``(B, ...)``, ``weight`` is a number or ``(B,)``; returns ``(B, ...)`` in their dtype. Whatever
+    that is, computed is in float64, or in float32 on a device that has no more.
 
     The direction turns at a constant rate and the length changes linearly. For equal lengths that is the formula of
     the paper, sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b; that one has no bound where lengths
@@ -22,18 +25,17 @@ def slerp(a: Tensor, b: Tensor, weight: Tensor | float) -> Tensor:
     planes of the dimensions 1 and 2, 3 and 4, ...: it looks like noise where a does.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes or the dtypes differ, or are not those of floating-point numbers.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"latents must have one shape, but these have {tuple(a.shape)} and {tuple(b.shape)}")
-    begin, end = a.flatten(1), b.flatten(1)
-    w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, 1)
-    lengths = begin.norm(dim=1, keepdim=True), end.norm(dim=1, keepdim=True)
-    u, v = _unit(begin, or_else=end), _unit(end, or_else=begin)
+    _check_alike(a, b)
+    dtype = state_dtype(a.device)
+    w = torch.as_tensor(weight, dtype=dtype, device=a.device).reshape(-1, 1)
+    (length, u), (length_end, v) = (_polar(x.flatten(1).to(dtype)) for x in (a, b))
+    u, v = u.where(length > 0, v), v.where(length_end > 0, u)
     # Accurate at both ends, where an arc cosine is not.
     theta = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
     direction = torch.cos(w * theta) * u + torch.sin(w * theta) * _aside(u, v)
-    return (torch.lerp(*lengths, w) * direction).reshape(a.shape)
+    return (torch.lerp(length, length_end, w) * direction).reshape(a.shape).to(a.dtype)
 
 
 def span(corners: Tensor, count: int) -> Tensor:
@@ -57,23 +59,36 @@ def span(corners: Tensor, count: int) -> Tensor:
 
 
 def _line(a: Tensor, b: Tensor, count: int) -> Tensor:
-    weights = torch.linspace(0, 1, count, dtype=a.dtype, device=a.device)
+    weights = torch.linspace(0, 1, count, dtype=state_dtype(a.device), device=a.device)
     return slerp(a.expand(count, *a.shape), b.expand(count, *b.shape), weights)
 
 
-def _unit(x: Tensor, *, or_else: Tensor) -> Tensor:
-    """``x``, ``(B, D)``, of length 1; a zero takes the direction of ``or_else``, and stays zero beside another."""
+def _check_alike(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"latents must have one shape, but these have {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.dtype != b.dtype or not a.is_floating_point():
+        raise ValueError(
+            f"latents must have one dtype, of floating-point numbers, but these have {a.dtype} and {b.dtype}; "
+            "convert them first"
+        )
+
+
+def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths ``(B, 1)`` and directions ``(B, D)`` of ``x``, ``(B, D)``; a zero has the direction zero.
+
+    No square of an element, which may be too large or too small for its dtype, is taken.
+    """
+    largest = x.abs().amax(1, keepdim=True)
+    x = x / torch.where(largest > 0, largest, 1)
     length = x.norm(dim=1, keepdim=True)
-    x = torch.where(length > 0, x, or_else)
-    length = x.norm(dim=1, keepdim=True)
-    return x / torch.where(length > 0, length, 1)
+    return largest * length, x / torch.where(length > 0, length, 1)
 
 
 def _aside(u: Tensor, v: Tensor) -> Tensor:
     """Of unit vectors ``(B, D)``: the one at a right angle to ``u``, in the plane of u and ``v`` and on its side."""
     across = v - (u * v).sum(1, keepdim=True) * u
     across = across - (u * across).sum(1, keepdim=True) * u  # once more, for what rounding left of u in it
-    least = 1e3 * torch.finfo(u.dtype).eps
+    least = 8 * torch.finfo(u.dtype).eps
     length = across.norm(dim=1, keepdim=True)
     return torch.where(length > least, across / length.clamp(min=least), _turned(u))
 
@@ -85,4 +100,4 @@ def _turned(u: Tensor) -> Tensor:
     pairs = u[:, :even].reshape(len(u), -1, 2)
     turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(1)
     turned = torch.cat([turned, torch.zeros_like(u[:, even:])], dim=1)
-    return _unit(turned, or_else=torch.zeros_like(u))
+    return _polar(turned)[1]

@@ -95,9 +95,13 @@ class Latent:
                 f"'{model.name}' has other weights ({model.fingerprint[:12]}); decode it with the model it names"
             )
 
+    def reached_by(self, grid: Grid) -> bool:
+        """Whether decoding on ``grid`` begins at this latent's noise level."""
+        return isclose(grid.sigma_T, self.grid.sigma_T, rel_tol=1e-9)
+
     def check_reaches(self, grid: Grid) -> None:
         """Raise LatentError unless decoding on ``grid`` begins at this latent's noise level."""
-        if not isclose(grid.sigma_T, self.grid.sigma_T, rel_tol=1e-9):
+        if not self.reached_by(grid):
             raise LatentError(
                 f"the latent lies at sigma = {self.grid.sigma_T:.6g} (t = {self.grid.timesteps[-1]:g}), but grid "
                 f"'{grid.name}' with {grid.steps} steps begins at {grid.sigma_T:.6g} (t = {grid.timesteps[-1]:g}); "
@@ -201,7 +205,7 @@ def _from_content(content: dict[str, Any]) -> Latent:
             tuple(float(sigma) for sigma in grid["sigmas"]),
             tuple(float(t) for t in grid["timesteps"]),
         ),
-        solver={str(key): value for key, value in content["solver"].items()},
+        solver=_solver_settings(content["solver"]),
         schedule=NoiseSchedule(str(content["schedule"]["name"]), content["schedule"]["alpha_bar"]),
         model=str(content["model"]["name"]),
         fingerprint=str(content["model"]["fingerprint"]),
@@ -213,3 +217,15 @@ def _from_content(content: dict[str, Any]) -> Latent:
         nfe=int(content["nfe"]),
         companion=content.get("companion"),
     )
+
+
+def _solver_settings(content: dict[str, Any]) -> dict[str, str | float]:
+    """The settings in a file: strings and numbers, a name that is a string, and tolerances that are numbers."""
+    if not isinstance(content["name"], str):
+        raise ValueError(f"the name of the solver must be a string, but it is {content['name']!r}")
+    for key, value in content.items():
+        allowed = (int, float) if key in ("rtol", "atol") else (str, int, float)
+        if not isinstance(value, allowed):
+            kinds = " or ".join(kind.__name__ for kind in allowed)
+            raise ValueError(f"the setting '{key}' of the solver must be {kinds}, but it is {value!r}")
+    return {str(key): value for key, value in content.items()}

@@ -63,9 +63,9 @@ class Solver(ABC):
         """Number of field evaluations for ``steps`` steps; None where the method decides for itself."""
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, str | float]:
         """What to write down beside a result to be able to repeat it."""
+        return {"name": self.name}
 
 
 def check_grid(grid: Tensor) -> None:
@@ -102,6 +102,11 @@ def column(values: Tensor, x: Tensor) -> Tensor:
         return values
     values = values.to(x.device, x.dtype) if values.is_floating_point() else values.to(x.device)
     return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def rows(x: Tensor) -> Tensor:
+    """``x``, ``(B, ...)``, as ``(B, D)``; also if B is 0."""
+    return x.reshape(len(x), x.shape[1:].numel())
 
 
 def plus(x: Tensor, h: Tensor | float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

@@ -20,12 +20,13 @@ Diffusion Inversion", arXiv 2309.04907.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING
 
-from solvers.base import Solver, SolverError, check_finite, check_grid
+from solvers.base import Solver, SolverError, check_finite, check_grid, column, rows
 from solvers.charts import ANGLE
 from solvers.fixed import FixedStepSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -44,7 +45,7 @@ class ExactInverse(Solver):
     ``tolerance``       of what a step of the base leads to, by root mean square relative to where it should lead. The
                         default is some times the rounding of a network in float32, and the least in float32.
     ``accepted``        what is good enough where ``max_iterations`` for one step do not meet the tolerance: some steps
-                        of a network come near a state and do not reach it.
+                        of a network come near a state and do not reach it. A UserWarning says so.
     ``depth``           how many of the last iterations are combined.
 
     Every member of a batch has its own iteration, and what first meets the tolerance is its result. Gradients are
@@ -59,12 +60,24 @@ class ExactInverse(Solver):
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
         check_grid(grid)
+        missed = []
         for sigma, sigma_next in pairwise(grid.unbind()):
-            x = self._undo(field, x, sigma, sigma_next)
+            x, by = self._undo(field, x, sigma, sigma_next)
+            missed.append((by, float(sigma_next)))
+        worst, sigma_worst = max(missed)
+        if worst:
+            warnings.warn(
+                f"{self.name}: the step to sigma = {sigma_worst:.6g} is undone to {worst:.2g} of the state only, and "
+                f"not to the tolerance of {self.tolerance:g}; more steps, or another grid, may be undone better",
+                stacklevel=2,
+            )
         return x
 
-    def _undo(self, field: Field, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """What a step of the base from ``sigma_next`` to ``sigma``, both ``()``, takes to ``x``, ``(B, ...)``."""
+    def _undo(self, field: Field, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, float]:
+        """What a step of the base from ``sigma_next`` to ``sigma``, both ``()``, takes to ``x``, ``(B, ...)``.
+
+        And by how much it takes it elsewhere, as a part of the state of the worst member; 0 within the tolerance.
+        """
         import torch
 
         stretch = 1 / float(self.base.step(_gaussian, sigma_next, sigma, torch.ones(()).double(), None)[0])
@@ -77,12 +90,12 @@ class ExactInverse(Solver):
             check_finite(residual, self.name, "state", sigma_next)
             error = _rms(residual)
             nearer = (error < least) & (least > tolerance * size)
-            best, least = guess.where(nearer.reshape(-1, *[1] * (x.ndim - 1)), best), error.where(nearer, least)
+            best, least = guess.where(column(nearer, x), best), error.where(nearer, least)
             if bool((least <= tolerance * size).all()):
-                return best
+                return best, 0.0
             guess = mixer.improve(guess, residual)
         if bool((least <= self.accepted * size).all()):
-            return best
+            return best, float((least / size).nan_to_num().max())
         raise SolverError(
             f"{self.name}: {self.max_iterations} iterations did not find what {self.base.name} takes to the state at "
             f"sigma = {float(sigma):.6g} from sigma = {float(sigma_next):.6g}; try more steps, another grid, "
@@ -121,13 +134,13 @@ class _Anderson:
         if len(self._moves) == self._depth:
             self._moves, self._changes, self._last = [], [], None
         if self._last is not None:
-            self._moves.append(_rows(guess - self._last[0]))
-            self._changes.append(_rows(residual - self._last[1]))
+            self._moves.append(rows(guess - self._last[0]))
+            self._changes.append(rows(residual - self._last[1]))
         self._last = guess, residual
         if not self._moves:
             return guess + residual
         changes = torch.stack(self._changes, -1)
-        weights = _least_squares(changes.detach(), _rows(residual.detach()))
+        weights = _least_squares(changes.detach(), rows(residual.detach()))
         moved = (torch.stack(self._moves, -1) + changes) @ weights
         better: Tensor = guess + residual - moved.reshape(guess.shape)
         return better
@@ -148,14 +161,9 @@ def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
     return weights
 
 
-def _rows(x: Tensor) -> Tensor:
-    """``x``, ``(B, ...)``, as ``(B, D)``."""
-    return x.reshape(len(x), -1)
-
-
 def _rms(x: Tensor) -> Tensor:
     """Root mean square of each member of ``x``, ``(B, ...)``; ``(B,)``."""
-    size: Tensor = _rows(x.detach()).square().mean(1).sqrt()
+    size: Tensor = rows(x.detach()).square().mean(1).sqrt()
     return size
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from solvers.base import Solver, check_grid, plus
@@ -33,12 +34,24 @@ Corrections = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class FittedSolver(Solver):
-    """``base`` with the corrections ``up`` and ``down`` for the two directions of one grid, ``nodes`` (rising)."""
+    """``base`` with the corrections ``up`` and ``down`` for the two directions of one grid, ``nodes`` (rising).
+
+    Raises:
+        ValueError: if a direction does not have corrections for each step.
+    """
 
     base: FixedStepSolver
     nodes: tuple[float, ...]
     up: Corrections
     down: Corrections
+
+    def __post_init__(self) -> None:
+        steps = len(self.nodes) - 1
+        if not len(self.up) == len(self.down) == steps:
+            raise ValueError(
+                f"{self.name} needs corrections for each of its {steps} steps in both directions, "
+                f"but there are {len(self.up)} up and {len(self.down)} down; fit them anew"
+            )
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
         check_grid(grid)
@@ -62,7 +75,9 @@ class FittedSolver(Solver):
 
     @property
     def settings(self) -> dict[str, str | float]:
-        return {"name": self.name}
+        """With a digest of the fit, by which another one can be told from it."""
+        content = repr((self.base.name, self.nodes, self.up, self.down))
+        return {"name": self.name, "fit": sha256(content.encode()).hexdigest()[:12]}
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,11 @@ class _CorrectedStep:
         weights = self.corrections[n]
         x_next, inner, slopes = _uncorrected(self.inner, field, u, u_next, x, inner, slopes, len(weights) - 1)
         terms = _terms(u_next - u, x, slopes)
+        if len(weights) != len(terms):
+            raise ValueError(
+                f"the corrections of step {n + 1} must be {len(terms)}, of {len(slopes)} slopes and the state, "
+                f"but there are {len(weights)}; fit them anew"
+            )
         return plus(x_next, 1.0, weights, terms), (n + 1, inner, slopes)
 
 
@@ -153,7 +173,10 @@ def _terms(h: Tensor, x: Tensor, slopes: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, kept: float) -> tuple[float, ...]:
-    """Weights that make sum_j weight_j terms_j about ``residual``, all ``(B, ...)``; each is weighed with a ridge."""
+    """Weights that make sum_j weight_j terms_j about ``residual``, all ``(B, ...)``; each is weighed with a ridge.
+
+    A term that is zero everywhere has weight 0.
+    """
     import torch
 
     columns = torch.stack([term.flatten(1) for term in terms], dim=-1)
@@ -161,5 +184,7 @@ def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, kept
     nearest = target.square().mean(1).argsort()[: max(1, round(kept * len(target)))]
     columns, target = columns[nearest].flatten(0, 1), target[nearest].flatten()
     gram = columns.T @ columns
-    solution: torch.Tensor = torch.linalg.solve(gram + ridge * gram.diagonal().diag(), columns.T @ target)
+    sizes = gram.diagonal()
+    ridges = torch.where(sizes > 0, ridge * sizes, 1)
+    solution: torch.Tensor = torch.linalg.solve(gram + ridges.diag(), columns.T @ target)
     return tuple(solution.tolist())

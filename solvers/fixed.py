@@ -26,12 +26,14 @@ class FixedStepSolver(Solver):
 
     ``first_steps``  the evaluations of the first steps, if those are others than ``nfe_per_step``.
     ``chart``        the variables in which it walks; None for sigma and x themselves.
+    ``only_sigma``   whether the step takes its variable for sigma, so that it makes sense in no chart.
     """
 
     step: Step
     nfe_per_step: int
     first_steps: tuple[int, ...] = ()
     chart: Chart | None = None
+    only_sigma: bool = False
 
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
         check_grid(grid)
@@ -56,17 +58,15 @@ class FixedStepSolver(Solver):
     def nfe(self, steps: int) -> int:
         return sum(self.first_steps[:steps]) + max(steps - len(self.first_steps), 0) * self.nfe_per_step
 
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name}
-
 
 def in_chart(solver: FixedStepSolver, chart: Chart) -> FixedStepSolver:
     """The same method, walking in the variables of ``chart`` instead of sigma and x; its name says so.
 
     Raises:
-        ValueError: if the solver has a chart of its own.
+        ValueError: if the solver has a chart of its own, or a step that is made for sigma.
     """
+    if solver.only_sigma:
+        raise ValueError(f"the step of {solver.name} is made for sigma itself and has no chart; take another solver")
     if solver.chart is not None:
         raise ValueError(f"{solver.name} walks in the chart '{solver.chart.name}' already; take one that has none")
     return replace(

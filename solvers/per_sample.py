@@ -12,11 +12,12 @@ Bogacki, Shampine, "A 3(2) pair of Runge-Kutta formulas", Applied Mathematics Le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from solvers.adaptive import AdaptiveSolver
-from solvers.base import SolverError, check_grid, column, plus
+from solvers.base import SolverError, check_grid, column, plus, rows
 from solvers.charts import ANGLE
 
 if TYPE_CHECKING:
@@ -88,6 +89,16 @@ class PerSampleSolver(AdaptiveSolver):
         y = torch.cat([part.y for part in arrived])[members.argsort().to(x.device)]
         evaluations = 2 + (accepted + rejected) * len(self.pair.a)
         return self.chart.leave(y, grid[-1]), Statistics(accepted, rejected, evaluations)
+
+    def reporting(self, sink: Callable[[Statistics], object]) -> Callable[[Field, Tensor, Tensor], Tensor]:
+        """This solver, which hands to ``sink`` what each member cost before it returns."""
+
+        def solve(field: Field, x: Tensor, grid: Tensor) -> Tensor:
+            x, cost = self.solve_with_statistics(field, x, grid)
+            sink(cost)
+            return x
+
+        return solve
 
     def _begin(self, slopes: _Slopes, y: Tensor) -> _Walk:
         """All members at the beginning, with their first slopes, and first steps by HNW, II.4, "Starting Step Size".
@@ -164,8 +175,8 @@ class _Walk:
 
     def only(self, chosen: Tensor) -> _Walk:
         """The members that are True in ``chosen``, ``(A,)``."""
-        rows = (getattr(self, field.name) for field in fields(self))
-        return _Walk(*(values[chosen.to(values.device)] for values in rows))
+        every = (getattr(self, field.name) for field in fields(self))
+        return _Walk(*(values[chosen.to(values.device)] for values in every))
 
 
 class _Slopes:
@@ -182,7 +193,7 @@ class _Slopes:
     def __call__(self, u: Tensor, y: Tensor, member: Tensor) -> Tensor:
         """At ``u``, ``(A,)``, and ``y``, ``(A, ...)``, of the members ``member``; SolverError if it is not finite."""
         slope = self._field(u, y)
-        finite = _rows(slope).isfinite().all(dim=1).cpu()
+        finite = rows(slope).isfinite().all(dim=1).cpu()
         for i in (~finite).nonzero().flatten().tolist():
             raise SolverError(
                 f"{self._name}: the slope is not finite at sigma = {self._chart.sigma(float(u[i])):.6g}; "
@@ -203,12 +214,7 @@ class _Slopes:
 
 def _norm(values: Tensor) -> Tensor:
     """The root mean square of each member of ``values``, ``(A, ...)``; float64 ``(A,)`` on the CPU, without a graph."""
-    return _rows(values).square().mean(dim=1).sqrt().cpu().double()
-
-
-def _rows(values: Tensor) -> Tensor:
-    """``values``, ``(A, ...)``, without a graph and as ``(A, D)``; also if A is 0."""
-    return values.detach().reshape(len(values), values.shape[1:].numel())
+    return rows(values.detach()).square().mean(dim=1).sqrt().cpu().double()
 
 
 # Pair and chart were chosen by the latents of 8 images of CIFAR-10 with the model that ships: it is too rough in t for

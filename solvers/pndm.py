@@ -68,5 +68,6 @@ PSEUDO_SOLVERS: tuple[FixedStepSolver, ...] = (
         first_steps=(4,) * STARTING_STEPS,
         source="PNDM, three Runge-Kutta steps and then 4 slopes with the coefficients of equal steps: arXiv 2202.09778",
         step=PseudoNumericalStep(),
+        only_sigma=True,
     ),
 )

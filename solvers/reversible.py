@@ -88,10 +88,6 @@ class ReversibleHeun(ReversibleSolver):
     def nfe(self, steps: int) -> int:
         return steps + 1
 
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CoupledSolver(ReversibleSolver):
@@ -267,10 +263,6 @@ class OBELM(TwoStepSolver):
     def _coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ratio = (sigma_next - sigma) / (sigma - last)
         return ratio**2, 1 - ratio**2, (sigma_next - sigma) * (1 + ratio)
-
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name}
 
 
 def _mccallum_foster(base: FixedStepSolver) -> McCallumFoster:

@@ -50,6 +50,7 @@ TARGET_SOLVERS: tuple[FixedStepSolver, ...] = (
         nfe_per_step=1,
         source="the rule of diffusers' DDIMInverseScheduler for networks that predict the slope",
         step=rescaled_target,
+        only_sigma=True,
         undoes="euler",
     ),
 )

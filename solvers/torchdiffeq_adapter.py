@@ -40,10 +40,6 @@ class TorchdiffeqFixedSolver(Solver):
     def nfe(self, steps: int) -> int:
         return steps * self.nfe_per_step
 
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TorchdiffeqAdaptiveSolver(AdaptiveSolver):

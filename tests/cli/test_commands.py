@@ -17,9 +17,10 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import DEFAULT_SOLVER, DEFAULT_STEPS, TARGET_SOLVERS, main
+from cli import DEFAULT_SOLVER, DEFAULT_STEPS, PSNR_CANDIDATES, main
 from ddim_ode import load_latent, load_model
-from ddim_ode.grids import GRIDS
+from ddim_ode.calibration import Calibration, Entry, save_calibration
+from ddim_ode.grids import GRIDS, make_grid
 from ddim_ode.images import load_image, to_picture
 from solvers import SOLVERS, ReversibleSolver
 
@@ -53,6 +54,44 @@ def test_encode_says_how_good_it_is(cli: Cli, picture: Path, solver: str) -> Non
     assert load_latent(Path("plain.pt")).nfe == load_latent(picture.with_name("photo.latent.pt")).nfe
 
 
+@pytest.mark.parametrize(("solver", "limit"), [("dpmpp3m", 6), ("reversible-heun", 7)])
+def test_each_walk_has_the_limit_on_evaluations_to_itself(cli: Cli, picture: Path, solver: str, limit: int) -> None:
+    options = (picture, "--solver", solver, "--steps", "6", "--max-nfe", str(limit))
+    ok(cli("reconstruct", *options))
+    assert "reconstruction MSE" in ok(cli("encode", *options, "--check"))
+    assert "limit of" in cli("encode", *options[:-1], str(limit - 1), "--overwrite").output
+
+
+def test_a_check_that_fails_loses_no_latent(cli: Cli, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise RuntimeError("out of patience")
+
+    monkeypatch.setattr("ddim_ode.check.check", fail)
+    result = cli("encode", picture, "--steps", "3", "--check")
+    assert (result.exit_code, result.stderr) == (1, "Error: out of patience\n")
+    assert "photo.latent.pt (dpmpp3m, 3 steps" in result.stdout
+    ok(cli("decode", "photo.latent.pt"))
+
+
+def test_steps_for_each_sample_are_reported_and_stored_for_each(cli: Cli, picture: Path) -> None:
+    """As of the picture alone, whatever its batch costs."""
+    Image.new("RGB", (8, 8), "grey").save("plain.png")
+    options = ("--solver", "per-sample-bosh3", "--rtol", "1e-2", "--atol", "1e-2", "-o", ".", "--overwrite")
+    alone = {}
+    for path in (picture, Path("plain.png")):
+        ok(cli("encode", path, *options))
+        alone[path.stem] = load_latent(Path(f"{path.stem}.latent.pt")).nfe
+    assert alone["photo"] != alone["plain"]
+    own = r"(\d+) NFE, (\d+) of its own in (\d+) steps and (\d+) rejected"
+    encoded = re.findall(own, ok(cli("encode", picture, "plain.png", *options)))
+    for found, (name, nfe) in zip(encoded, alone.items(), strict=True):
+        of_batch, of_its_own, taken, rejected = map(int, found)
+        assert of_batch == max(alone.values())
+        assert of_its_own == nfe == load_latent(Path(f"{name}.latent.pt")).nfe == 2 + 3 * (taken + rejected)
+    assert len(re.findall(own, ok(cli("decode", "photo.latent.pt", "plain.latent.pt", "-o", ".")))) == 2
+    assert len(re.findall(own, ok(cli("reconstruct", picture, "plain.png", *options)))) == 4
+
+
 def test_decoding_uses_solver_and_grid_of_the_latent(cli: Cli, picture: Path) -> None:
     ok(cli("encode", picture, "--solver", "ab2", "--steps", "5", "--grid", "quad"))
     assert "(ab2, 5 steps on quad, 5 NFE" in ok(cli("decode", "photo.latent.pt"))
@@ -84,7 +123,7 @@ def test_reconstruct_finds_the_fewest_steps_for_a_quality(cli: Cli, picture: Pat
 def test_reconstruct_tries_several_solvers_for_a_quality_and_takes_the_cheapest(cli: Cli, picture: Path) -> None:
     report = ok(cli("reconstruct", picture, "--target-psnr", "45"))
     tried = re.findall(r"tried (\S+), (\d+) steps: (\S+) dB", report)
-    assert {name for name, _, _ in tried} == {DEFAULT_SOLVER if n == "auto" else n for n in TARGET_SOLVERS}
+    assert {name for name, _, _ in tried} == {DEFAULT_SOLVER if n == "auto" else n for n in PSNR_CANDIDATES}
     nfe, name = min((SOLVERS[name].nfe(int(steps)), name) for name, steps, dB in tried if float(dB) >= 45)
     assert f"encode {name}, " in report
     assert f", {nfe} NFE" in report
@@ -128,6 +167,7 @@ def test_exact_encoding_is_undone_by_plain_decoding(cli: Cli, picture: Path) -> 
         nfe = re.search(rf"\(exact-{name}, 6 steps on log-snr, (\d+) NFE", report)
         assert nfe
         assert int(nfe[1]) > 12
+        assert " NFE, each step undone to 1e-06 unless a warning says otherwise, " in report
         assert f"exact-{name}, tolerance 1e-06" in ok(cli("info", "photo.latent.pt"))
         assert f"({name}, 6 steps on log-snr, " in ok(cli("decode", "photo.latent.pt", "--overwrite"))
         with Image.open("photo.decoded.png") as decoded:
@@ -344,6 +384,16 @@ def test_interpolate_between_latents_pictures_and_seeds(cli: Cli, picture: Path)
     assert (pixels("frames/0008.png") == pixels("seed.png")[::8, ::8]).all()
 
 
+def test_interpolate_encodes_pictures_as_the_latent_was(cli: Cli, picture: Path) -> None:
+    """So that both ends lead back; Euler's method both ways would not."""
+    ok(cli("encode", picture, "--solver", "exact-euler", "--steps", "6"))
+    report = ok(cli("interpolate", "photo.latent.pt", picture, "-n", "2", "--frames", "frames"))
+    mse = re.search(r"MSE of the ends (\S+) on .*, encode exact-euler, 6 steps .*, ?decode euler, 6 steps", report)
+    assert mse
+    assert float(mse[1]) < 1e-10
+    assert (pixels("frames/0000.png") == pixels("frames/0001.png")).all()
+
+
 def test_sample_with_noise(cli: Cli) -> None:
     """eta = 0 is Euler; more noise makes other images, the same ones whatever the batches are."""
     ok(cli("sample", "-n", "3", "--steps", "4", "--grid", "trailing", "--solver", "euler", "-o", "euler.png"))
@@ -362,6 +412,44 @@ def test_sample_with_noise(cli: Cli) -> None:
     with Image.open("hat.png") as sheet:
         settings = json.loads(sheet.text["ddim-ode"])
     assert (settings["eta"], settings["sigma_hat"], settings["grid"]) == (1.0, True, "trailing")
+    assert settings["solver"] == {"name": "ancestral"}
+    report = ok(cli("sample", "-n", "1", "--steps", "4", "--eta", "0.5", "-o", "half.png"))
+    assert "1 images from seed 0 and noise of eta 0.5 -> half.png (ancestral, 4 steps on trailing, 4 NFE" in report
+
+
+def test_decoding_by_the_calibration_for_another_number_of_steps(
+    cli: Cli, make_model: Callable[..., Path], picture: Path
+) -> None:
+    """Of what reaches the latent; and not after the calibration that the latent was made with has changed."""
+    folder = make_model(seed=6)
+    model = load_model(str(folder))
+
+    def calibrate(weight: float) -> None:
+        entries = {}
+        for steps, grid in ((3, "linspace"), (5, "karras"), (7, "leading")):
+            nodes, weights = make_grid(model.schedule, grid, steps, clean_end="sigma-min"), ((weight,),) * steps
+            entries[steps] = Entry("euler", nodes, weights, weights, {})
+        path = folder / "calibration.json"
+        save_calibration(Calibration(model.fingerprint, entries, {}), path, overwrite=True)
+
+    def decoded(*options: str) -> str:
+        return ok(cli("decode", "photo.latent.pt", "--overwrite", "--model", folder, *options))
+
+    calibrate(0.0)
+    ok(cli("encode", picture, "--steps", "3", "--model", folder))
+    assert "(auto, 3 steps on linspace" in decoded()
+    assert "(auto, 5 steps on karras" in decoded("--steps", "5")
+    assert "(auto, 5 steps on karras" in decoded("--steps", "5", "--solver", "auto")
+    assert "(dpmpp3m, 7 steps on linspace" in decoded("--steps", "7")
+    calibrate(0.01)
+    result = cli("decode", "photo.latent.pt", "--overwrite", "--model", folder)
+    assert result.exit_code == 1
+    assert "encoded with a calibration for 3 steps that model" in result.output
+    ok(cli("encode", picture, "--steps", "3", "--solver", "euler", "--overwrite", "--model", folder))
+    assert "(euler, 3 steps on log-snr" in decoded()
+    assert "(auto, 3 steps on linspace" in decoded("--solver", "auto")
+    assert "(auto, 5 steps on karras" in decoded("--solver", "auto", "--steps", "5")
+    assert "(euler, 5 steps on log-snr" in decoded("--steps", "5")
 
 
 @pytest.fixture
@@ -386,7 +474,7 @@ def test_calibrate_then_everything_is_calibrated(cli: Cli, calibrated: Path, pic
     assert "calibrated 3 steps" in ok(cli("info", calibrated))
     assert "auto, 3 steps" in ok(cli("reconstruct", picture, "--steps", "3", *model))
     assert "auto, 3 steps" in ok(cli("encode", picture, "--steps", "3", "--check", *model))
-    assert load_latent(Path("photo.latent.pt")).solver == {"name": "auto"}
+    assert load_latent(Path("photo.latent.pt")).solver["name"] == "auto"
     assert "auto, 3 steps" in ok(cli("decode", "photo.latent.pt", *model))
     assert "dpmpp3m, 4 steps" in ok(cli("decode", "photo.latent.pt", "--steps", "4", "--overwrite", *model))
     for options in (("--steps", "4"), ("--steps", "3", "--grid", "quad"), ("--steps", "3", "--solver", "dpmpp3m")):

@@ -210,7 +210,8 @@ def test_exact_encoding_for_a_decoder_with_a_memory(cli: Cli, picture: Path) -> 
         (("--target-psnr", "40", "--grid", "0,500,999"), ("--target-psnr finds the number of steps",)),
         (("--target-psnr", "40", "--solver", "scipy-RK45"), ("chooses its own steps; leave out --target-psnr",)),
         (("--target-psnr", "200", "--solver", "heun", "--max-nfe", "6"), ("within --max-nfe 6", "at 200 dB")),
-        (("--target-psnr", "90", "--solver", "heun", "--max-nfe", "1"), ("within --max-nfe 1", "nothing was tried")),
+        (("--target-psnr", "30", "--solver", "exact-euler", "--max-nfe", "1"), ("--max-nfe 1 brings", "nothing came")),
+        (("--target-psnr", "90", "--solver", "heun", "--max-nfe", "1"), ("within --max-nfe 1", "nothing came back")),
     ],
 )
 def test_a_quality_that_cannot_be_looked_for(
@@ -302,6 +303,11 @@ def test_a_run_in_the_wrong_number_of_processes(cli: Cli, picture: Path, tiny_mo
             "latent files or seeds, or four for a sheet, but there are 1",
         ),
         (("interpolate", "--seed", "1", "--seed", "2", "--seed", "3"), "but there are 3"),
+        (("interpolate", *("photo.png",) * 41, "--frames", "frames"), "but there are 41"),
+        (("interpolate", "--seed", "1", "--seed", "2", "-o", "strip.gif"), "but 'strip.gif' ends in '.gif'"),
+        (("interpolate", "--seed", "1", "--seed", "2", "--frames", ".", "-o", "0001.png"), "one of the frames too"),
+        (("sample", "-o", "sheet.jpg"), "pictures are written as PNG, but 'sheet.jpg' ends in '.jpg'"),
+        (("reconstruct", "photo.png", "-o", "both.webp"), "but 'both.webp' ends in '.webp'; name a .png file"),
         (("interpolate", "photo.png", "nothing.png"), "'nothing.png' does not exist"),
         (("interpolate", "photo.png", "--seed", "1", "--frames", "photo.png"), "'photo.png' is a file; name a folder"),
         (("interpolate", "photo.png", "--seed", "1", "-o", "photo.png"), "photo.png' exists already"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,9 @@ from ddim_ode.schedule import make_schedule
 
 GRID = make_grid(make_schedule(), "log-snr", 3)
 FITTED = Entry("reab2", GRID, ((0.1, -0.2), (1e-17, 0.3, 0.5), (1.0,)), ((0.0, 0.1),) * 3, {"decode": 0.01})
-CALIBRATION = Calibration("abc", {3: FITTED, 5: Entry("euler", GRID, (), (), {})}, {"seed": 0})
+CALIBRATION = Calibration(
+    "abc", {3: FITTED, 5: Entry("euler", make_grid(make_schedule(), "log-snr", 5), (), (), {})}, {"seed": 0}
+)
 
 
 def test_it_survives_its_file(tmp_path: Path) -> None:
@@ -42,4 +47,29 @@ def test_damaged_files(tmp_path: Path, spoil: str | None) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in content.items() if k != spoil}) if spoil else path.read_text()[:-9])
     with pytest.raises(CalibrationError, match="is damaged"):
+        load_calibration(path, "abc")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"up": FITTED.up[:2]},
+            "for each of 3 steps in both directions, or none at all, but there are 2 up and 3 down",
+        ),
+        ({"down": []}, "but there are 3 up and 0 down"),
+        ({"up": []}, "but there are 0 up and 3 down"),
+        ({"down": [[0.0, math.nan], [0.0], [0.0]]}, "numbers must be finite, but there is nan"),
+        ({"grid": asdict(make_grid(make_schedule(), "quad", 6)), "up": [], "down": []}, "3 steps has a grid of 6"),
+        ({"grid": asdict(GRID) | {"sigmas": [0.0, 1.0, 2.0, math.inf]}}, "numbers must be finite, but there is inf"),
+        ({"up": ["ab"] * 3}, "could not convert string to float"),
+    ],
+)
+def test_damaged_entries(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    path = tmp_path / "calibration.json"
+    save_calibration(CALIBRATION, path)
+    content = json.loads(path.read_text())
+    content["entries"]["3"] |= changes
+    path.write_text(json.dumps(content))
+    with pytest.raises(CalibrationError, match=f"is damaged: .*{words}.*; make it anew with: calibrate"):
         load_calibration(path, "abc")

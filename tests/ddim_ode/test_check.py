@@ -48,6 +48,14 @@ def test_the_estimate_is_the_error_within_a_factor_of_three(name: str) -> None:
     assert torch.equal(found.reconstruction_mse, pixel_mse(x_0, decode(ode, x_T, grid, solver)))
 
 
+def test_each_walk_has_the_limit_to_itself() -> None:
+    solver, x_0, grid = get_solver("euler"), torch.ones(1, 1, 4, 4).double(), make_grid(SCHEDULE, "log-snr", 5)
+    ode = ProbabilityFlowODE(eps, SCHEDULE, max_nfe=10)
+    x_T = encode(ode, x_0, grid, solver)
+    check(ode, x_0, x_T, grid, finer=(solver, halved(grid, SCHEDULE)), back=solver)
+    assert ode.nfe == 5
+
+
 @pytest.mark.parametrize(("name", "drifts"), [("o-belm", True), ("bdia", False), ("dpmpp3m", False)])
 def test_the_second_moment_tells_a_method_that_cannot_encode(name: str, drifts: bool) -> None:
     """Though some of them lead back exactly. The truth is at least as far off as 3 %, or is not."""

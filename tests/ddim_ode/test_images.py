@@ -285,6 +285,14 @@ def test_a_saved_image_replaces_nothing_unless_told(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["image.gif", "image.PNG.jpg", "image.v2"])
+def test_no_image_is_saved_under_the_name_of_another_format(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^pictures are written as PNG, but '.*' ends in '\.\w+'; name a \.png file$"):
+        save_image(torch.zeros(1, 3, 4), tmp_path / name, settings={})
+    assert not list(tmp_path.iterdir())
+    save_image(torch.zeros(1, 3, 4), tmp_path / "image.PNG", settings={})
+
+
 def test_tiles_lie_row_by_row_with_white_between() -> None:
     images = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, 2, 3, 4) / 10
     sheet = tile(images, columns=3, gap=2)

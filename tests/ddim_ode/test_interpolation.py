@@ -124,7 +124,29 @@ def test_a_sheet_has_its_corners_and_edges() -> None:
     assert_near(sheet[2], span(torch.stack([sheet[2, 0], sheet[2, -1]]), 5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gap", [1.0, 1e-2, 3e-5])
+def test_in_less_than_double_precision_it_is_that_of_double_rounded(dtype: torch.dtype, gap: float) -> None:
+    a, aside = (latent[None].to(dtype) for latent in draw_latents(2, (3, 8, 8), seed=9))
+    b = a + (gap * aside).to(dtype)
+    found = slerp(a, b, 0.3)
+    assert found.dtype == dtype
+    assert found.equal(slerp(a.double(), b.double(), 0.3).to(dtype))
+    corners = torch.cat([a, b])
+    assert span(corners, 4).equal(span(corners.double(), 4).to(dtype))
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e30, torch.float32), (1e-30, torch.float32), (1e250, torch.float64)])
+def test_very_large_and_very_small_latents(size: float, dtype: torch.dtype) -> None:
+    a, b = (latent[None].to(dtype) for latent in draw_latents(2, (3, 8, 8), seed=10))
+    torch.testing.assert_close(slerp(size * a, size * b, 0.3) / size, slerp(a, b, 0.3), rtol=1e-5, atol=1e-6)
+
+
 def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must have one dtype, .* but these have torch.float32 and torch.float64"):
+        slerp(torch.zeros(1, 4), torch.zeros(1, 4).double(), 0.5)
+    with pytest.raises(ValueError, match=r"these have torch.int64 and torch.int64; convert them first"):
+        slerp(torch.zeros(1, 4).long(), torch.zeros(1, 4).long(), 0.5)
     with pytest.raises(ValueError, match=r"must have one shape, but these have \(1, 4\) and \(1, 3\)"):
         slerp(torch.zeros(1, 4), torch.zeros(1, 3), 0.5)
     with pytest.raises(ValueError, match="between two latents or four, but there are 3"):

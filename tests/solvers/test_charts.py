@@ -87,6 +87,12 @@ def test_only_a_solver_without_a_chart_can_be_moved() -> None:
         in_chart(SOLVERS["reab2"], DATA)
 
 
+@pytest.mark.parametrize("name", ["ddim-inverse", "pndm"])
+def test_a_step_that_is_made_for_sigma_can_not(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^the step of {name} is made for sigma itself and has no chart; "):
+        in_chart(SOLVERS[name], ANGLE)
+
+
 def test_a_chart_above_zero_makes_its_solvers_so() -> None:
     heun = SOLVERS["heun"]
     assert isinstance(heun, FixedStepSolver)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import hypot
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_large_ridge_leaves_the_method_as_it_is() -> None:
     assert max(abs(weight) for step in weights for weight in step) < 1e-9
 
 
+def test_slopes_that_are_zero_have_no_weight() -> None:
+    """Where nothing moves, and where only the first step is at rest."""
+    x = torch.randn((5, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    still = fit(EULER, lambda sigma, x: 0 * x, [x] * 3, GRID[:3])
+    assert still == ((0.0, 0.0), (0.0, 0.0, 0.0))
+    late = fit(EULER, lambda sigma, x: x * (sigma > 0.1), [x, x, 2 * x], GRID[:3])
+    assert late[0] == (0.0, 0.0)
+    assert late[1][1] == 0.0
+    assert late[1][0] > 0
+
+
 def test_weights_by_step_and_cost() -> None:
     solver = fitted(SOLVERS["ab2"], states(10, seed=0))
     assert [len(step) for step in solver.up] == [2, 3, 4, 5, 5]
@@ -78,6 +90,24 @@ def test_weights_by_step_and_cost() -> None:
     solver(recorded, states(2, seed=3)[0], GRID)
     assert recorded.nfe == solver.nfe(5) == 5
     assert not solver.adaptive
+
+
+def test_settings_tell_one_fit_from_another() -> None:
+    solver, same, other = (fitted(EULER, states(10, seed=seed)) for seed in (0, 0, 1))
+    assert solver.settings == same.settings != other.settings
+    assert solver.settings["name"] == solver.name
+    assert replace(solver, base=SOLVERS["ab2"]).settings != solver.settings
+
+
+def test_corrections_that_do_not_fit_the_steps_are_refused() -> None:
+    solver, x = fitted(EULER, states(10, seed=0)), torch.zeros(1, 1, 2, 2)
+    for wrong in ({"up": solver.up[:-1]}, {"down": ()}):
+        with pytest.raises(ValueError, match=r"corrections for each of its 5 steps in both directions, but there are"):
+            replace(solver, **wrong)
+    for row, count in (((), 0), ((0.1,) * 9, 9)):
+        spoilt = replace(solver, up=(solver.up[0], row, *solver.up[2:]))
+        with pytest.raises(ValueError, match=rf"^the corrections of step 2 must be \d, .*, but there are {count}; fit"):
+            spoilt(MIXTURE.field, x, GRID)
 
 
 def test_other_grids_are_refused() -> None:
