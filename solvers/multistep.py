@@ -219,7 +219,7 @@ def _multistep(
 
 _AB = "Adams-Bashforth with {} slopes, variable steps: HNW, III.5"
 _DEIS = "DEIS, {} slopes, polynomial in {}: arXiv 2204.13902, Section 3.3"
-_DPM = "DPM-Solver++({}M), multistep in log sigma for the data prediction: arXiv 2211.01095, Section 3"
+_DPM = "DPM-Solver++({}M), multistep in log sigma for the data prediction: arXiv 2211.01095, Section 4.2"
 _REAB = "exponential Adams-Bashforth with {} slopes in the angle chart, polynomial in log sigma"
 _ABAM = "predictor-corrector with {} slopes in the angle chart: HNW, III.1"
 _UNIPC = "UniPC-{}, {}, {} prediction: arXiv 2302.04867, Algorithms 1 and 2"
@@ -265,7 +265,7 @@ MULTISTEP_SOLVERS: tuple[FixedStepSolver, ...] = (
         name="ipndm4",
         order=1,
         nfe_per_step=1,
-        source="iPNDM, up to 4 slopes with the coefficients of equal steps: arXiv 2204.13902, Section 3.3",
+        source="iPNDM, up to 4 slopes with the coefficients of equal steps: arXiv 2204.13902",
         step=ConstantAdamsBashforthStep(),
     ),
 )
