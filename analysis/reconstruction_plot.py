@@ -152,6 +152,8 @@ def draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Markdown: reconstruction MSE by S for the paper, Euler here, and the best other solver here at the same NFE.
 
+    There is a line for each S of the paper that is measured here.
+
     A solver with n evaluations a step makes S // n steps. Of several curves that is best whose MSE is the smallest in
     the geometric mean over the S that all have; a curve that lacks any of them is no candidate.
     """
@@ -163,7 +165,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{'---:|' * len(heads)}"]
     for S, paper in PAPER.items():
         cells = [f"{row.mse_mean:.2g}" if (row := by_S.get(S)) else "" for _, by_S in columns]
-        lines.append(f"| {' | '.join([str(S), f'{paper:g}', *cells])} |")
+        if any(cells):
+            lines.append(f"| {' | '.join([str(S), f'{paper:g}', *cells])} |")
     return "\n".join(lines)
 
 

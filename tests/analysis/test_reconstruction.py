@@ -102,6 +102,7 @@ def test_the_table_compares_at_equal_nfe(tiny_model: Path, tmp_path: Path) -> No
     lines = table(rows).splitlines()
     assert "euler" in lines[0]
     assert "heun" in lines[0]
+    assert len(lines) == 4
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["10", "0.014", "0.25", "0.12"]
     assert steps_for("heun", 10) == 5
 
