@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -147,6 +148,9 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
         axes.grid(visible=True, which="major", alpha=0.3)
     draw_slopes(panels[0], min(row.nfe for row in rows), {order: order for order in ORDERS})
     label_counts(panels[0], round_counts(row.nfe for row in rows))
+    panels[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panels[1].xaxis.set_major_formatter("{x:g}")
+    panels[1].xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("median RMSE of x_T to the reference")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
