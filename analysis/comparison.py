@@ -32,15 +32,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import CIFAR10_TEST, REFERENCES, Results, describe, load_images, save_figure, statistics
+from analysis.common import Results, describe, load_images, save_figure, statistics
 from analysis.comparison_plot import AUTO, plot, table
+from analysis.options import (
+    errors_in_a_line,
+    images_option,
+    model_option,
+    out_option,
+    references_option,
+    stride_option,
+)
 from analysis.reconstruction import steps_for
 from analysis.reference import End, decoded_references, end_of, make_references
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
 from ddim_ode.codec import decode, decode_pair, draw_latents, encode, encode_pair
 from ddim_ode.grids import DEFAULT_GRID, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.models import Model, load_model
 from solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver, Solver, SolverError, fitted, way_back
 
 # Not that of the latents which solvers are calibrated on.
@@ -260,41 +268,31 @@ def missing(every: Iterable[Task], rows: Sequence[Row]) -> list[Task]:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
-@click.option("--images", type=click.Path(path_type=Path, exists=True, file_okay=False), default=CIFAR10_TEST)
+@model_option
+@images_option
 @click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="Images, and latents.")
 @click.option("--few", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a thousand steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
-@click.option(
-    "--stride", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reference, in timesteps."
-)
-@click.option(
-    "--references",
-    type=click.Path(path_type=Path),
-    default=REFERENCES,
-    show_default=True,
-    help="Folder that keeps the reference solutions.",
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo/comparison"), show_default=True)
+@stride_option
+@references_option
+@out_option("comparison")
+@errors_in_a_line()
 def main(
     model: str, images: Path, count: int, few: int, batch_size: int, stride: int, references: Path, out: Path
 ) -> None:
-    try:
-        loaded = load_model(model)
-        pixels, names = load_images(images, loaded, count)
-        calibrated = sorted(loaded.calibration.entries) if loaded.calibration else []
-        about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated}
-        results = Results(Row, out, describe(loaded, names) | about)
-        material = None
-        for stage in (screening, tasks):
-            todo = missing(stage(results.rows), results.rows)
-            if todo and material is None:
-                material, accuracy = gather(loaded, pixels, few, stride, references, batch_size)
-                results.note(reference_rmse=accuracy)
-            for task in tqdm(todo, desc=stage.__name__, disable=None):
-                results.replace([*results.rows, *task.run(material, task)])
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    loaded = load_model(model)
+    pixels, names = load_images(images, loaded, count)
+    calibrated = sorted(loaded.calibration.entries) if loaded.calibration else []
+    about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated}
+    results = Results(Row, out, describe(loaded, names) | about)
+    material = None
+    for stage in (screening, tasks):
+        todo = missing(stage(results.rows), results.rows)
+        if todo and material is None:
+            material, accuracy = gather(loaded, pixels, few, stride, references, batch_size)
+            results.note(reference_rmse=accuracy)
+        for task in tqdm(todo, desc=stage.__name__, disable=None):
+            results.replace([*results.rows, *task.run(material, task)])
     save_figure(plot(results.rows), out / "comparison.png")
     click.echo(table(results.rows))
     accuracy = results.settings["reference_rmse"]
