@@ -25,6 +25,7 @@ from click.core import ParameterSource
 from analysis import ANALYSES
 from ddim_ode.grids import CLEAN_ENDS, DEFAULT_GRID, ENDS, GRIDS, Tau, full_range, grid_of_timesteps, halved, make_grid
 from solvers import (
+    AUTO,
     DEFAULT_SOLVER,
     SOLVERS,
     ExactInverse,
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
     from ddim_ode.training.checkpoint import Checkpoint
     from solvers import Statistics
 
-# What the calibration of a model says; and where that says nothing, or there is none, the other one.
-AUTO = "auto"
 DEFAULT_STEPS = 50
 # Among these 'reconstruct --target-psnr' looks for the cheapest.
 PSNR_CANDIDATES = (AUTO, "dpmpp2m", "reab2")

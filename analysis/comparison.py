@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.common import Results, describe, load_images, save_figure, statistics
-from analysis.comparison_plot import AUTO, plot, table
+from analysis.comparison_plot import plot, table
 from analysis.options import (
     errors_in_a_line,
     images_option,
@@ -49,7 +49,7 @@ from ddim_ode.codec import decode, decode_pair, draw_latents, encode, encode_pai
 from ddim_ode.grids import DEFAULT_GRID, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model, load_model
-from solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver, Solver, SolverError, fitted, way_back
+from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, Solver, SolverError, fitted, way_back
 
 # Not that of the latents which solvers are calibrated on.
 SEED = 20

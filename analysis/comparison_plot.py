@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from analysis.common import COLOURS, MARKERS, label_counts
+from solvers import AUTO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from analysis.comparison import Row
 
-# What the calibration of a model says; and where that says nothing, or there is none, the default.
-AUTO = "auto"
 # MSE of rounding pixels in [0, 1] to 8 bits: 1 / (12 * 255^2).
 ROUNDING = 1.28e-6
 DDIM = (("DDIM", "trailing"), ("DDIM", "leading"))

@@ -27,7 +27,8 @@ from solvers.scipy_adapter import SCIPY_SOLVERS
 from solvers.target import TARGET_SOLVERS
 from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
-# What is taken where nothing else is asked for, nor calibrated.
+# What the calibration of a model says; and what is taken where that says nothing, or there is none.
+AUTO = "auto"
 DEFAULT_SOLVER = "dpmpp3m"
 
 # The registry: command line, tests, plots and docs read it.
@@ -96,7 +97,7 @@ def fitted(name: str, nodes: tuple[float, ...], up: Corrections, down: Correctio
     base = correctable(name)
     source = f"{base.source}; with corrections fitted to one model"
     return FittedSolver(
-        name="auto", order=base.order, source=source, positive=base.positive, base=base, nodes=nodes, up=up, down=down
+        name=AUTO, order=base.order, source=source, positive=base.positive, base=base, nodes=nodes, up=up, down=down
     )
 
 
