@@ -1,6 +1,7 @@
 """What the scripts share: images from a folder, rows in a CSV file, settings in a JSON file, and curves in colour.
 
-A row is a frozen dataclass of str, int and float fields; a file of rows has one column for each.
+A row is a frozen dataclass of str, int and float fields, and of dataclasses of these; a file of rows has one column for
+each, and for each field of a dataclass in it: ``mse_mean`` for ``row.mse.mean``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from analysis.spread import Spread
+
 CIFAR10_TEST = Path(__file__).parent / "images" / "cifar10_test"
 # Where solutions to measure others against are kept, for all scripts.
 REFERENCES = Path("demo/references")
@@ -37,9 +40,6 @@ FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
 # Okabe and Ito's colours, which colour-blind readers can tell apart; yellow, too pale for a line, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-
-# Of the images, to say how well a median over them is known.
-RESAMPLES = 1000
 
 Row = TypeVar("Row")
 
@@ -61,21 +61,12 @@ def load_images(folder: Path, model: Model, count: int | None = None) -> tuple[T
     return torch.cat(images), [path.name for path in chosen]
 
 
-def trimmed_mean(values: Tensor) -> float:
-    """The mean of ``values``, shape ``(B,)``, without the largest twentieth, rounded up: for 32 without two.
-
-    Of a single value it is that value.
-    """
-    dropped = min(-(-len(values) // 20), len(values) - 1)
-    return float(values.sort().values[: len(values) - dropped].mean())
-
-
 def save_rows(rows: Sequence[Any], path: Path) -> None:
     """Write the dataclasses ``rows``, at least one, as CSV; a kill leaves the file as it was or as it is to be."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, [field.name for field in fields(rows[0])], lineterminator="\n")
+    writer = csv.DictWriter(buffer, _columns(type(rows[0])), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(_cells(row) for row in rows)
     write_file(path, buffer.getvalue().encode(), overwrite=True)
 
 
@@ -87,12 +78,44 @@ def load_rows(kind: type[Row], path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    types = get_type_hints(kind)
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if list(reader.fieldnames or ()) != list(types):
+        if list(reader.fieldnames or ()) != _columns(kind):
             raise ValueError(f"'{path}' has other columns than this program writes; move it away and measure again")
-        return [kind(**{name: types[name](text) for name, text in line.items()}) for line in reader]
+        return [_row(kind, line) for line in reader]
+
+
+def _columns(kind: type[Any], prefix: str = "") -> list[str]:
+    """The names of the columns for the dataclass ``kind``."""
+    return [
+        column
+        for name, type_ in get_type_hints(kind).items()
+        for column in (_columns(type_, f"{prefix}{name}_") if _has_columns(type_) else [prefix + name])
+    ]
+
+
+def _has_columns(type_: object) -> bool:
+    """Whether a field of this type has a column for each of its own fields."""
+    return is_dataclass(type_)
+
+
+def _cells(row: Any, prefix: str = "") -> dict[str, object]:
+    """The values of the dataclass ``row`` by column."""
+    cells: dict[str, object] = {}
+    for field in fields(row):
+        value = getattr(row, field.name)
+        cells |= _cells(value, f"{prefix}{field.name}_") if is_dataclass(value) else {prefix + field.name: value}
+    return cells
+
+
+def _row(kind: type[Row], cells: Mapping[str, str], prefix: str = "") -> Row:
+    """The dataclass ``kind`` of the text in the ``cells``."""
+    return kind(
+        **{
+            name: _row(type_, cells, f"{prefix}{name}_") if _has_columns(type_) else type_(cells[prefix + name])
+            for name, type_ in get_type_hints(kind).items()
+        }
+    )
 
 
 def describe(model: Model, image_names: Sequence[str]) -> dict[str, object]:
@@ -158,21 +181,6 @@ class Results(Generic[Row]):
         save_rows(self.rows, self._folder / "rows.csv")
 
 
-def statistics(values: Tensor) -> tuple[float, float, float, float, float]:
-    """Mean, median and trimmed mean of ``values``, shape ``(B,)``; and of the median the 95 % bootstrap interval."""
-    count = len(values)
-    chosen = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
-    medians = _median(values[chosen]).sort().values
-    low, high = (float(medians[round(part * (RESAMPLES - 1))]) for part in (0.025, 0.975))
-    return float(values.mean()), float(_median(values)), trimmed_mean(values), low, high
-
-
-def _median(values: Tensor) -> Tensor:
-    """Over the last dimension; of an even number the mean of the two in the middle, infinities included."""
-    ordered, count = values.sort(-1).values, values.shape[-1]
-    return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
-
-
 def git_commit() -> str | None:
     """The commit of this program, with '-dirty' behind it if files were changed since; None outside a repository."""
     try:
@@ -192,6 +200,12 @@ def label_counts(axes: Axes, counts: Sequence[int]) -> None:
     """Ticks of a logarithmic x axis at ``counts`` alone, as plain numbers."""
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set_xticks([], minor=True)
+
+
+def shade(axes: Axes, xs: Sequence[float], spreads: Sequence[Spread], of: str, colour: str) -> None:
+    """The 95 % interval of the mean, median or trimmed mean, whatever ``of`` names, along ``xs``."""
+    low, high = ([getattr(spread, f"{of}_{end}") for spread in spreads] for end in ("low", "high"))
+    axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def round_counts(values: Iterable[float]) -> list[int]:

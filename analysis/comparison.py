@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import Results, describe, load_images, save_figure, statistics
+from analysis.common import Results, describe, load_images, save_figure
 from analysis.comparison_plot import plot, table
 from analysis.options import (
     errors_in_a_line,
@@ -45,6 +45,7 @@ from analysis.options import (
 from analysis.reconstruction import steps_for
 from analysis.reference import End, decoded_references, end_of, make_references
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
+from analysis.spread import spread
 from ddim_ode.codec import decode, decode_pair, draw_latents, encode, encode_pair
 from ddim_ode.grids import DEFAULT_GRID, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
@@ -74,7 +75,7 @@ class Row:
     """One figure of one competitor; ``nfe`` evaluations one way, of the encoder where there are two ways.
 
     ``family``  "diffusers" or "ddim-ode".
-    ``images``  images or latents that the statistics are over.
+    ``images``  images or latents that mean, median and trimmed mean are over.
     """
 
     measure: str
@@ -87,8 +88,6 @@ class Row:
     mean: float
     median: float
     trimmed: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +253,9 @@ def _decode_theirs(
 
 
 def _row(task: Task, measure: str, nfe: int, values: Tensor) -> Row:
-    return Row(measure, task.family, task.name, task.grid, task.steps, nfe, len(values), *statistics(values))
+    over = spread(values)
+    competitor = (task.family, task.name, task.grid, task.steps)
+    return Row(measure, *competitor, nfe, len(values), over.mean, over.median, over.trimmed)
 
 
 def _rmse(error: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import COLOURS, Results, describe, label_counts, save_figure, statistics
+from analysis.common import COLOURS, Results, describe, label_counts, save_figure, shade
 from analysis.options import errors_in_a_line, model_option, out_option
+from analysis.spread import Spread, spread
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.files import write_file
 from ddim_ode.grids import GRIDS, make_grid
@@ -33,14 +34,10 @@ STEPS = (10, 20, 50, 100, 1000)
 
 @dataclass(frozen=True)
 class Row:
-    """The distance of images of ``steps`` steps from those of the most steps: ``statistics`` over the latents."""
+    """The distance of images of ``steps`` steps from those of the most steps, over the latents."""
 
     steps: int
-    rmse_mean: float
-    rmse_median: float
-    rmse_trimmed: float
-    rmse_low: float
-    rmse_high: float
+    rmse: Spread
 
 
 def decode_each(model: Model, x_T: Tensor, steps: Sequence[int], solver: str, grid: str, path: Path) -> list[Tensor]:
@@ -56,7 +53,7 @@ def rows_of(images: Mapping[int, Tensor]) -> list[Row]:
     """A row for each number of steps but the largest, from the images by that number, each ``(B, C, H, W)``."""
     most = max(images)
     distances = {steps: (images[steps] - images[most]).square().flatten(1).mean(1).sqrt() / 2 for steps in images}
-    return [Row(steps, *statistics(distances[steps])) for steps in sorted(images) if steps != most]
+    return [Row(steps, spread(distances[steps])) for steps in sorted(images) if steps != most]
 
 
 def plot(rows: Sequence[Row], most: int) -> Figure:
@@ -64,11 +61,11 @@ def plot(rows: Sequence[Row], most: int) -> Figure:
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
     steps = [row.steps for row in rows]
-    axes.loglog(steps, [row.rmse_mean for row in rows], "o-", color=COLOURS[0], label="mean")
-    axes.loglog(steps, [row.rmse_median for row in rows], ":", color=COLOURS[0], label="median, 95 % interval")
-    low, high = ([getattr(row, f"rmse_{end}") for row in rows] for end in ("low", "high"))
-    axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-    slope = [rows[0].rmse_mean * steps[0] / count for count in steps]
+    axes.loglog(steps, [row.rmse.mean for row in rows], "o-", color=COLOURS[0], label="mean, 95 % interval")
+    axes.loglog(steps, [row.rmse.median for row in rows], ":", color=COLOURS[0], label="median, 95 % interval")
+    for of in ("mean", "median"):
+        shade(axes, steps, [row.rmse for row in rows], of, COLOURS[0])
+    slope = [rows[0].rmse.mean * steps[0] / count for count in steps]
     axes.loglog(steps, slope, "--", color="0.5", linewidth=1, label="slope -1")
     label_counts(axes, steps)
     axes.set_xlabel("steps S")

@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import FIXED_STEP, Results, describe, load_images, save_figure, statistics
+from analysis.common import FIXED_STEP, Results, describe, load_images, save_figure
 from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
 from analysis.reconstruction import steps_for
+from analysis.spread import Spread, spread
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
@@ -35,16 +36,12 @@ DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2",
 
 @dataclass(frozen=True)
 class Row:
-    """Errors are ``statistics`` over the images; infinite where a solver left the finite numbers."""
+    """The error over the images; infinite where a solver left the finite numbers."""
 
     encoder: str
     decoder: str
     nfe: int
-    mse_mean: float
-    mse_median: float
-    mse_trimmed: float
-    mse_low: float
-    mse_high: float
+    mse: Spread
 
 
 def measure(
@@ -58,7 +55,7 @@ def measure(
         for decoder in missing:
             decoded = _convert(model, x_T, decoder, _grid(model, grid_name, decoder, nfe), up=False)
             errors = pixel_mse(images, decoded).nan_to_num(inf, inf)
-            results.add(Row(encoder, decoder, nfe, *statistics(errors)))
+            results.add(Row(encoder, decoder, nfe, spread(errors)))
 
 
 def _grid(model: Model, name: str, solver: str, nfe: int) -> Grid:
@@ -75,7 +72,7 @@ def _convert(model: Model, x: Tensor, solver: str, grid: Grid, *, up: bool) -> T
 def plot(rows: Sequence[Row]) -> Figure:
     """The median error of every pair, as colours and as exponents of 10."""
     encoders, decoders = (list(dict.fromkeys(getattr(row, end) for row in rows)) for end in ("encoder", "decoder"))
-    errors = {(row.encoder, row.decoder): row.mse_median for row in rows}
+    errors = {(row.encoder, row.decoder): row.mse.median for row in rows}
     shown = np.array([[_exponent(errors.get((a, b), inf)) for b in decoders] for a in encoders])
     figure = Figure(figsize=(2.5 + 0.75 * len(decoders), 1.8 + 0.5 * len(encoders)), layout="constrained")
     axes = figure.subplots()

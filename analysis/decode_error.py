@@ -26,13 +26,13 @@ from analysis.common import (
     describe,
     label_counts,
     save_figure,
-    statistics,
 )
 from analysis.options import errors_in_a_line, model_option, out_option, references_option, stride_option
 from analysis.reconstruction import steps_for
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import decoded_references
 from analysis.schedulers import decode_with_scheduler, schedulers
+from analysis.spread import Spread, spread
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, load_model
@@ -54,11 +54,7 @@ class Row:
     spacing: str
     budget: int
     nfe: int
-    rmse_mean: float
-    rmse_median: float
-    rmse_trimmed: float
-    rmse_low: float
-    rmse_high: float
+    rmse: Spread
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,12 @@ def measure(
             competitor.spacing,
             budget,
             nfe,
-            *statistics(rmse),
+            spread(rmse),
         )
 
 
 def _best(rows: Sequence[Row], family: str, budget: int) -> Row:
-    return min((row for row in rows if (row.budget, row.family) == (budget, family)), key=lambda row: row.rmse_mean)
+    return min((row for row in rows if (row.budget, row.family) == (budget, family)), key=lambda row: row.rmse.mean)
 
 
 def plot(rows: Sequence[Row]) -> Figure:
@@ -122,10 +118,10 @@ def plot(rows: Sequence[Row]) -> Figure:
     axes = figure.subplots()
     budgets = sorted({row.budget for row in rows})
     for family, colour, marker, shift in zip(FAMILIES, COLOURS, ("o", "s"), (0.98, 1.02), strict=False):
-        found = [row for row in rows if row.family == family and row.rmse_mean < torch.inf]
-        xs, ys = [row.budget * shift for row in found], [row.rmse_mean for row in found]
+        found = [row for row in rows if row.family == family and row.rmse.mean < torch.inf]
+        xs, ys = [row.budget * shift for row in found], [row.rmse.mean for row in found]
         axes.loglog(xs, ys, marker, color=colour, markersize=4, alpha=0.5, label=f"each of {family}")
-        best = [_best(rows, family, budget).rmse_mean for budget in budgets]
+        best = [_best(rows, family, budget).rmse.mean for budget in budgets]
         axes.loglog(budgets, best, marker + "-", color=colour, label=f"best of {family}")
     label_counts(axes, budgets)
     axes.set_xlabel("calls of the network (NFE)")
@@ -140,8 +136,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| NFE | best of diffusers | RMSE | best of ours | RMSE | ratio |", "|---:|---|---:|---|---:|---:|"]
     for budget in sorted({row.budget for row in rows}):
         best = [_best(rows, family, budget) for family in FAMILIES]
-        cells = [cell for row in best for cell in (f"{row.name}, {row.spacing}", f"{row.rmse_mean:.4f}")]
-        lines.append(f"| {budget} | {' | '.join(cells)} | {best[1].rmse_mean / best[0].rmse_mean:.2f} |")
+        cells = [cell for row in best for cell in (f"{row.name}, {row.spacing}", f"{row.rmse.mean:.4f}")]
+        lines.append(f"| {budget} | {' | '.join(cells)} | {best[1].rmse.mean / best[0].rmse.mean:.2f} |")
     return "\n".join(lines)
 
 

@@ -10,8 +10,8 @@ cancel on the way back, and the identity makes none at all.
 ``second_moment``  of x_T: about 1 where the latent is such as random ones are. ``moment_error`` is how far off its
                    mean over the images is from that of the reference, |ratio - 1|.
 
-All but the last are ``statistics`` over the images: mean, median, trimmed mean, interval of the median. Cost is
-counted in network evaluations (NFE) in one direction.
+Of all but the last there are mean, median and trimmed mean over the images, with bootstrap intervals. Cost is counted
+in network evaluations (NFE) in one direction.
 
 Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 5.4 and Table 2.
 """
@@ -39,7 +39,6 @@ from analysis.common import (
     load_images,
     load_rows,
     save_figure,
-    statistics,
 )
 from analysis.options import (
     count_option,
@@ -53,6 +52,7 @@ from analysis.options import (
 from analysis.reconstruction_plot import PAPER, plot, table
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import End, Reference, end_of, make_references
+from analysis.spread import Spread, spread
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
@@ -94,26 +94,10 @@ class Row:
     nfe: int
     sigma_T: float
     seconds: float
-    mse_mean: float
-    mse_median: float
-    mse_trimmed: float
-    mse_low: float
-    mse_high: float
-    latent_rmse_mean: float
-    latent_rmse_median: float
-    latent_rmse_trimmed: float
-    latent_rmse_low: float
-    latent_rmse_high: float
-    decode_mse_mean: float
-    decode_mse_median: float
-    decode_mse_trimmed: float
-    decode_mse_low: float
-    decode_mse_high: float
-    second_moment_mean: float
-    second_moment_median: float
-    second_moment_trimmed: float
-    second_moment_low: float
-    second_moment_high: float
+    mse: Spread
+    latent_rmse: Spread
+    decode_mse: Spread
+    second_moment: Spread
     moment_error: float
 
     @property
@@ -145,8 +129,6 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
     seconds = time.perf_counter() - begin
     truth = references[end_of(grid)].x_T
     x_T, x_0 = (torch.cat(parts) for parts in zip(*(trip[:2] for trip in trips), strict=True))
-    mse = statistics(pixel_mse(images, x_0))
-    rmse = statistics((x_T - truth).square().flatten(1).mean(1).sqrt())
     decoded = torch.cat([_decode(model, batch, case, grid) for batch in torch.split(truth, batch_size)])
     moments, true_moments = (latents.square().flatten(1).mean(1) for latents in (x_T, truth))
     return Row(
@@ -160,10 +142,10 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
         trips[0][2],
         grid.sigma_T,
         seconds,
-        *mse,
-        *rmse,
-        *statistics(pixel_mse(images, decoded)),
-        *statistics(moments),
+        spread(pixel_mse(images, x_0)),
+        spread((x_T - truth).square().flatten(1).mean(1).sqrt()),
+        spread(pixel_mse(images, decoded)),
+        spread(moments),
         float((moments.mean() / true_moments.mean() - 1).abs()),
     )
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.common import COLOURS, MARKERS, label_counts, round_counts
+from analysis.common import COLOURS, MARKERS, label_counts, round_counts, shade
+from analysis.spread import Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,7 @@ def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
     same += f", the best {len(curves)} of {len(every)}" if len(curves) < len(every) else ""
     figure.suptitle(
         f"model '{rows[0].model}', {rows[0].images} images{same}\n"
-        "mean (solid), median (dotted) and its 95 % bootstrap interval (shaded)"
+        "mean (solid), median (dotted) and their 95 % bootstrap intervals (shaded)"
     )
     return figure
 
@@ -87,7 +88,7 @@ def _best_curves(curves: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
     """As many as can be told apart, by their mean loss in the logarithm; Euler's are always among them."""
 
     def loss(label: str) -> float:
-        return sum(log(row.mse_mean or 1e-300) for row in curves[label]) / len(curves[label])
+        return sum(log(row.mse.mean or 1e-300) for row in curves[label]) / len(curves[label])
 
     first = sorted(curves, key=lambda label: (curves[label][0].solver != "euler", loss(label)))
     return {label: curves[label] for label in sorted(first[: len(MARKERS)])}
@@ -109,22 +110,20 @@ def _draw(
     column: str,
     exponent: Callable[[int], int],
 ) -> None:
-    """The statistics of ``column``, or itself, for each of ``curves``, and the slope of each order among them."""
+    """Mean and median of ``column``, or itself, for each of ``curves``, and the slope of each order among them."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     for i, (label, rows) in enumerate(curves.items()):
         nfe = [row.nfe for row in rows]
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-
-        def values(which: str, rows: Sequence[Row] = rows) -> list[float]:
-            return [getattr(row, column + which) for row in rows]
-
-        whole = hasattr(rows[0], column)
-        main = values("" if whole else "_mean")
+        values = [getattr(row, column) for row in rows]
+        spreads = [value for value in values if isinstance(value, Spread)]
+        main = [spread.mean for spread in spreads] or values
         axes.plot(nfe, main, marker=marker, markersize=5, linewidth=1.3, color=colour, label=label)
-        if not whole:
-            axes.plot(nfe, values("_median"), linewidth=1.3, linestyle=":", color=colour)
-            axes.fill_between(nfe, values("_low"), values("_high"), color=colour, alpha=0.15, linewidth=0)
+        if spreads:
+            axes.plot(nfe, [spread.median for spread in spreads], linewidth=1.3, linestyle=":", color=colour)
+            shade(axes, nfe, spreads, "mean", colour)
+            shade(axes, nfe, spreads, "median", colour)
     begin = min(rows[0].nfe for rows in curves.values())
     draw_slopes(axes, begin, {row.order: exponent(row.order) for rows in curves.values() for row in rows})
 
@@ -164,7 +163,7 @@ def table(rows: Sequence[Row]) -> str:
     heads = ["S", "DDIM, Table 2", *(f"{label}, here" for label, _ in columns)]
     lines = [f"| {' | '.join(heads)} |", f"|{'---:|' * len(heads)}"]
     for S, paper in PAPER.items():
-        cells = [f"{row.mse_mean:.2g}" if (row := by_S.get(S)) else "" for _, by_S in columns]
+        cells = [f"{row.mse.mean:.2g}" if (row := by_S.get(S)) else "" for _, by_S in columns]
         if any(cells):
             lines.append(f"| {' | '.join([str(S), f'{paper:g}', *cells])} |")
     return "\n".join(lines)
@@ -183,7 +182,7 @@ def _best(curves: Mapping[str, Mapping[int, Row]]) -> str | None:
     """The label of the best curve; None if there is none."""
     full = max((len(by_S) for by_S in curves.values()), default=0)
     scores = {
-        label: sum(log(row.mse_mean or 1e-300) for row in by_S.values())
+        label: sum(log(row.mse.mean or 1e-300) for row in by_S.values())
         for label, by_S in curves.items()
         if len(by_S) == full
     }

@@ -31,7 +31,6 @@ from analysis.common import (
     load_images,
     round_counts,
     save_figure,
-    statistics,
 )
 from analysis.options import (
     count_option,
@@ -44,6 +43,7 @@ from analysis.options import (
 )
 from analysis.reconstruction_plot import draw_slopes
 from analysis.reference import make_references
+from analysis.spread import Spread, spread
 from analysis.timing import machine
 from ddim_ode.codec import encode
 from ddim_ode.grids import full_range, make_grid
@@ -73,11 +73,7 @@ class Row:
     steps: int
     nfe: float
     seconds: float
-    latent_rmse_mean: float
-    latent_rmse_median: float
-    latent_rmse_trimmed: float
-    latent_rmse_low: float
-    latent_rmse_high: float
+    latent_rmse: Spread
 
 
 def missing(settings: Sequence[Setting], rows: Sequence[Row]) -> list[Setting]:
@@ -114,7 +110,7 @@ def measure(
         except (SolverError, EvaluationLimitError):
             errors = torch.full((len(images),), inf)
         seconds = time.perf_counter() - begin
-        results.add(Row(name, tolerance, steps, seen[0] / len(images), seconds, *statistics(errors)))
+        results.add(Row(name, tolerance, steps, seen[0] / len(images), seconds, spread(errors)))
 
 
 def _count_samples(ode: torch.nn.Module) -> list[int]:
@@ -140,7 +136,7 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
     ):
         for i, name in enumerate(dict.fromkeys(row.solver for row in rows)):
             curve = sorted((row for row in rows if row.solver == name), key=lambda row: row.nfe)
-            xs, ys = [getattr(row, cost) for row in curve], [row.latent_rmse_median for row in curve]
+            xs, ys = [getattr(row, cost) for row in curve], [row.latent_rmse.median for row in curve]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             axes.loglog(xs, ys, linestyle="-" if curve[0].tolerance else "--", label=name, **style)
         axes.axhline(accuracy, color="0.6", linewidth=1, linestyle="-.", label="the reference's own accuracy")

@@ -102,7 +102,7 @@ def test_verdicts(value: float, word: str) -> None:
 
 def test_a_ratio_is_to_the_best_baseline() -> None:
     def row(measure: str, family: str, name: str, grid: str, steps: int, value: float) -> Row:
-        return Row(measure, family, name, grid, steps, steps, 3, value * 3, value / 2, value, value, value)
+        return Row(measure, family, name, grid, steps, steps, 3, value * 3, value / 2, value)
 
     printed = table(
         [

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from analysis.common import load_rows
 from analysis.decode_error import OUR_GRIDS, OURS, Row, competitors, main, table
 from analysis.schedulers import THEIRS
+from analysis.spread import spread
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, load_model
@@ -52,7 +53,7 @@ def test_rows_of_all_competitors_and_no_work_twice(tiny_model: Path, tmp_path: P
 
 def test_table_has_the_best_of_either_family_and_their_ratio() -> None:
     def row(family: str, name: str, rmse: float) -> Row:
-        return Row(family, name, "karras", 10, 10, rmse, rmse, rmse, rmse, rmse)
+        return Row(family, name, "karras", 10, 10, spread(torch.tensor([float(rmse)])))
 
     rows = [row("diffusers", "A", 0.4), row("diffusers", "B", 0.2), row("ddim-ode", "C", 0.1), row("ddim-ode", "D", 1)]
     assert "| 10 | B, karras | 0.2000 | C, karras | 0.1000 | 0.50 |" in table(rows)
