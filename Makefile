@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 
-.PHONY: demo test lint
+NOTEBOOKS := $(notdir $(basename $(wildcard analysis/notebooks/0*.py)))
+
+.PHONY: demo test lint notebooks $(NOTEBOOKS)
 
 demo: $(VENV)/.installed
 	mkdir -p $(DEMO)
@@ -20,6 +22,14 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Run from top to bottom in the project's root, and kept with what they print and draw.
+notebooks: $(NOTEBOOKS)
+
+$(NOTEBOOKS): $(VENV)/.installed-notebooks
+	mkdir -p $(DEMO)/notebooks
+	$(VENV)/bin/jupytext --to notebook --execute --run-path . --output $(DEMO)/notebooks/$@.ipynb analysis/notebooks/$@.py
+	$(VENV)/bin/jupyter nbconvert --to markdown --output-dir analysis/notebooks/rendered $(DEMO)/notebooks/$@.ipynb
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e .
@@ -28,4 +38,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-notebooks: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[notebooks]"
 	touch $@

@@ -150,17 +150,17 @@ def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
 
 
 class Results(Generic[Row]):
-    """The rows of one measurement in a folder, with its settings: read at the beginning, saved with every new one.
+    """The rows of one measurement in ``file`` in a folder, with its settings: read first, saved with every new one.
 
     Raises:
         ValueError: if the folder holds rows of other settings or another kind.
     """
 
-    def __init__(self, kind: type[Row], folder: Path, settings: Mapping[str, object]) -> None:
+    def __init__(self, kind: type[Row], folder: Path, settings: Mapping[str, object], file: str = "rows.csv") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.settings: dict[str, Any] = {**check_same(settings, folder / "settings.json"), **settings}
-        self.rows = load_rows(kind, folder / "rows.csv")
-        self._folder = folder
+        self.rows = load_rows(kind, folder / file)
+        self._folder, self._file = folder, file
         self._said = False
 
     def note(self, **found: object) -> None:
@@ -178,7 +178,7 @@ class Results(Generic[Row]):
         if not self._said:
             self.note()
         self.rows = list(rows)
-        save_rows(self.rows, self._folder / "rows.csv")
+        save_rows(self.rows, self._folder / self._file)
 
 
 def git_commit() -> str | None:

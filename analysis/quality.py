@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.classifier import SIZE
-from analysis.common import COLOURS, check_same, load_rows, save_figure, save_rows, save_settings
+from analysis.common import COLOURS, Results, save_figure
 from analysis.frechet import frechet
 from analysis.options import errors_in_a_line, out_option
 from ddim_ode.codec import decode, draw_latents
@@ -195,33 +195,29 @@ def run(
         "features": "Inception" if inception else "analysis.classifier",
         "seed": seed,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    check_same(settings, folder / "settings.json")
-    save_settings(settings, folder / "settings.json")
-    errors, distances = load_rows(ErrorRow, folder / "errors.csv"), load_rows(DistanceRow, folder / "distances.csv")
+    errors = Results(ErrorRow, folder, settings, "errors.csv")
+    distances = Results(DistanceRow, folder, settings, "distances.csv")
     chosen = _spread(test, error_images)
     x_0 = test.images(chosen, torch.zeros(len(chosen), dtype=torch.bool))
     real = test.pixels[_spread(test, count)]
 
     def add_distances(what: str, images: Tensor) -> None:
         content, pixels = frechet(images, real, inception=inception), sliced_wasserstein(images, real, seed=seed)
-        distances.append(DistanceRow(what, count, content, pixels, *colours(images, real)))
-        save_rows(distances, folder / "distances.csv")
+        distances.add(DistanceRow(what, count, content, pixels, *colours(images, real)))
 
-    known = {row.what for row in distances}
+    known = {row.what for row in distances.rows}
     if train and train.name not in known:
         add_distances(train.name, train.pixels[_spread(train, count)])
     for label, model in models.items():
-        if label not in {row.model for row in errors}:
-            errors += measure_errors(model, label, x_0, seed=seed)
-            save_rows(errors, folder / "errors.csv")
+        if label not in {row.model for row in errors.rows}:
+            errors.replace([*errors.rows, *measure_errors(model, label, x_0, seed=seed)])
         if label not in known:
             samples = draw_samples(model, label, count, folder, solver=solver, grid=grid, steps=steps, seed=seed)
             sheet = tile(samples[:SHEET].float() / 127.5 - 1, columns=10)
             about = {**settings, "model": label}
             save_image(sheet, folder / f"samples-{label}.png", settings=about, zoom=2, overwrite=True)
             add_distances(label, samples)
-    return errors, distances
+    return errors.rows, distances.rows
 
 
 def _spread(data: TrainingImages, count: int) -> Tensor:
