@@ -721,28 +721,30 @@ def _decode_all(
 @click.option("--unet", type=click.Path(path_type=Path), help="JSON configuration of diffusers' UNet2DModel.")
 @click.option("--prediction", metavar="epsilon|v_prediction", default="v_prediction", show_default=True)
 @click.option("--schedule", metavar="linear|cosine", default="linear", show_default=True)
-@click.option("--gamma", metavar="1|1/alpha_bar", help="Weights of L_gamma; else the plain error of the prediction.")
+@click.option(
+    "--gamma",
+    metavar="1|1/alpha_bar",
+    help="Weights of L_gamma; 1 is the paper's. [default: the plain error: 1 for epsilon, 1/alpha_bar for v]",
+)
 @click.option("--batch-size", type=int, default=128, show_default=True, help="Of all processes together.")
 @click.option("--learning-rate", type=float, default=6e-4, show_default=True)
 @click.option("--ema", type=float, default=0.9995, show_default=True, help="Decay of the average of the weights.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--cpu", is_flag=True, help="Do not use a GPU.")
-@click.option("--bf16", is_flag=True, help="Mixed precision.")
+@click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
 @click.option("--compile", is_flag=True, help="Use torch.compile: slow to begin, faster afterwards.")
 @click.option("--processes", type=int, help="Refuse to run in any other number of processes than this.")
 @click.option("--save-minutes", type=float, default=10.0, show_default=True, help="Time from one save to the next.")
-@click.option("--licence", default="not stated", help="Licence of the model, for its card.")
+@click.option("--licence", default="not stated", show_default=True, help="Licence of the model, for its card.")
 def train(
     source: Path,
     output: Path,
     resume: bool,
     unet: Path | None,
     cpu: bool,
-    bf16: bool,
     compile: bool,
     processes: int | None,
     save_minutes: float,
-    licence: str,
     **values: Any,
 ) -> None:
     """Train a diffusion model on the pictures in a folder or zip file.
@@ -750,34 +752,40 @@ def train(
     Every save leaves a checkpoint, a model that '--model' takes, its card, its loss and a sheet of samples. On several
     devices or processes: torchrun --nproc_per_node N cli.py train ...
     """
+    import torch
+
     from ddim_ode import codec
-    from ddim_ode.training.checkpoint import load_checkpoint
+    from ddim_ode.training.checkpoint import check_new, load_checkpoint
     from ddim_ode.training.data import describe_skipped, read_training_images
     from ddim_ode.training.loop import Hardware
     from ddim_ode.training.loop import train as run
     from ddim_ode.training.publish import publish
     from ddim_ode.training.settings import Settings, load_unet_config
 
-    if resume:
+    checkpoint = load_checkpoint(output) if resume else None
+    if checkpoint:
         ctx = click.get_current_context()
         given = {name: values[name] for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        settings = load_checkpoint(output).settings.resumed(given | ({"unet": load_unet_config(unet)} if unet else {}))
+        settings = checkpoint.settings.resumed(given | ({"unet": load_unet_config(unet)} if unet else {}))
     else:
         settings = Settings(unet=load_unet_config(unet), **values)
+        check_new(output)
+    if output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"'{output}' lies in '{source}', and its pictures would be trained on; name another folder")
     shape = settings.image_shape()
     data = read_training_images(source, *shape)
     if data.skipped:
         click.echo(f"Warning: {describe_skipped(data.skipped)}", err=True)
-    output.mkdir(parents=True, exist_ok=True)
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
-        x_T = codec.draw_latents(PREVIEW_IMAGES, shape, seed=settings.seed).to(model.device)
-        grid = make_grid(model.schedule, DEFAULT_GRID, PREVIEW_STEPS)
-        samples = codec.decode(model.ode(), x_T, grid, get_solver(DEFAULT_SOLVER))
-        publish(model, checkpoint, data, output, samples=samples, licence=licence)
+        x_T = codec.draw_latents(PREVIEW_IMAGES, shape, seed=settings.seed)
+        grid, solver = make_grid(model.schedule, DEFAULT_GRID, PREVIEW_STEPS), get_solver(DEFAULT_SOLVER)
+        batches = torch.split(x_T.to(codec.state_dtype(model.device)), settings.batch_size)
+        samples = [codec.decode(model.ode(), batch.to(model.device), grid, solver).cpu() for batch in batches]
+        publish(model, checkpoint, data, output, samples=torch.cat(samples))
 
-    hardware = Hardware(cpu=cpu, bf16=bf16, compile=compile, processes=processes)
-    run(settings, data, output, publish=save, hardware=hardware, resume=resume, save_minutes=save_minutes)
+    hardware = Hardware(cpu=cpu, compile=compile, processes=processes)
+    run(settings, data, output, publish=save, hardware=hardware, resume=checkpoint, save_minutes=save_minutes)
 
 
 @main.command()

@@ -123,7 +123,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     """
     folder = _DEFAULT_FOLDER if name == DEFAULT_MODEL else _find(name)
     unet_folder, scheduler_file = _layout(folder)
-    scheduler = _read_json(scheduler_file)
+    scheduler = read_json(scheduler_file)
     prediction = str(scheduler.get("prediction_type", "epsilon"))
     if prediction not in PREDICTIONS:
         raise ModelError(
@@ -142,8 +142,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
         raise ModelError(f"model '{name}': {error}") from error
     unet = _load_unet(name, unet_folder)
     check_supported(name, unet.config)
-    size = unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = image_size(unet.config)
     channels = int(unet.config["in_channels"])
     network = UNet(unet, channels).to(device).eval().requires_grad_(False)
     return Model(name, network, schedule, prediction, channels, height, width, folder)
@@ -184,7 +183,7 @@ def _layout(folder: Path) -> tuple[Path, Path]:
 
 
 def _load_unet(name: str, folder: Path) -> Any:
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ModelError(f"model '{name}' is a {kind}; only diffusers' UNet2DModel is supported")
@@ -227,7 +226,15 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the images that the U-Net of this ``config`` is for."""
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in the file ``path``; ModelError if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ It is a dict of tensors, numbers, strings, lists and dicts, so that ``torch.load
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ddim_ode.files import write_file
 from ddim_ode.training.settings import Settings
 
 FILE = "checkpoint.pt"
-FORMAT = "ddim-ode training 1"
+FORMAT = "ddim-ode training 2"
 
 
 class CheckpointError(ValueError):
@@ -25,14 +26,18 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A run after ``step`` steps and ``seconds``, trained on the ``data`` of that name.
+    """A run after ``step`` steps and ``seconds``.
 
+    ``data``, ``digest``  name and digest of the pictures it is trained on.
+    ``machine``           what it is trained with, in words.
     ``unet``, ``average``, ``optimizer``  state dicts of the network, of the moving average and of the optimizer.
-    ``losses``  the mean loss of each step.
+    ``losses``            the mean loss of each step.
     """
 
     settings: Settings
     data: str
+    digest: str
+    machine: str
     step: int
     seconds: float
     unet: dict[str, Any]
@@ -48,6 +53,28 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_file(folder / FILE, buffer.getvalue(), overwrite=True)
+
+
+def check_new(folder: Path) -> None:
+    """Find out before the work is done whether a new run may put its files into ``folder``.
+
+    Raises:
+        CheckpointError: if there is something already, a run or anything else.
+    """
+    if (folder / FILE).exists():
+        raise CheckpointError(f"'{folder}' holds a run already; go on with it by --resume, or name another folder")
+    if folder.exists() and (not folder.is_dir() or any(path for path in folder.iterdir() if not _is_left_over(path))):
+        raise CheckpointError(f"'{folder}' exists and is not an empty folder; name another one for the model")
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Delete the temporary files that a killed run has left in ``folder``."""
+    for path in filter(_is_left_over, list(folder.iterdir())):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_left_over(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

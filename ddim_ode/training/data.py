@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import lzma
 import os
 import zipfile
+import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -43,6 +48,13 @@ class TrainingImages:
         chosen = torch.where(flips[:, None, None, None], chosen.flip(-1), chosen)
         return chosen.float() / 127.5 - 1
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the names and pixels of all."""
+        digest = hashlib.sha256(repr((self.files, self.pixels.shape)).encode())
+        digest.update(self.pixels.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
     def to(self, device: torch.device) -> TrainingImages:
         """The same with the pixels on ``device``."""
         return replace(self, pixels=self.pixels.to(device))
@@ -61,32 +73,41 @@ def read_training_images(source: Path, channels: int, height: int, width: int) -
         if not names:
             raise DataError(f"there are no pictures in '{source}'; it should hold {', '.join(sorted(SUFFIXES))} files")
 
-        def read(name: str) -> Tensor | str:
+        def read(name: str) -> Tensor | str | tuple[int, int]:
             try:
                 picture = open_picture(files.read(name), name)
                 if picture.width < width or picture.height < height:
-                    raise DataError(
-                        f"'{name}' in '{source}' has {picture.width} x {picture.height} pixels, but the model has "
-                        f"{width} x {height}; take it away, enlarge it, or train a smaller model"
-                    )
+                    return picture.size
                 image = fit_picture(picture, channels, height, width)
             except ImageFileError as error:
                 return str(error)
             return ((image + 1) * 127.5).round().to(torch.uint8)
 
         found = list(tqdm(pool.map(read, names), total=len(names), desc="pictures", leave=False, disable=None))
+    small = [
+        f"'{name}' ({size[0]} x {size[1]})" for name, size in zip(names, found, strict=True) if isinstance(size, tuple)
+    ]
+    if small:
+        raise DataError(
+            f"{len(small)} pictures in '{source}' are smaller than the model's {width} x {height} pixels: "
+            f"{_first(small)}; take them away, enlarge them, or train a smaller model"
+        )
     read_ones = {name: image for name, image in zip(names, found, strict=True) if isinstance(image, Tensor)}
     skipped = tuple(reason for reason in found if isinstance(reason, str))
     if not read_ones:
         raise DataError(f"none of the {len(names)} files in '{source}' can be read; the first one: {skipped[0]}")
-    return TrainingImages(source.name, torch.stack([*read_ones.values()]), tuple(read_ones), skipped)
+    return TrainingImages(source.resolve().name, torch.stack([*read_ones.values()]), tuple(read_ones), skipped)
 
 
 def describe_skipped(skipped: tuple[str, ...]) -> str:
     """One line: how many files were skipped, and the first of them with their reasons."""
-    named = "; ".join(skipped[:_NAMED])
-    more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-    return f"{len(skipped)} unreadable pictures were skipped: {named}{more}"
+    return f"{len(skipped)} unreadable pictures were skipped: {_first(skipped)}"
+
+
+def _first(texts: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f"; and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return "; ".join(texts[:_NAMED]) + more
 
 
 class _Folder:
@@ -122,7 +143,7 @@ class _Zip:
         """The content of the member called ``name``."""
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError) as error:
             raise ImageFileError(f"cannot read '{name}': {error}") from error
 
     def close(self) -> None:

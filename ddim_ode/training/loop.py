@@ -1,13 +1,15 @@
 """The training loop.
 
 All that is random in a step is drawn from the seed and the number of the step. A checkpoint therefore needs no state of
-a random generator, and a run that was killed goes on as one that was not; nor does the result depend, but for rounding,
-on how many processes share the work. Devices, processes and mixed precision are left to Hugging Face's accelerate.
+a random generator, and a run that was killed goes on as one that was not; nor does the result depend, but for rounding
+and the dropout of networks that have it, on how many processes share the work. Devices, processes and mixed precision
+are left to Hugging Face's accelerate.
 """
 
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -25,12 +27,15 @@ from tqdm import tqdm
 
 from ddim_ode.models import Model, UNet
 from ddim_ode.schedule import NoiseSchedule
-from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from ddim_ode.training.checkpoint import Checkpoint, CheckpointError, check_new, remove_left_overs, save_checkpoint
 from ddim_ode.training.data import TrainingImages
 from ddim_ode.training.objective import denoising_loss, stratified_timesteps
 from ddim_ode.training.settings import Settings
 
 MAX_GRADIENT_NORM = 1.0
+BETAS = (0.9, 0.99)
+# So often is the loss beside the bar renewed, in steps; reading it makes a GPU wait.
+_TELL_EVERY = 20
 
 # What is done with a model and its losses so far at every save: pictures, a card, a folder for diffusers.
 Publish = Callable[[Model, Checkpoint], None]
@@ -38,16 +43,15 @@ Publish = Callable[[Model, Checkpoint], None]
 
 @dataclass(frozen=True)
 class Hardware:
-    """``cpu``: do not use an accelerator; ``bf16``: compute in bfloat16 where that is safe; ``compile``: with
-    ``torch.compile``; ``processes``: refuse to run in another number of processes, if not None."""
+    """``cpu``: do not use an accelerator; ``compile``: with ``torch.compile``; ``processes``: refuse to run in another
+    number of processes, if not None."""
 
     cpu: bool = False
-    bf16: bool = False
     compile: bool = False
     processes: int | None = None
 
-    def accelerator(self) -> Accelerator:
-        """accelerate's view of this process and the others.
+    def accelerator(self, *, bf16: bool = False) -> Accelerator:
+        """accelerate's view of this process and the others; ``bf16``: in mixed precision.
 
         Raises:
             ValueError: if there are not ``processes`` of them.
@@ -57,7 +61,7 @@ class Hardware:
             warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         accelerator = Accelerator(
             cpu=self.cpu,
-            mixed_precision="bf16" if self.bf16 else "no",
+            mixed_precision="bf16" if bf16 else "no",
             dynamo_backend="inductor" if self.compile else "no",
         )
         if self.processes not in (None, accelerator.num_processes):
@@ -67,6 +71,18 @@ class Hardware:
             )
         return accelerator
 
+    def describe(self, accelerator: Accelerator) -> str:
+        """What a run is trained with, in words."""
+        on_gpu = accelerator.device.type == "cuda"
+        kind = torch.cuda.get_device_name() if on_gpu else f"{accelerator.device.type} ({platform.machine()})"
+        threads = "" if on_gpu else f" with {torch.get_num_threads()} thread(s) each"
+        compiled = ", torch.compile" if self.compile else ""
+        return f"{accelerator.num_processes} process(es){threads} on {kind}{compiled}"
+
+
+class DivergedError(RuntimeError):
+    """A loss that is no longer a finite number."""
+
 
 def train(
     settings: Settings,
@@ -75,37 +91,43 @@ def train(
     *,
     publish: Publish,
     hardware: Hardware,
-    resume: bool = False,
+    resume: Checkpoint | None = None,
     save_minutes: float = 10.0,
 ) -> None:
-    """Train a network on ``data`` and leave checkpoints in ``folder``, which must exist, every ``save_minutes``.
+    """Train a network on ``data`` and leave checkpoints in ``folder``, made if need be, every ``save_minutes``.
 
-    ``resume``   go on from the checkpoint there; ``settings`` may then differ from its in the length of the run.
+    ``resume``   go on from there; ``settings`` may then differ from its in the length of the run.
     ``publish``  called after every checkpoint, by the main process.
 
     Raises:
-        ValueError: if there is a checkpoint and ``resume`` is false, or none and it is true, or of other ``data``.
+        CheckpointError: if ``folder`` is not empty and it is no run to ``resume``, or that was trained on other data.
+        DivergedError: if the loss is no longer finite; the last checkpoint stays.
     """
-    accelerator = hardware.accelerator()
-    run = _Run(settings, data, accelerator)
-    if resume:
-        run.load(load_checkpoint(folder))
-    elif (folder / FILE).exists():
-        raise CheckpointError(f"'{folder}' holds a run already; go on with it by --resume, or name another folder")
-    clock = _Clock(settings, run.seconds, 60 * save_minutes, accelerator)
+    accelerator = hardware.accelerator(bf16=settings.bf16)
     main = accelerator.is_main_process
+    run = _Run(settings, data, accelerator, hardware.describe(accelerator))
+    if resume:
+        run.load(resume)
+    elif main:
+        check_new(folder)
     if main:
-        images = f"{len(data.pixels)} images of '{data.name}'"
-        tqdm.write(f"training on {images} in {accelerator.num_processes} process(es) on {accelerator.device}")
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(folder)
+        tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {run.machine}")
+    clock = _Clock(settings, run.seconds, 60 * save_minutes, accelerator)
+    done, save = clock.tick(run.step)
+    if main and resume and done == 1:
+        # Again, in case that the run was killed between the two.
+        publish(run.averaged_model(folder.name), resume)
+        tqdm.write("the run is finished; --steps or --minutes make it longer, at the full learning rate again")
     with tqdm(initial=run.images, unit="img", unit_scale=True, desc="train", disable=None if main else True) as bar:
-        done, _ = clock.tick(run.step)
-        if main and done == 1:
-            tqdm.write("the run is finished; make it longer with --steps or --minutes to go on")
         while done < 1:
             run.advance(done)
             done, save = clock.tick(run.step)
             bar.total = max(bar.n, round(run.images / done))
             bar.update(settings.batch_size)
+            if not bar.disable and run.step % _TELL_EVERY == 0:
+                bar.set_postfix_str(f"loss {run.own_loss():.4f}")
             if save:
                 loss = run.recent_loss()
                 if main:
@@ -143,13 +165,13 @@ class _Clock:
 class _Run:
     """The state of a run in one process."""
 
-    def __init__(self, settings: Settings, data: TrainingImages, accelerator: Accelerator) -> None:
+    def __init__(self, settings: Settings, data: TrainingImages, accelerator: Accelerator, machine: str) -> None:
         if settings.batch_size % accelerator.num_processes:
             raise ValueError(
                 f"a batch of {settings.batch_size} cannot be shared evenly by {accelerator.num_processes} processes"
             )
         torch.manual_seed(settings.seed)
-        self.settings = settings
+        self.settings, self.machine = settings, machine
         self.schedule: NoiseSchedule = settings.make_schedule()
         self.step, self.seconds = 0, 0.0
         self._accelerator = accelerator
@@ -158,7 +180,7 @@ class _Run:
         self._pending: list[Tensor] = []
         self._unet = UNet2DModel.from_config(settings.unet)  # type: ignore[no-untyped-call]
         self._unet.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(self._unet.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+        optimizer = torch.optim.Adam(self._unet.parameters(), lr=settings.learning_rate, betas=BETAS, fused=True)
         self._network, self._optimizer = accelerator.prepare(self._unet, optimizer)
         self._average = EMAModel(
             self._unet.parameters(), decay=settings.ema, use_ema_warmup=True, power=3 / 4, foreach=True
@@ -210,10 +232,23 @@ class _Run:
         )
         return self._data.images(indices.to(device)[share], flips[share]), t[share], noise[share]
 
+    def own_loss(self) -> float:
+        """The mean loss of the last hundred steps or since the last save, over this process's share of the images."""
+        return float(torch.stack(self._pending[-100:]).float().mean()) if self._pending else float("nan")
+
     def recent_loss(self) -> float:
-        """The mean loss of the last hundred steps, over all processes, which have to ask for it together."""
+        """The mean loss of the last hundred steps, over all processes, which have to ask for it together.
+
+        Raises:
+            DivergedError: if it was not finite in one of the steps since it was last asked for.
+        """
         if self._pending:
             losses = self._accelerator.reduce(torch.stack(self._pending).float(), reduction="mean")
+            if not losses.isfinite().all():
+                raise DivergedError(
+                    f"the loss is no longer finite, before step {self.step}; nothing was saved since the last time; "
+                    "lower --learning-rate"
+                )
             self._losses += losses.tolist()
             self._pending.clear()
         recent = self._losses[-100:]
@@ -224,6 +259,8 @@ class _Run:
         return Checkpoint(
             settings=self.settings,
             data=self._data.name,
+            digest=self._data.digest,
+            machine=self.machine,
             step=self.step,
             seconds=seconds,
             unet=self._unet.state_dict(),
@@ -240,6 +277,11 @@ class _Run:
         """
         if checkpoint.data != self._data.name:
             raise CheckpointError(f"the run was trained on '{checkpoint.data}', not '{self._data.name}'; name its data")
+        if checkpoint.digest != self._data.digest:
+            raise CheckpointError(
+                f"the pictures in '{self._data.name}' are not those that the run was trained on; bring them back, or "
+                "begin another run"
+            )
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         self._unet.load_state_dict(checkpoint.unet)
         self._average.load_state_dict(checkpoint.average)

@@ -79,7 +79,7 @@ def stratified_timesteps(count: int, T: int, generator: torch.Generator) -> Tens
     One random offset for all lowers the variance of the loss: Kingma et al., "Variational Diffusion Models", arXiv
     2107.00630. In a random order, since the images they are for may be in one of their own.
     """
-    offset = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64)
+    offset = torch.rand((), generator=generator, device=generator.device)
     share = (torch.arange(count, device=generator.device) / count + offset) % 1
     order = torch.randperm(count, generator=generator, device=generator.device)
     return (share * T).long().clamp(max=T - 1)[order]

@@ -15,27 +15,25 @@ import os
 import platform
 import shutil
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from torch import Tensor
 
 from ddim_ode.files import write_file
 from ddim_ode.images import save_image, tile
-from ddim_ode.models import Model, UNet
+from ddim_ode.models import Model
 from ddim_ode.training.checkpoint import Checkpoint
 from ddim_ode.training.data import TrainingImages
-from ddim_ode.training.settings import Settings
+from ddim_ode.training.loop import BETAS, MAX_GRADIENT_NORM
+from ddim_ode.training.settings import ANNEALED, WARM_UP, Settings
 
 _PACKAGES = ("torch", "diffusers", "accelerate", "ddim-ode")
 _CURVE_POINTS = 500
 
 
-def publish(
-    model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: Path, *, samples: Tensor, licence: str
-) -> None:
+def publish(model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: Path, *, samples: Tensor) -> None:
     """Write all of it into ``folder``; ``samples`` are ``(B, C, H, W)``, pixels in [-1, 1], decoded with ``model``."""
     _save_pipeline(model, checkpoint.settings, folder)
     curve = smoothed(checkpoint.losses, _CURVE_POINTS)
@@ -45,7 +43,7 @@ def publish(
     columns = max(1, round(len(samples) ** 0.5))
     settings = {"step": checkpoint.step, "images": checkpoint.step * checkpoint.settings.batch_size}
     save_image(tile(samples, columns), folder / "samples.png", settings=settings, zoom=2, overwrite=True)
-    card = model_card(model, checkpoint, data, licence)
+    card = model_card(model, checkpoint, data)
     write_file(folder / "README.md", card.encode(), overwrite=True)
 
 
@@ -53,9 +51,8 @@ def _save_pipeline(model: Model, settings: Settings, folder: Path) -> None:
     """diffusers writes into a folder of its own first; then each file is moved to its place."""
     fresh = folder / f".pipeline.{os.getpid()}.tmp"
     try:
-        unet = model.network.unet if isinstance(model.network, UNet) else model.network
         scheduler = DDPMScheduler(**settings.scheduler_config())  # type: ignore[no-untyped-call]
-        DDPMPipeline(unet, scheduler).save_pretrained(fresh)  # type: ignore[no-untyped-call,attr-defined]
+        DDPMPipeline(model.network.unet, scheduler).save_pretrained(fresh)  # type: ignore[no-untyped-call,attr-defined]
         for path in sorted(fresh.rglob("*")):
             if path.is_file():
                 target = folder / path.relative_to(fresh)
@@ -79,20 +76,31 @@ def _plot(curve: list[tuple[int, float]], settings: Settings) -> bytes:
     axes = figure.subplots()
     axes.loglog(*zip(*curve, strict=True), color="#0072B2")
     axes.set_xlabel(f"step of {settings.batch_size} images")
-    axes.set_ylabel(f"training loss of {settings.prediction}, per dimension")
+    axes.set_ylabel(f"{_objective(settings)}, per dimension")
     axes.grid(visible=True, which="both", alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
-def model_card(model: Model, checkpoint: Checkpoint, data: TrainingImages, licence: str) -> str:
+def _objective(settings: Settings) -> str:
+    if settings.gamma:
+        return f"L_gamma with gamma = {settings.gamma}, for {settings.prediction}"
+    return f"squared error of {settings.prediction}"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:  # run from its folder
+        return f"{package} not installed"
+
+
+def model_card(model: Model, checkpoint: Checkpoint, data: TrainingImages) -> str:
     """What the model is and how it came to be, in Markdown."""
     settings, schedule = checkpoint.settings, model.schedule
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     images = checkpoint.step * settings.batch_size
-    gamma = f"L_gamma with gamma = {settings.gamma}" if settings.gamma else "plain squared error of the prediction"
-    machine = torch.cuda.get_device_name() if model.device.type == "cuda" else f"CPU ({platform.machine()})"
     skipped = f", {len(data.skipped)} unreadable files skipped" if data.skipped else ""
     recent = checkpoint.losses[-1000:]
     rows = {
@@ -100,14 +108,17 @@ def model_card(model: Model, checkpoint: Checkpoint, data: TrainingImages, licen
         "predicts": settings.prediction,
         "noise schedule": f"{schedule.name}, sigma {schedule.sigma_min:.4g} to {schedule.sigma_max:.4g}",
         "trained on": f"{len(data.pixels)} images of `{data.name}`{skipped}, mirrored at random",
-        "objective": f"{gamma}, t uniform and stratified",
+        "objective": f"{_objective(settings)}, t uniform and stratified",
+        "optimizer": f"Adam, betas {BETAS}, gradients clipped to a norm of {MAX_GRADIENT_NORM:g}",
+        "learning rate": f"{settings.learning_rate:g} after {WARM_UP} steps, falling to 0 in the last {ANNEALED:.0%}",
         "images seen": f"{images:,} in {checkpoint.step:,} steps, {images / len(data.pixels):.1f} epochs",
-        "time": f"{checkpoint.seconds / 3600:.2f} hours, on {machine}",
+        "time": f"{checkpoint.seconds / 3600:.2f} hours, in {checkpoint.machine}",
+        "precision": "bfloat16 where that is safe, weights in float32" if settings.bf16 else "float32",
         "loss": f"{sum(recent) / len(recent):.4f} per dimension, mean of the last {len(recent)} steps",
         "seed": settings.seed,
-        "versions": ", ".join(f"{package} {version(package)}" for package in _PACKAGES),
+        "versions": ", ".join((f"Python {platform.python_version()}", *map(_version, _PACKAGES))),
         "weights": f"SHA-256 {model.fingerprint}",
-        "licence": licence,
+        "licence": settings.licence,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     plain = {key: value for key, value in asdict(settings).items() if key != "unet"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported
+import torch
+
+from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported, image_size, read_json
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
 from ddim_ode.training.objective import GAMMAS, OBJECTIVES
 
@@ -16,6 +18,8 @@ from ddim_ode.training.objective import GAMMAS, OBJECTIVES
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 WARM_UP = 200  # steps
 ANNEALED = 0.3  # the last part of a run, in which the learning rate falls to 0
+# What may change when a run is resumed.
+_CHANGING = ("steps", "minutes", "licence")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Settings:
     ``learning_rate``  at its height, between the warm-up and the annealing.
     ``ema``            the largest decay of the moving average of the weights; it is smaller at first.
     ``seed``           of the first weights, the order of the pictures, the timesteps and the noise.
+    ``bf16``           compute in bfloat16 where that is safe.
+    ``licence``        of the model, for its card.
 
     Raises:
         ValueError: for a value that is not allowed.
@@ -45,6 +51,8 @@ class Settings:
     learning_rate: float = 6e-4
     ema: float = 0.9995
     seed: int = 0
+    bf16: bool = False
+    licence: str = "not stated"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -55,23 +63,25 @@ class Settings:
                 raise ValueError(f"unknown {name} '{value}'; choose one of: {', '.join(sorted(allowed))}")
         for name in ("steps", "minutes", "batch_size", "learning_rate"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, but it is {value:g}")
+            if value is not None and not (value > 0 and isfinite(value)):
+                raise ValueError(f"{name} must be positive and finite, but it is {value:g}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, but it is {self.ema:g}")
 
     def resumed(self, given: Mapping[str, Any]) -> Settings:
-        """These settings with the length of the run that is ``given``, if one is.
+        """These settings with the length of the run and the licence that are ``given``, if they are.
 
         Raises:
             ValueError: if another setting is given that differs from these.
         """
         for name, value in given.items():
-            if name not in ("steps", "minutes") and value != getattr(self, name):
+            if name not in _CHANGING and value != getattr(self, name):
                 there = "" if name == "unet" else f": {getattr(self, name)}, not {value}"
                 raise ValueError(f"the run to resume has another {name}{there}; leave the option out")
-        length = {name: given[name] for name in ("steps", "minutes") if given.get(name) is not None}
-        return replace(self, **{"steps": None, "minutes": None, **length}) if length else self
+        changes = {name: given[name] for name in _CHANGING if given.get(name) is not None}
+        if not changes.keys().isdisjoint(("steps", "minutes")):
+            changes = {"steps": None, "minutes": None, **changes}
+        return replace(self, **changes)
 
     def scheduler_config(self) -> dict[str, Any]:
         """The noise schedule as diffusers' schedulers take it."""
@@ -84,9 +94,7 @@ class Settings:
 
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
-        size = self.unet["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(self.unet["in_channels"]), height, width
+        return int(self.unet["in_channels"]), *image_size(self.unet)
 
     def make_schedule(self) -> NoiseSchedule:
         """The noise schedule."""
@@ -110,17 +118,31 @@ def load_unet_config(path: Path | None) -> dict[str, Any]:
     """The configuration of a ``UNet2DModel`` in the JSON file ``path``; None for that of the embedded model.
 
     Raises:
-        ValueError: if it cannot be read, or is of a kind that is not supported here.
+        ValueError: if it cannot be read, or is of a kind that cannot be trained here.
     """
     path = path or DEFAULT_UNET_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the configuration of a U-Net in '{path}': {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"'{path}' must hold a JSON object, but it holds a {type(config).__name__}")
+    config = read_json(path)
     from diffusers import UNet2DModel
 
-    complete = dict(UNet2DModel.from_config(config).config)  # type: ignore[no-untyped-call]
+    try:
+        with torch.device("meta"):  # only to have it checked and completed: without weights
+            complete = dict(UNet2DModel.from_config(config).config)  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"'{path}' does not describe a UNet2DModel: {error}") from error
     check_supported(str(path), complete)
+    _check_trainable(path, complete)
     return {key: value for key, value in complete.items() if not key.startswith("_")}
+
+
+def _check_trainable(path: Path, config: Mapping[str, Any]) -> None:
+    if config["out_channels"] != config["in_channels"]:
+        raise ValueError(
+            f"'{path}' has out_channels {config['out_channels']}, but it must be {config['in_channels']}, "
+            "as in_channels; a learned variance cannot be trained"
+        )
+    blocks = len(config["block_out_channels"])
+    if any(size % 2 ** (blocks - 1) for size in image_size(config)):
+        raise ValueError(
+            f"'{path}' has sample_size {config['sample_size']}, but all of its {blocks} blocks but the last halve it; "
+            f"it must be a multiple of {2 ** (blocks - 1)}"
+        )

@@ -344,7 +344,7 @@ def test_train_then_sample_and_go_on(cli: Cli, picture: Path, tiny_model: Path) 
     options = ("train", "pictures", "-o", "model", "--cpu", "--batch-size", "2")
     output = ok(cli(*options, "--unet", tiny_model / "unet" / "config.json", "--steps", "2"))
     assert "Warning: 1 unreadable pictures were skipped: 'broken.png'" in output
-    assert "training on 1 images of 'pictures' in 1 process(es) on cpu" in output
+    assert "training on 1 images of 'pictures' in 1 process(es) with" in output
     assert "step 2, 4 images, 100.0% of the run: loss" in output
     assert "samples.png" in ok(cli("sample", "--model", "model", "-n", "2", "--steps", "2"))
     assert "step 3, 6 images" in ok(cli(*options, "--resume", "--steps", "3"))

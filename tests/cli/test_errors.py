@@ -279,20 +279,40 @@ def test_a_full_disk_leaves_no_part_of_a_file(cli: Cli, picture: Path, tiny_mode
         (("--steps", "1", "--minutes", "1"), ("either a number of steps or of minutes",)),
         (("--steps", "1", "--prediction", "x_0"), ("unknown prediction 'x_0'", "epsilon, v_prediction")),
         (("--steps", "1", "--schedule", "quad"), ("unknown schedule 'quad'", "cosine, linear")),
-        (("--steps", "1", "--unet", "nothing.json"), ("cannot read the configuration", "nothing.json")),
+        (("--steps", "1", "--unet", "nothing.json"), ("cannot read 'nothing.json'",)),
         (("--steps", "1", "--resume"), ("there is no run to resume in 'model'",)),
-        (("--steps", "1"), ("has 12 x 10 pixels, but the model has 32 x 32",)),
+        (("--steps", "1"), ("smaller than the model's 32 x 32 pixels: 'photo.png' (12 x 10)",)),
     ],
 )
 def test_runs_that_cannot_begin(cli: Cli, picture: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
-    fails(cli("train", ".", "-o", "model", "--cpu", *options), *words)
-    assert files(picture.parent) == {picture.name}
+    move_into(picture, "pictures")
+    fails(cli("train", "pictures", "-o", "model", "--cpu", *options), *words)
+    assert files(Path()) == {"pictures"}
 
 
 def test_a_run_in_the_wrong_number_of_processes(cli: Cli, picture: Path, tiny_model: Path) -> None:
     config = tiny_model / "unet" / "config.json"
-    words = ("train", ".", "-o", "model", "--cpu", "--unet", config, "--steps", "1", "--processes", "2")
+    move_into(picture, "pictures")
+    words = ("train", "pictures", "-o", "model", "--cpu", "--unet", config, "--steps", "1", "--processes", "2")
     fails(cli(*words), "2 processes are wanted, but accelerate runs 1")
+
+
+def test_a_model_among_the_pictures_it_is_trained_on(cli: Cli, picture: Path) -> None:
+    fails(cli("train", ".", "-o", "model", "--cpu", "--steps", "1"), "'model' lies in '.'", "name another folder")
+    assert files(Path()) == {picture.name}
+
+
+def test_a_model_in_the_place_of_something_else(cli: Cli, picture: Path) -> None:
+    move_into(picture, "pictures")
+    Path("work").mkdir()
+    Path("work/README.md").write_text("mine")
+    fails(cli("train", "pictures", "-o", "work", "--cpu", "--steps", "1"), "'work' exists and is not an empty folder")
+    assert Path("work/README.md").read_text() == "mine"
+
+
+def move_into(picture: Path, folder: str) -> None:
+    Path(folder).mkdir()
+    picture.rename(Path(folder) / picture.name)
 
 
 @pytest.mark.parametrize(

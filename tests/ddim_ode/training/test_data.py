@@ -77,8 +77,36 @@ def test_no_pictures(tmp_path: Path) -> None:
 
 def test_small_pictures_are_refused(pictures: Path) -> None:
     Image.new("RGB", (20, 7)).save(pictures / "low.png")
-    with pytest.raises(DataError, match=r"'low.png' in .* has 20 x 7 pixels, but the model has 8 x 8"):
+    Image.new("RGB", (7, 20)).save(pictures / "narrow.png")
+    message = r"2 pictures .* are smaller than the model's 8 x 8 pixels: 'low.png' \(20 x 7\); 'narrow.png' \(7 x 20\);"
+    with pytest.raises(DataError, match=message):
         read_training_images(pictures, 3, 8, 8)
+
+
+def test_a_damaged_member_of_a_zip_is_skipped(pictures: Path) -> None:
+    path = pictures.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in (("a.png", (pictures / "a" / "0.png").read_bytes()), ("b.png", b"x" * 1000)):
+            file.writestr(name, content)
+        begin = file.getinfo("b.png").header_offset + 30 + len("b.png")
+    whole = bytearray(path.read_bytes())
+    whole[begin : begin + 4] = b"\xff" * 4
+    path.write_bytes(whole)
+    data = read_training_images(path, 3, 8, 8)
+    assert data.files == ("a.png",)
+    assert data.skipped[0].startswith("cannot read 'b.png'")
+
+
+def test_a_folder_has_its_own_name_wherever_one_stands(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pictures)
+    assert read_training_images(Path(), 3, 8, 8).name == "pictures"
+
+
+def test_the_digest_tells_other_pictures_apart(pictures: Path) -> None:
+    digest = read_training_images(pictures, 3, 8, 8).digest
+    assert read_training_images(pictures, 3, 8, 8).digest == digest
+    Image.new("RGB", (8, 8)).save(pictures / "a" / "0.png")
+    assert read_training_images(pictures, 3, 8, 8).digest != digest
 
 
 def test_grey_models_read_luminance(pictures: Path) -> None:

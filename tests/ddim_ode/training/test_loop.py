@@ -18,7 +18,7 @@ from torch import Tensor
 from ddim_ode.models import Model, load_model
 from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint
 from ddim_ode.training.data import read_training_images
-from ddim_ode.training.loop import Hardware, train
+from ddim_ode.training.loop import DivergedError, Hardware, train
 from ddim_ode.training.publish import publish, smoothed
 from ddim_ode.training.settings import Settings
 
@@ -29,12 +29,21 @@ ROOT = Path(__file__).parents[3]
 
 def run(settings: Settings, pictures: Path, folder: Path, *, resume: bool = False, save_minutes: float = 10.0) -> None:
     data = read_training_images(pictures, 3, 8, 8)
-    folder.mkdir(exist_ok=True)
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
-        publish(model, checkpoint, data, folder, samples=torch.zeros(4, 3, 8, 8), licence="CC0")
+        publish(model, checkpoint, data, folder, samples=torch.zeros(4, 3, 8, 8))
 
-    train(settings, data, folder, publish=save, hardware=CPU, resume=resume, save_minutes=save_minutes)
+    checkpoint = load_checkpoint(folder) if resume else None
+    train(settings, data, folder, publish=save, hardware=CPU, resume=checkpoint, save_minutes=save_minutes)
+
+
+def write_config(folder: Path) -> Path:
+    path = folder / "unet.json"
+    path.write_text(
+        '{"sample_size": 8, "block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4,'
+        ' "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "add_attention": false}'
+    )
+    return path
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -53,7 +62,7 @@ def test_the_result_opens_in_diffusers_and_here(
     make_settings: MakeSettings, pictures: Path, tmp_path: Path, prediction: str
 ) -> None:
     folder = tmp_path / "run"
-    run(make_settings(prediction=prediction, schedule="cosine"), pictures, folder)
+    run(make_settings(prediction=prediction, schedule="cosine", licence="CC0"), pictures, folder)
     pipeline = DDPMPipeline.from_pretrained(folder)
     assert pipeline.scheduler.config.prediction_type == prediction
     model = load_model(str(folder))
@@ -63,6 +72,8 @@ def test_the_result_opens_in_diffusers_and_here(
     assert pipeline.unet(x, t).sample.equal(model.network(x, t))
     card = (folder / "README.md").read_text()
     for text in (model.fingerprint, "10 images of `pictures`", "24 in 6 steps", "CC0", f'"prediction": "{prediction}"'):
+        assert text in card
+    for text in ("hours, in 1 process(es) with", "| precision | float32 |", "Adam, betas (0.9, 0.99)", "Python 3."):
         assert text in card
     assert (folder / "loss.csv").read_text().startswith("step,loss\n1,")
     assert not list(folder.glob(".*"))
@@ -103,7 +114,6 @@ def test_stopped_and_resumed_as_if_never_stopped(make_settings: MakeSettings, pi
             raise Stop
 
     data = read_training_images(pictures, 3, 8, 8)
-    stopped.mkdir()
     with pytest.raises(Stop):
         train(settings, data, stopped, publish=stop, hardware=CPU, save_minutes=0)
     assert load_checkpoint(stopped).step == 5
@@ -116,11 +126,7 @@ def test_stopped_and_resumed_as_if_never_stopped(make_settings: MakeSettings, pi
 
 def test_killed_and_resumed(pictures: Path, tmp_path: Path) -> None:
     """kill -9 of the command itself, at any moment after the first checkpoint."""
-    config = tmp_path / "unet.json"
-    config.write_text(
-        '{"sample_size": 8, "block_out_channels": [8], "layers_per_block": 1, "norm_num_groups": 4,'
-        ' "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "add_attention": false}'
-    )
+    config = write_config(tmp_path)
 
     def command(folder: Path, *more: str) -> list[str]:
         words = [sys.executable, str(ROOT / "cli.py"), "train", str(pictures), "-o", str(folder), "--cpu", *more]
@@ -147,18 +153,81 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_data(
     make_settings: MakeSettings, pictures: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
     with pytest.raises(CheckpointError, match="there is no run to resume"):
         run(make_settings(), pictures, folder, resume=True)
     run(make_settings(), pictures, folder)
     with pytest.raises(CheckpointError, match="holds a run already; go on with it by --resume"):
         run(make_settings(), pictures, folder)
+    (pictures / "a" / "0.png").unlink()
+    with pytest.raises(CheckpointError, match="the pictures in 'pictures' are not those that the run was trained on"):
+        run(make_settings(), pictures, folder, resume=True)
     other = pictures.rename(pictures.with_name("other"))
     with pytest.raises(CheckpointError, match="the run was trained on 'pictures', not 'other'"):
         run(make_settings(), other, folder, resume=True)
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
         run(make_settings(), other, folder, resume=True)
+
+
+def test_nothing_else_is_overwritten(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="exists and is not an empty folder; name another one"):
+        run(make_settings(), pictures, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
+        run(make_settings(), pictures, tmp_path / "file")
+
+
+def test_what_a_kill_left_is_removed(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / ".pipeline.1.tmp").mkdir(parents=True)
+    (folder / ".checkpoint.pt.1.tmp").touch()
+    run(make_settings(), pictures, folder)
+    assert not list(folder.glob(".*"))
+
+
+def test_killed_between_checkpoint_and_model(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    """At the end of the run: to resume it makes up for the model."""
+    folder = tmp_path / "run"
+
+    class Killed(Exception):
+        pass
+
+    def kill(model: Model, checkpoint: Checkpoint) -> None:
+        raise Killed
+
+    data = read_training_images(pictures, 3, 8, 8)
+    with pytest.raises(Killed):
+        train(make_settings(), data, folder, publish=kill, hardware=CPU)
+    assert not (folder / "unet").exists()
+    run(make_settings(), pictures, folder, resume=True)
+    last = load_checkpoint(folder)
+    assert last.step == 6
+    assert weights(folder).keys() == {f"unet.{key}" for key in last.unet}
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint(
+    make_settings: MakeSettings, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(DivergedError, match=r"the loss is no longer finite, before step .* lower --learning-rate"):
+        run(make_settings(steps=400, learning_rate=1e30), pictures, folder, save_minutes=0)
+    assert load_checkpoint(folder).step >= 1
+    assert all(loss < float("inf") for loss in load_checkpoint(folder).losses)
+
+
+def test_two_processes_do_what_one_does(pictures: Path, tmp_path: Path) -> None:
+    """In mixed precision too, and but for rounding."""
+    config = write_config(tmp_path)
+    options = ["train", str(pictures), "--cpu", "--unet", str(config), "--batch-size", "4", "--steps", "4", "--bf16"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, begin in (("one", [sys.executable]), ("two", launcher)):
+        command = [*begin, str(ROOT / "cli.py"), *options, "-o", str(tmp_path / name)]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
+    assert "2 process(es)" in two.machine
+    assert two.losses == pytest.approx(one.losses, rel=1e-2)
+    assert all(torch.allclose(one.unet[key], two.unet[key], atol=2e-3) for key in one.unet)
 
 
 def test_hardware_that_is_not_there(make_settings: MakeSettings, pictures: Path) -> None:

@@ -35,12 +35,13 @@ def test_progress_in_time(make_settings: MakeSettings) -> None:
     [
         ({"steps": None}, "either a number of steps or of minutes"),
         ({"steps": 3, "minutes": 1}, "either a number of steps or of minutes"),
-        ({"steps": 0}, "steps must be positive, but it is 0"),
+        ({"steps": 0}, "steps must be positive and finite, but it is 0"),
         ({"prediction": "sample"}, "unknown prediction 'sample'; choose one of: epsilon, v_prediction"),
         ({"schedule": "quadratic"}, "unknown schedule 'quadratic'; choose one of: cosine, linear"),
         ({"gamma": "2"}, "unknown gamma '2'; choose one of: 1, 1/alpha_bar"),
         ({"batch_size": -1}, "batch_size must be positive"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"minutes": float("inf"), "steps": None}, "minutes must be positive and finite, but it is inf"),
         ({"ema": 1.0}, "ema must be at least 0 and below 1"),
     ],
 )
@@ -49,11 +50,12 @@ def test_wrong_values_are_named(make_settings: MakeSettings, values: dict[str, o
         make_settings(**values)
 
 
-def test_only_the_length_changes_when_resumed(make_settings: MakeSettings) -> None:
+def test_only_length_and_licence_change_when_resumed(make_settings: MakeSettings) -> None:
     settings = make_settings(steps=10)
     assert settings.resumed({}) == settings
     assert settings.resumed({"batch_size": 4}) == settings
     assert settings.resumed({"minutes": 5}) == make_settings(minutes=5)
+    assert settings.resumed({"licence": "CC0"}) == make_settings(steps=10, licence="CC0")
     with pytest.raises(ValueError, match="another batch_size: 4, not 8; leave the option out"):
         settings.resumed({"batch_size": 8})
 
@@ -73,9 +75,12 @@ def test_unet_config_is_completed_and_checked(tmp_path: Path) -> None:
     assert config["in_channels"] == 3
     assert load_unet_config(None)["sample_size"] == 32
     for text, message in (
-        ("{", "cannot read the configuration"),
+        ("{", "cannot read"),
         ("[]", "must hold a JSON object, but it holds a list"),
         ("{}", "does not say its image size"),
+        ('{"sample_size": 8, "block_out_channels": 32}', "does not describe a UNet2DModel"),
+        ('{"sample_size": 8, "out_channels": 6}', "has out_channels 6, but it must be 3"),
+        ('{"sample_size": 12}', "has sample_size 12, .* must be a multiple of 8"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
