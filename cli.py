@@ -601,10 +601,11 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
     noisy, eta = eta is not None or sigma_hat, 1.0 if eta is None else eta
     if noisy and run.solver:
         raise click.UsageError(f"--eta and --sigma-hat are steps of their own; leave out --solver {run.solver}")
-    solver, grid = run.plan(model)
     if noisy:
-        solver = replace(get_solver("euler"), name="ancestral")  # whose cost is Euler's
+        solver: Solver = replace(get_solver("euler"), name="ancestral")  # whose cost is Euler's
         grid = run.make_grid(model.schedule, solver, name="trailing")
+    else:
+        solver, grid = run.plan(model)
 
     def walk(members: range) -> Solve:
         return Ancestral(seeded_noise(members, shape, seed=seed), eta, sigma_hat) if noisy else solver

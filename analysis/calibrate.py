@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import check_same, describe, load_images, save_settings
+from analysis.common import check_same, describe, load_images, rms, save_settings
 from analysis.spread import trimmed_mean
 from analysis.trajectories import Trajectories, join, walk
 from ddim_ode.calibration import Calibration, Entry, Weights
@@ -215,7 +215,7 @@ def judge(model: Model, material: Material, solver: Solver, grid: Grid) -> dict[
 
 
 def _rmse(error: Tensor) -> float:
-    return float(trimmed_mean(error.square().flatten(1).mean(1).sqrt()))
+    return float(trimmed_mean(rms(error)))
 
 
 def choose(results: Sequence[Result], model: Model, plan: Plan) -> Entry:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from analysis.options import errors_in_a_line
 from ddim_ode.files import write_file
+from ddim_ode.models import Model
 from ddim_ode.training.data import TrainingImages, read_training_images
 
 WEIGHTS = Path(__file__).parent / "features" / "cifar10_classifier.safetensors"
@@ -75,6 +76,21 @@ def load_features() -> Features:
     features = Features()
     features.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()}, strict=False)
     return features.eval().requires_grad_(False)
+
+
+def check_size(model: Model) -> None:
+    """Whether its images are those that the features are for.
+
+    Raises:
+        ValueError: if they have another size or other channels.
+    """
+    size = (model.channels, model.height, model.width)
+    if size != (3, SIZE, SIZE):
+        made = " x ".join(map(str, size))
+        raise ValueError(
+            f"model '{model.name}' makes images of {made}, but the features that judge them are for "
+            f"3 x {SIZE} x {SIZE}; choose a model of that size"
+        )
 
 
 def labels(data: TrainingImages) -> Tensor:

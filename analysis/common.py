@@ -56,9 +56,24 @@ def load_images(folder: Path, model: Model, count: int | None = None) -> tuple[T
     wanted = len(paths) if count is None else count
     if not 0 < wanted <= len(paths):
         raise ValueError(f"'{folder}' holds {len(paths)} pictures, but {max(wanted, 1)} are wanted")
-    chosen = [paths[i * len(paths) // wanted] for i in range(wanted)]
+    chosen = [paths[i] for i in spread_over(wanted, len(paths))]
     images = [load_image(path, model.channels, model.height, model.width)[0] for path in chosen]
     return torch.cat(images), [path.name for path in chosen]
+
+
+def spread_over(count: int, total: int) -> list[int]:
+    """``count`` of ``total`` indices, at even distances."""
+    return [i * total // count for i in range(count)]
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each of ``x``, ``(B, C, H, W)``; shape ``(B,)``."""
+    return x.square().flatten(1).mean(1).sqrt()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """``images``, pixels in [-1, 1], as a picture file of 8 bits holds them; clipped."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def save_rows(rows: Sequence[Any], path: Path) -> None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import Results, describe, load_images, save_figure
+from analysis.common import Results, describe, load_images, rms, save_figure, spread_over
 from analysis.comparison_plot import plot, table
 from analysis.options import (
     errors_in_a_line,
@@ -167,6 +167,13 @@ def not_far_behind(rows: Sequence[Row], steps: int) -> set[tuple[str, str]]:
     return {(row.name, row.grid) for row in screened if row.mean <= CLOSE * least}
 
 
+def calibrated(model: Model) -> dict[str, object]:
+    """Digests of the fits of ``model`` by their steps."""
+    entries = model.calibration.entries if model.calibration else {}
+    fits = {steps: fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down) for steps, entry in entries.items()}
+    return {str(steps): fit.settings["fit"] for steps, fit in sorted(fits.items())}
+
+
 def ends(model: Model) -> set[End]:
     """Where the walks of the round trips begin and end."""
     grids = [plan(model, AUTO, "", steps)[1] for steps in BUDGETS]
@@ -185,8 +192,8 @@ def _trip(material: Material, task: Task) -> list[Row]:
     moment = float((x_T.square().mean() / truth.square().mean() - 1).abs())
     return [
         _row(task, "round_trip", nfe, pixel_mse(material.images, x_0)),
-        _row(task, "latent", nfe, _rmse(x_T - truth)),
-        Row("moment", task.family, task.name, task.grid, task.steps, nfe, len(x_T), *[moment] * 5),
+        _row(task, "latent", nfe, rms(x_T - truth)),
+        Row("moment", task.family, task.name, task.grid, task.steps, nfe, len(x_T), *[moment] * 3),
     ]
 
 
@@ -224,11 +231,14 @@ def _our_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, Tensor,
 
 def _two_states(material: Material, task: Task) -> list[Row]:
     solver, grid = plan(material.model, task.name, task.grid, task.steps)
-    ode = material.model.ode()
-    x_T, companion = encode_pair(ode, material.few, grid, solver)
-    nfe = ode.nfe
-    kept = None if companion is None else companion.float()
-    x_0 = decode_pair(ode, x_T.float(), kept, grid, solver)
+    ode, nfe = material.model.ode(), 0
+    try:
+        x_T, companion = encode_pair(ode, material.few, grid, solver)
+        nfe = ode.nfe
+        kept = None if companion is None else companion.float()
+        x_0 = decode_pair(ode, x_T.float(), kept, grid, solver)
+    except SolverError:
+        x_0 = torch.full_like(material.few.double(), inf)
     return [_row(task, "two_states", nfe, pixel_mse(material.few, x_0))]
 
 
@@ -239,7 +249,7 @@ def _decode(material: Material, task: Task) -> list[Row]:
     ode = material.model.ode()
     parts = [decode(ode, batch, grid, solver) for batch in torch.split(material.x_T, material.batch_size)]
     truth = material.decoded[grid.clean_end]
-    return [_row(task, "decode", ode.nfe // len(parts), _rmse(torch.cat(parts) - truth))]
+    return [_row(task, "decode", ode.nfe // len(parts), rms(torch.cat(parts) - truth))]
 
 
 def _decode_theirs(
@@ -249,17 +259,13 @@ def _decode_theirs(
     batches = torch.split(material.x_T[:count], material.batch_size)
     runs = [decode_with_scheduler(material.model, batch, kind, options, task.steps) for batch in batches]
     images = torch.cat([run[0] for run in runs])
-    return [_row(task, task.measure, runs[0][2], _rmse(images - material.decoded[runs[0][1]][:count]))]
+    return [_row(task, task.measure, runs[0][2], rms(images - material.decoded[runs[0][1]][:count]))]
 
 
 def _row(task: Task, measure: str, nfe: int, values: Tensor) -> Row:
     over = spread(values)
     competitor = (task.family, task.name, task.grid, task.steps)
     return Row(measure, *competitor, nfe, len(values), over.mean, over.median, over.trimmed)
-
-
-def _rmse(error: Tensor) -> Tensor:
-    return error.square().flatten(1).mean(1).sqrt()
 
 
 def missing(every: Iterable[Task], rows: Sequence[Row]) -> list[Task]:
@@ -283,8 +289,7 @@ def main(
 ) -> None:
     loaded = load_model(model)
     pixels, names = load_images(images, loaded, count)
-    calibrated = sorted(loaded.calibration.entries) if loaded.calibration else []
-    about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated}
+    about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated(loaded)}
     results = Results(Row, out, describe(loaded, names) | about)
     material = None
     for stage in (screening, tasks):
@@ -312,7 +317,7 @@ def gather(
     decoded = decoded_references(model, x_T, folder=references, stride=stride)
     latents = {end: reference.x_T for end, reference in truth.items()}
     accuracy = max(reference.accuracy for reference in truth.values())
-    return Material(model, images, images[:: -(-len(images) // few)], x_T, latents, decoded, batch_size), accuracy
+    return Material(model, images, images[spread_over(few, len(images))], x_T, latents, decoded, batch_size), accuracy
 
 
 if __name__ == "__main__":

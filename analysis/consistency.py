@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import COLOURS, Results, describe, label_counts, save_figure, shade
+from analysis.common import COLOURS, FIXED_STEP, Results, describe, label_counts, rms, save_figure, shade
 from analysis.options import errors_in_a_line, model_option, out_option
 from analysis.spread import Spread, spread
 from ddim_ode.codec import decode, draw_latents
@@ -52,7 +52,7 @@ def decode_each(model: Model, x_T: Tensor, steps: Sequence[int], solver: str, gr
 def rows_of(images: Mapping[int, Tensor]) -> list[Row]:
     """A row for each number of steps but the largest, from the images by that number, each ``(B, C, H, W)``."""
     most = max(images)
-    distances = {steps: (images[steps] - images[most]).square().flatten(1).mean(1).sqrt() / 2 for steps in images}
+    distances = {steps: rms(images[steps] - images[most]) / 2 for steps in images}
     return [Row(steps, spread(distances[steps])) for steps in sorted(images) if steps != most]
 
 
@@ -75,12 +75,22 @@ def plot(rows: Sequence[Row], most: int) -> Figure:
     return figure
 
 
+def table(rows: Sequence[Row], most: int) -> str:
+    """Markdown: a line for each number of steps."""
+    lines = [f"| S | RMSE to S = {most}, mean | 95 % interval | median |", "|---:|---:|---:|---:|"]
+    for row in rows:
+        found = row.rmse
+        interval = f"{found.mean_low:.2g} to {found.mean_high:.2g}"
+        lines.append(f"| {row.steps} | {found.mean:.2g} | {interval} | {found.median:.2g} |")
+    return "\n".join(lines)
+
+
 def sheet(images: Mapping[int, Tensor]) -> Figure:
     """A column of pictures for each number of steps, from the images by that number, each ``(B, C, H, W)``."""
     count = len(next(iter(images.values())))
     figure = Figure(figsize=(len(images), 0.4 + count), layout="constrained")
     for axes, (steps, of) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
-        axes.imshow(((tile(of, columns=1) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
+        axes.imshow(((tile(of, columns=1) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), cmap="gray")
         axes.set_title(f"S = {steps}", fontsize="medium")
         axes.axis("off")
     return figure
@@ -88,7 +98,7 @@ def sheet(images: Mapping[int, Tensor]) -> Figure:
 
 @click.command(help=__doc__.split("\n")[0])
 @model_option
-@click.option("--solver", type=click.Choice(sorted(SOLVERS)), default="euler", show_default=True)
+@click.option("--solver", type=click.Choice(FIXED_STEP), default="euler", show_default=True)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
 @click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Latents.")
@@ -101,13 +111,14 @@ def main(model: str, solver: str, grid: str, steps: tuple[int, ...], count: int,
     loaded = load_model(model)
     about = {**describe(loaded, []), "solver": solver, "grid": grid, "count": count, "seed": seed}
     results = Results(Row, out, about)
+    results.note()  # before there are images
     x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
     ordered = sorted(set(steps))
     images = decode_each(loaded, x_T, ordered, solver, grid, out / "images.safetensors")
     results.replace(rows_of(dict(zip(ordered, images, strict=True))))
     save_figure(sheet(dict(zip(ordered, images, strict=True))), out / "sheet.png")
     save_figure(plot(results.rows, ordered[-1]), out / "consistency.png")
-    click.echo(f"{count} latents, S = {', '.join(map(str, ordered))} -> {out}")
+    click.echo(table(results.rows, ordered[-1]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Encode with one solver and decode with another: whose latents mean what to whom.
 
 A small error on the diagonal and a large one beside it say that a solver undoes its own mistakes, and that its latents
-are its own affair. All solvers walk the same grid, and have the same number of network evaluations each way. Those that
-are made to undo another one only encode.
+are its own affair. All solvers walk the same grid, in as many steps as the same number of network
+evaluations each way pays for. Those that are made to undo another one only encode.
 
 Errors are reconstruction MSE per dimension, pixels in [0, 1].
 """
@@ -36,7 +36,7 @@ DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2",
 
 @dataclass(frozen=True)
 class Row:
-    """The error over the images; infinite where a solver left the finite numbers."""
+    """The error over the images, infinite where a solver left the finite numbers; ``nfe`` could be spent each way."""
 
     encoder: str
     decoder: str
@@ -69,6 +69,16 @@ def _convert(model: Model, x: Tensor, solver: str, grid: Grid, *, up: bool) -> T
         return torch.full_like(x, inf)
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: the trimmed mean of the error of every pair; a line for each encoder."""
+    decoders = list(dict.fromkeys(row.decoder for row in rows))
+    lines = [f"| encoded with, decoded with: | {' | '.join(decoders)} |", f"|---|{'---:|' * len(decoders)}"]
+    for encoder in dict.fromkeys(row.encoder for row in rows):
+        errors = {row.decoder: f"{row.mse.trimmed:.2g}" for row in rows if row.encoder == encoder}
+        lines.append(f"| {encoder} | {' | '.join(errors.get(decoder, '') for decoder in decoders)} |")
+    return "\n".join(lines)
+
+
 def plot(rows: Sequence[Row]) -> Figure:
     """The median error of every pair, as colours and as exponents of 10."""
     encoders, decoders = (list(dict.fromkeys(getattr(row, end) for row in rows)) for end in ("encoder", "decoder"))
@@ -83,8 +93,8 @@ def plot(rows: Sequence[Row]) -> Figure:
         axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value > middle else "black")
     axes.set_xticks(range(len(decoders)), decoders, rotation=40, ha="right")
     axes.set_yticks(range(len(encoders)), encoders)
-    axes.set_xlabel(f"decoded with, {rows[0].nfe} NFE")
-    axes.set_ylabel(f"encoded with, {rows[0].nfe} NFE")
+    axes.set_xlabel(f"decoded with, in {rows[0].nfe} NFE at most")
+    axes.set_ylabel(f"encoded with, in {rows[0].nfe} NFE at most")
     figure.colorbar(image, label="log10 of the median MSE, pixels in [0, 1]")
     return figure
 
@@ -108,7 +118,7 @@ def main(model: str, solvers: tuple[str, ...], grid: str, nfe: int, images: Path
     results = Results(Row, out, {**describe(loaded, names), "grid": grid, "nfe": nfe, "seed": None})
     measure(loaded, pixels, solvers, grid, nfe, results)
     save_figure(plot(results.rows), out / "cross_solver.png")
-    click.echo(f"{len(results.rows)} pairs -> {out}")
+    click.echo(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Where the trajectory bends: how much each stretch of sigma asks of a solver, and where each grid puts its steps.
 
-``bend``    how fast the slope of the state y changes, |d/dl dy/dl| / |y| with l = log sigma, in two charts: that of
-            x_bar itself, and the angle chart, y = x_bar / sqrt(sd^2 + sigma^2), in which the part of the flow that all
-            images share is gone.
-``error``   of one Euler step of a tenth of log sigma in each of the two, relative to the state.
+``bend``    the second derivative of the state y in the variable u that a solver steps in, |d2y/du2| (du/dl)^2 / |y|
+            with l = log sigma, in two charts: x_bar over sigma itself, and the angle chart, y = x_bar / sqrt(sd^2 +
+            sigma^2) over u = arctan(sigma / sd), which takes out of the flow what Gaussian data would do.
+``error``   of one Euler step of a tenth of log sigma in each of the two, relative to the state. To leading order it is
+            half the bend times the square of the step.
 
 Both are root mean squares over pixels; mean and standard deviation over the images are shown.
 """
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import COLOURS, Results, describe, load_images, save_figure
+from analysis.common import COLOURS, Results, describe, load_images, rms, save_figure
 from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
 from analysis.trajectories import Trajectories, walk
 from ddim_ode.grids import GRIDS, make_grid
@@ -31,6 +32,7 @@ from solvers.charts import ANGLE, Chart
 
 STEP = 0.1  # of log sigma
 GRID_STEPS = 20
+TABLE_LINES = 10
 CHARTS = ("sigma", "angle")
 
 
@@ -57,18 +59,17 @@ def measure(model: Model, found: Trajectories, sigmas: Sequence[float], results:
 
 
 def _bend(model: Model, found: Trajectories, sigma: float, chart: Chart | None) -> Tensor:
-    """Central difference of the slope dy/d log sigma over STEP, of each image relative to the state; ``(B,)``."""
-    slopes = []
+    """By the central difference of the slope dy/du over STEP of log sigma, of each image relative to it; ``(B,)``."""
+    field = chart.pull_back(model.ode()) if chart else model.ode()
+    us, slopes = [], []
     for level in (sigma / exp(STEP / 2), sigma * exp(STEP / 2)):
-        x_bar = found.at(level)
-        field = chart.pull_back(model.ode()) if chart else model.ode()
-        u = chart.u(level) if chart else level
-        du = level / chart.dsigma_du(u) if chart else level
+        us.append(chart.u(level) if chart else level)
+        state = found.at(level) / (chart.scale(level) if chart else 1.0)
         with torch.no_grad():
-            state = x_bar / chart.scale(level) if chart else x_bar
-            slopes.append(du * field(torch.tensor(u, dtype=torch.float64), state))
+            slopes.append(field(torch.tensor(us[-1], dtype=torch.float64), state))
+    du_dl = sigma / chart.dsigma_du(chart.u(sigma)) if chart else sigma
     state = found.at(sigma) / (chart.scale(sigma) if chart else 1.0)
-    return _rms(slopes[1] - slopes[0]) / STEP / _rms(state)
+    return rms(slopes[1] - slopes[0]) / (us[1] - us[0]) * du_dl**2 / rms(state)
 
 
 def _step_error(model: Model, found: Trajectories, sigma: float, solver: str) -> Tensor:
@@ -77,11 +78,7 @@ def _step_error(model: Model, found: Trajectories, sigma: float, solver: str) ->
     with torch.no_grad():
         reached = SOLVERS[solver](model.ode(), found.at(float(grid[0])), grid)
     end = found.at(float(grid[1]))
-    return _rms(reached - end) / _rms(end)
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x.square().flatten(1).mean(1).sqrt()
+    return rms(reached - end) / rms(end)
 
 
 def _mean_and_sd(values: Tensor) -> tuple[float, float]:
@@ -95,14 +92,14 @@ def plot(rows: Sequence[Row], model: Model) -> Figure:
     for axes, what, label in zip(
         panels,
         ("bend", "error"),
-        ("second derivative in log sigma", "local error of Euler, a tenth of log sigma"),
+        ("bend: second derivative, per (log sigma)²", "local error of Euler, a tenth of log sigma"),
         strict=False,
     ):
         for colour, name in zip(COLOURS, CHARTS, strict=False):
             curve = sorted((row for row in rows if row.chart == name), key=lambda row: row.sigma)
             xs = [row.sigma for row in curve]
             mean, sd = ([getattr(row, f"{what}_{part}") for row in curve] for part in ("mean", "sd"))
-            axes.loglog(xs, mean, color=colour, label=f"chart: {name}")
+            axes.loglog(xs, mean, color=colour, label=f"chart: {name}, mean and standard deviation over images")
             low = [max(m - s, m / 10) for m, s in zip(mean, sd, strict=True)]
             high = [m + s for m, s in zip(mean, sd, strict=True)]
             axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -118,8 +115,21 @@ def plot(rows: Sequence[Row], model: Model) -> Figure:
     return figure
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: bend and error in each chart, means over the images, at some of the noise levels."""
+    lines = [f"| sigma |{''.join(f' bend, {name} | error, {name} |' for name in CHARTS)}", f"|{'---:|' * 5}"]
+    sigmas = sorted({row.sigma for row in rows})
+    for sigma in sigmas[:: -(-len(sigmas) // TABLE_LINES)]:
+        here = {row.chart: row for row in rows if row.sigma == sigma}
+        cells = [f"{value:.2g}" for name in CHARTS for value in (here[name].bend_mean, here[name].error_mean)]
+        lines.append(f"| {sigma:.3g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def run(model: Model, images: Tensor, points: int, reference_steps: int, results: Results[Row]) -> None:
-    """At ``points`` noise levels along trajectories of ``images``, ``(B, C, H, W)``, pixels in [-1, 1]."""
+    """Complete the rows, at ``points`` noise levels along trajectories of ``images``, ``(B, C, H, W)`` in [-1, 1]."""
+    if len(results.rows) == points * len(CHARTS):
+        return
     fine = make_grid(model.schedule, "log-snr", reference_steps, clean_end="sigma-min")
     found = walk(model, images, fine, upward=True, batch_size=16, label="trajectories")
     low, high = fine.sigmas[0] * exp(STEP / 2), fine.sigma_T * exp(-STEP / 2)
@@ -140,10 +150,9 @@ def main(model: str, points: int, reference_steps: int, images: Path, count: int
     pixels, names = load_images(images, loaded, count)
     about = {**describe(loaded, names), "points": points, "reference_steps": reference_steps, "seed": None}
     results = Results(Row, out, about)
-    if len(results.rows) < points * len(CHARTS):
-        run(loaded, pixels, points, reference_steps, results)
+    run(loaded, pixels, points, reference_steps, results)
     save_figure(plot(results.rows, loaded), out / "curvature.png")
-    click.echo(f"{len(results.rows)} rows -> {out}")
+    click.echo(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from analysis.common import (
     Results,
     describe,
     label_counts,
+    rms,
     save_figure,
 )
 from analysis.options import errors_in_a_line, model_option, out_option, references_option, stride_option
@@ -97,7 +98,7 @@ def measure(
             images, clean_end, nfe = competitor.run(budget)
         except SolverError:
             images, clean_end, nfe = torch.full_like(x_T, torch.inf), "zero", budget
-        rmse = (images - references[clean_end]).square().flatten(1).mean(1).sqrt()
+        rmse = rms(images - references[clean_end])
         yield Row(
             competitor.family,
             competitor.name,
@@ -119,7 +120,7 @@ def plot(rows: Sequence[Row]) -> Figure:
     budgets = sorted({row.budget for row in rows})
     for family, colour, marker, shift in zip(FAMILIES, COLOURS, ("o", "s"), (0.98, 1.02), strict=False):
         found = [row for row in rows if row.family == family and row.rmse.mean < torch.inf]
-        xs, ys = [row.budget * shift for row in found], [row.rmse.mean for row in found]
+        xs, ys = [row.nfe * shift for row in found], [row.rmse.mean for row in found]
         axes.loglog(xs, ys, marker, color=colour, markersize=4, alpha=0.5, label=f"each of {family}")
         best = [_best(rows, family, budget).rmse.mean for budget in budgets]
         axes.loglog(budgets, best, marker + "-", color=colour, label=f"best of {family}")

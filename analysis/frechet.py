@@ -57,8 +57,10 @@ def frechet_to_test(images: Tensor) -> float:
 def _metric(*, inception: bool = False) -> FrechetInceptionDistance:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
+    if not inception:
+        return FrechetInceptionDistance(load_features(), normalize=True)
     try:
-        return FrechetInceptionDistance(2048 if inception else load_features(), normalize=not inception)
+        return FrechetInceptionDistance(2048)
     except Exception as error:  # a missing package, or a download that fails in one of many ways
         raise ValueError(f"Inception's features need torch-fidelity and a network for its weights: {error}") from error
 

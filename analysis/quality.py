@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.classifier import SIZE
-from analysis.common import COLOURS, Results, save_figure
+from analysis.classifier import SIZE, check_size
+from analysis.common import COLOURS, Results, save_figure, spread_over, to_uint8
 from analysis.frechet import frechet
 from analysis.options import errors_in_a_line, out_option
 from ddim_ode.codec import decode, draw_latents
@@ -105,7 +105,7 @@ def draw_samples(
             continue
         latents = x_T[i : i + CHUNK].float().to(model.device)
         images = decode(model.ode(), latents, nodes, get_solver(solver), dtype=torch.float32)
-        done.append(((images.cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+        done.append(to_uint8(images.cpu()))
         buffer = io.BytesIO()
         torch.save(torch.cat(done), buffer)
         write_file(path, buffer.getvalue(), overwrite=True)
@@ -185,6 +185,10 @@ def run(
             raise ValueError(
                 f"'{images.name}' holds {len(images.pixels)} images, fewer than {count} as wanted; lower --count"
             )
+    if len(test.pixels) < error_images:
+        raise ValueError(f"'{test.name}' holds fewer than {error_images} images; lower --error-images")
+    for model in models.values():
+        check_size(model)
     solver, grid, steps = sampler
     settings = {
         "models": {label: model.fingerprint for label, model in models.items()},
@@ -197,9 +201,9 @@ def run(
     }
     errors = Results(ErrorRow, folder, settings, "errors.csv")
     distances = Results(DistanceRow, folder, settings, "distances.csv")
-    chosen = _spread(test, error_images)
-    x_0 = test.images(chosen, torch.zeros(len(chosen), dtype=torch.bool))
-    real = test.pixels[_spread(test, count)]
+    chosen = torch.tensor(spread_over(error_images, len(test.pixels)))
+    x_0 = test.images(chosen, torch.zeros(error_images, dtype=torch.bool))
+    real = test.pixels[spread_over(count, len(test.pixels))]
 
     def add_distances(what: str, images: Tensor) -> None:
         content, pixels = frechet(images, real, inception=inception), sliced_wasserstein(images, real, seed=seed)
@@ -207,7 +211,7 @@ def run(
 
     known = {row.what for row in distances.rows}
     if train and train.name not in known:
-        add_distances(train.name, train.pixels[_spread(train, count)])
+        add_distances(train.name, train.pixels[spread_over(count, len(train.pixels))])
     for label, model in models.items():
         if label not in {row.model for row in errors.rows}:
             errors.replace([*errors.rows, *measure_errors(model, label, x_0, seed=seed)])
@@ -218,11 +222,6 @@ def run(
             save_image(sheet, folder / f"samples-{label}.png", settings=about, zoom=2, overwrite=True)
             add_distances(label, samples)
     return errors.rows, distances.rows
-
-
-def _spread(data: TrainingImages, count: int) -> Tensor:
-    """Indices of ``count`` images, spread evenly over all, which are in the order of their classes; ``(count,)``."""
-    return torch.arange(count) * len(data.pixels) // count
 
 
 @click.command(help=__doc__.split("\n")[0])

@@ -38,6 +38,7 @@ from analysis.common import (
     describe,
     load_images,
     load_rows,
+    rms,
     save_figure,
 )
 from analysis.options import (
@@ -143,7 +144,7 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
         grid.sigma_T,
         seconds,
         spread(pixel_mse(images, x_0)),
-        spread((x_T - truth).square().flatten(1).mean(1).sqrt()),
+        spread(rms(x_T - truth)),
         spread(pixel_mse(images, decoded)),
         spread(moments),
         float((moments.mean() / true_moments.mean() - 1).abs()),
@@ -281,11 +282,12 @@ def main(
 def make_cases(
     solvers: Sequence[str], grids: Sequence[str], clean_ends: Sequence[str], nfes: Sequence[int], steps: Sequence[int]
 ) -> list[Case]:
-    """Every combination, each once, the cheapest first; of no ``clean_ends`` each grid's own."""
+    """Every combination, each once, the cheapest first; of no ``clean_ends`` each grid's own, where the solver reaches
+    it."""
     cases = {
         Case(solver, grid, clean_end, count): None
         for solver, grid in product(solvers, grids)
-        for clean_end in clean_ends or (GRIDS[grid].clean_end,)
+        for clean_end in clean_ends or ("sigma-min" if SOLVERS[solver].positive else GRIDS[grid].clean_end,)
         for count in (*(steps_for(solver, nfe) for nfe in nfes), *steps)
     }
     return sorted(cases, key=lambda case: SOLVERS[case.solver].nfe(case.steps) or 0)

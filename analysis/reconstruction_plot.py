@@ -91,7 +91,7 @@ def _best_curves(curves: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
         return sum(log(row.mse.mean or 1e-300) for row in curves[label]) / len(curves[label])
 
     first = sorted(curves, key=lambda label: (curves[label][0].solver != "euler", loss(label)))
-    return {label: curves[label] for label in sorted(first[: len(MARKERS)])}
+    return {label: curves[label] for label in sorted(first[: len(COLOURS)])}
 
 
 def _parts(row: Row) -> tuple[str, str, str]:

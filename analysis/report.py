@@ -232,6 +232,7 @@ def run(sections: Sequence[Section], folder: Path, model: str, *, full: bool) ->
                 section.run(folder, model, full=full)
             except click.Abort:  # the user's wish, though click makes it a RuntimeError
                 raise
-            except (click.ClickException, OSError, RuntimeError, ValueError) as error:
-                failures[section.place] = " ".join(str(error).split()) or type(error).__name__
+            except Exception as error:  # whatever an analysis may run into, hours after the first began
+                kind = "" if isinstance(error, click.ClickException) else f"{type(error).__name__}: "
+                failures[section.place] = kind + " ".join(str(error).split())
     return failures

@@ -5,7 +5,7 @@
              features, of 50,000 samples and its own model, is beside it in the table.
 ``seconds``  for all samples; ``network_seconds`` of that in the network.
 
-Samples are drawn on the grid ``trailing`` or ``quad`` down to sigma = 0, from the same latents for every eta.
+Samples are drawn on one grid down to sigma = 0, from the same latents for every eta.
 
 Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 5.1, Table 1 and Figure 4.
 """
@@ -25,8 +25,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.classifier import SIZE
-from analysis.common import COLOURS, MARKERS, Results, describe, label_counts, save_figure
+from analysis.classifier import check_size
+from analysis.common import COLOURS, MARKERS, Results, describe, label_counts, save_figure, to_uint8
 from analysis.frechet import frechet_to_test
 from analysis.options import errors_in_a_line, model_option, out_option
 from analysis.timing import Stopwatch, machine
@@ -61,21 +61,6 @@ class Row:
     network_seconds: float
 
 
-def check_size(model: Model) -> None:
-    """Whether its images are those that the features are for.
-
-    Raises:
-        ValueError: if they have another size or other channels.
-    """
-    size = (model.channels, model.height, model.width)
-    if size != (3, SIZE, SIZE):
-        made = " x ".join(map(str, size))
-        raise ValueError(
-            f"model '{model.name}' makes images of {made}, but the features that judge them are for "
-            f"3 x {SIZE} x {SIZE}; choose a model of that size"
-        )
-
-
 def draw(model: Model, eta: str, steps: int, grid: str, count: int, seed: int) -> tuple[Tensor, float, float]:
     """``count`` samples, ``(count, C, H, W)``, uint8; the seconds they took, and those of them in the network."""
     shape = (model.channels, model.height, model.width)
@@ -91,8 +76,7 @@ def draw(model: Model, eta: str, steps: int, grid: str, count: int, seed: int) -
             walk = Ancestral(noise, 1.0 if eta == SIGMA_HAT else float(eta), eta == SIGMA_HAT)
             images.append(decode(ode, latents, nodes, walk, dtype=torch.float32))
     seconds = time.perf_counter() - begin
-    pixels = ((torch.cat(images).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return pixels, seconds, watch.seconds
+    return to_uint8(torch.cat(images)), seconds, watch.seconds
 
 
 def measure(
@@ -115,7 +99,17 @@ def table(rows: Sequence[Row]) -> str:
         paper = dict(zip(PAPER_STEPS, PAPER.get(eta, ()), strict=False))
         cells = [f"{found.get(S, '')}{f' ({paper[S]:g})' if S in paper else ''}" for S in steps]
         lines.append(f"| {eta} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_time_lines(rows)])
+
+
+def _time_lines(rows: Sequence[Row]) -> list[str]:
+    """A table of the time by S, over all etas."""
+    lines = ["| S | seconds, for all samples | in the network |", "|---:|---:|---:|"]
+    for S in sorted({row.steps for row in rows}):
+        whole = sum(row.seconds for row in rows if row.steps == S)
+        share = sum(row.network_seconds for row in rows if row.steps == S) / whole
+        lines.append(f"| {S} | {whole / sum(row.steps == S for row in rows):.3g} | {share:.1%} |")
+    return lines
 
 
 def plot(rows: Sequence[Row], count: int) -> Figure:

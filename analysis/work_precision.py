@@ -3,14 +3,15 @@
 Adaptive solvers run over tolerances (relative and absolute ones equal), fixed-step ones over numbers of steps, all from
 the smallest sigma of training up to the largest. The error is the RMSE per dimension of x_T to the reference latents.
 Where steps are chosen for each sample, an evaluation counts for the samples it is made for: ``nfe`` is the mean over
-the images.
+the images; ``seconds`` is for all of them together. Adaptive solvers step in their own charts. The pair of methods that
+there is with steps for the batch and with steps for each sample is measured in the same chart, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from analysis.common import (
     describe,
     label_counts,
     load_images,
+    rms,
     round_counts,
     save_figure,
 )
@@ -49,7 +51,8 @@ from ddim_ode.codec import encode
 from ddim_ode.grids import full_range, make_grid
 from ddim_ode.models import Model, load_model
 from ddim_ode.ode import EvaluationLimitError
-from solvers import SOLVERS, SolverError, get_solver
+from solvers import SOLVERS, Solver, SolverError, get_solver
+from solvers.adaptive import AdaptiveSolver
 
 CLEAN_END = "sigma-min"
 ADAPTIVE = tuple(name for name, solver in SOLVERS.items() if solver.adaptive)
@@ -60,25 +63,59 @@ STEPS = (10, 20, 50, 100)
 # The orders whose slopes are drawn.
 ORDERS = (1, 3)
 
-# Solver, tolerance and steps; one of the last two is 0.
-Setting = tuple[str, float, int]
+# The same pair of methods, with steps for the batch and for each sample.
+BY_BATCH, BY_SAMPLE = "torchdiffeq-bosh3", "per-sample-bosh3"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A solver, in the chart of that name where it is adaptive, at a tolerance or with a number of steps; the other of
+    the two is 0."""
+
+    solver: str
+    chart: str
+    tolerance: float
+    steps: int
+
+    def make_solver(self) -> Solver:
+        """The solver."""
+        if not self.tolerance:
+            return SOLVERS[self.solver]
+        solver, other = _adaptive(self.solver, self.tolerance), _adaptive(BY_SAMPLE, self.tolerance)
+        return solver if self.chart == solver.chart.name else replace(solver, chart=other.chart)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One solver at one setting: a tolerance, or a number of steps, and 0 for the other."""
+    """One solver at one setting."""
 
-    solver: str
-    tolerance: float
-    steps: int
+    setting: Setting
     nfe: float
     seconds: float
     latent_rmse: Spread
 
 
+def _adaptive(name: str, tolerance: float) -> AdaptiveSolver:
+    solver = get_solver(name, rtol=tolerance, atol=tolerance)
+    if not isinstance(solver, AdaptiveSolver):
+        raise ValueError(f"'{name}' takes no tolerance: it is not adaptive; choose one of: {', '.join(ADAPTIVE)}")
+    return solver
+
+
+def make_settings(adaptive: Sequence[str], tolerances: Sequence[float], fixed: Sequence[str]) -> list[Setting]:
+    """Those of all ``adaptive`` and ``fixed`` solvers."""
+    pairs = [(name, _adaptive(name, TOLERANCES[0]).chart.name) for name in adaptive]
+    if BY_BATCH in adaptive and BY_SAMPLE in adaptive:
+        pairs.append((BY_BATCH, _adaptive(BY_SAMPLE, TOLERANCES[0]).chart.name))
+    return [
+        *(Setting(*pair, tolerance, 0) for pair in pairs for tolerance in tolerances),
+        *(Setting(name, "", 0.0, steps) for name in fixed for steps in STEPS),
+    ]
+
+
 def missing(settings: Sequence[Setting], rows: Sequence[Row]) -> list[Setting]:
     """Those of the ``settings`` that have no row yet."""
-    known = {(row.solver, row.tolerance, row.steps) for row in rows}
+    known = {row.setting for row in rows}
     return [setting for setting in settings if setting not in known]
 
 
@@ -90,27 +127,27 @@ def measure(
     max_nfe: int,
     results: Results[Row],
 ) -> None:
-    """Add a row for each (solver, tolerance, steps) that ``results`` lacks; with a progress bar.
+    """Add a row for each of the ``settings`` that ``results`` lacks; with a progress bar.
 
     ``images`` and the latents ``truth`` are ``(B, C, H, W)``. Beyond ``max_nfe`` evaluations the error is infinite.
     """
     encode(model.ode(), images, make_grid(model.schedule, "log-snr", 1), SOLVERS["euler"])  # first calls are slower
-    for name, tolerance, steps in tqdm(missing(settings, results.rows), desc="settings", disable=None):
-        solver = get_solver(name, rtol=tolerance, atol=tolerance) if tolerance else SOLVERS[name]
+    for setting in tqdm(missing(settings, results.rows), desc="settings", disable=None):
+        solver = setting.make_solver()
         grid = (
-            make_grid(model.schedule, "log-snr", steps, clean_end=CLEAN_END)
-            if steps
+            make_grid(model.schedule, "log-snr", setting.steps, clean_end=CLEAN_END)
+            if setting.steps
             else full_range(model.schedule, clean_end=CLEAN_END)
         )
         ode = model.ode(max_nfe=max_nfe)
         seen = _count_samples(ode)
         begin = time.perf_counter()
         try:
-            errors = (encode(ode, images, grid, solver) - truth).square().flatten(1).mean(1).sqrt()
+            errors = rms(encode(ode, images, grid, solver) - truth)
         except (SolverError, EvaluationLimitError):
             errors = torch.full((len(images),), inf)
         seconds = time.perf_counter() - begin
-        results.add(Row(name, tolerance, steps, seen[0] / len(images), seconds, spread(errors)))
+        results.add(Row(setting, seen[0] / len(images), seconds, spread(errors)))
 
 
 def _count_samples(ode: torch.nn.Module) -> list[int]:
@@ -127,19 +164,23 @@ def _count_samples(ode: torch.nn.Module) -> list[int]:
 def plot(rows: Sequence[Row], accuracy: float) -> Figure:
     """Error against evaluations and against seconds; adaptive solvers in full lines, fixed steps dashed.
 
-    ``accuracy``  RMSE of the reference latents to coarser ones; below it an error says nothing.
+    ``accuracy``  RMSE of the reference latents to coarser ones; much below it an error says nothing.
     """
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost, label in zip(
         panels, ("nfe", "seconds"), ("network evaluations of each image", "seconds"), strict=True
     ):
-        for i, name in enumerate(dict.fromkeys(row.solver for row in rows)):
-            curve = sorted((row for row in rows if row.solver == name), key=lambda row: row.nfe)
+        for i, (name, chart) in enumerate(dict.fromkeys((row.setting.solver, row.setting.chart) for row in rows)):
+            curve = [row for row in rows if (row.setting.solver, row.setting.chart) == (name, chart)]
+            curve.sort(key=lambda row: row.nfe)
             xs, ys = [getattr(row, cost) for row in curve], [row.latent_rmse.median for row in curve]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            axes.loglog(xs, ys, linestyle="-" if curve[0].tolerance else "--", label=name, **style)
-        axes.axhline(accuracy, color="0.6", linewidth=1, linestyle="-.", label="the reference's own accuracy")
+            label = f"{name}, {chart}" if chart else name
+            axes.loglog(xs, ys, linestyle="-" if chart else "--", label=label, **style)
+        axes.axhline(
+            accuracy, color="0.6", linewidth=1, linestyle="-.", label="how far the reference is from a coarser one"
+        )
         axes.set_xlabel(label)
         axes.grid(visible=True, which="major", alpha=0.3)
     draw_slopes(panels[0], min(row.nfe for row in rows), {order: order for order in ORDERS})
@@ -150,6 +191,16 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
     panels[0].set_ylabel("median RMSE of x_T to the reference")
     panels[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line for each setting."""
+    lines = ["| solver | chart | tolerance or steps | NFE | seconds | RMSE, median |", "|---|---|---:|---:|---:|---:|"]
+    for row in rows:
+        setting = row.setting
+        cells = (setting.solver, setting.chart, f"{setting.tolerance or setting.steps:g}", f"{row.nfe:.0f}")
+        lines.append(f"| {' | '.join(cells)} | {row.seconds:.2g} | {row.latent_rmse.median:.2g} |")
+    return "\n".join(lines)
 
 
 @click.command(help=__doc__.split("\n")[0])
@@ -187,8 +238,7 @@ def main(
     pixels, names = load_images(images, loaded, count)
     about = {**describe(loaded, names), **machine(), "stride": stride, "max_nfe": max_nfe, "seed": None}
     results = Results(Row, out, about)
-    settings: list[Setting] = [(name, tolerance, 0) for name in adaptive for tolerance in tolerances]
-    settings += [(name, 0.0, steps) for name in fixed for steps in STEPS]
+    settings = make_settings(adaptive, tolerances, fixed)
     if missing(settings, results.rows):
         end = (CLEAN_END, len(loaded.schedule) - 1)
         truth = make_references(loaded, pixels, [end], folder=references, stride=stride)[end]
@@ -196,7 +246,8 @@ def main(
         measure(loaded, pixels, settings, truth.x_T, max_nfe, results)
     accuracy = results.settings["reference_rmse"]
     save_figure(plot(results.rows, accuracy), out / "work_precision.png")
-    click.echo(f"{len(results.rows)} settings, reference accurate to {accuracy:.2g} -> {out}")
+    click.echo(table(results.rows))
+    click.echo(f"\nThe reference latents differ by {accuracy:.2g} (RMSE) from those of steps twice as long.")
 
 
 if __name__ == "__main__":

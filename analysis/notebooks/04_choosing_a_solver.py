@@ -41,17 +41,16 @@ for name, solver in SOLVERS.items():
 # %% [markdown]
 # ## Where the trajectory bends
 #
-# Euler's local error is half the second derivative times the square of the step. In $\bar x$ the slope changes most
-# where sigma is large, for every image alike: there $\bar x$ is nearly $\sigma$ times noise. The angle chart, $y =
-# \bar x/\sqrt{\sigma_d^2+\sigma^2}$ over $\tau = \arctan(\sigma/\sigma_d)$, takes that out, and what is left bends
-# between sigma = 0.1 and 5. A good grid has its nodes there.
+# Euler's local error is half the second derivative times the square of the step, in the variable that it steps in.
+# Two charts are compared: $\bar x$ over $\sigma$, and the angle chart, $y = \bar x/\sqrt{\sigma_d^2+\sigma^2}$ over
+# $u = \arctan(\sigma/\sigma_d)$, which takes out of the flow what Gaussian data of standard deviation $\sigma_d$ would
+# do. Steps are of equal length in log sigma, as on the grid `log-snr`. A good grid has its nodes where a curve is high.
 
 # %%
 points, reference_steps = 12, 60
 about = {**describe(model, names), "points": points, "reference_steps": reference_steps, "seed": None}
 results = Results(BendRow, out / "curvature", about)
-if not results.rows:
-    measure_bend(model, images, points, reference_steps, results)
+measure_bend(model, images, points, reference_steps, results)
 plot_bend(results.rows, model)
 
 # %% [markdown]

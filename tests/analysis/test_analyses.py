@@ -149,13 +149,15 @@ def test_distances_fall_with_the_steps(tiny_model: Path, tmp_path: Path) -> None
     assert rows[1].rmse.mean < rows[0].rmse.mean / 2
 
 
-def test_bend_of_a_flow_that_the_angle_chart_straightens(tiny_model: Path, tmp_path: Path) -> None:
-    """Far out every x_bar grows like sigma, whatever the network: in x_bar its slope changes as fast, in y it rests."""
-    run(curvature.main, tiny_model, tmp_path, "--count", "2", "--points", "3", "--reference-steps", "40")
+def test_half_the_bend_is_the_error_of_euler(tiny_model: Path, tmp_path: Path) -> None:
+    """To leading order in the step: closely where the field is smooth, at the lowest noise."""
+    run(curvature.main, tiny_model, tmp_path, "--count", "2", "--points", "3", "--reference-steps", "200")
     rows = load_rows(curvature.Row, tmp_path / "rows.csv")
-    far = {row.chart: row for row in rows if row.sigma == max(row.sigma for row in rows)}
-    assert far["sigma"].bend_mean == pytest.approx(1, abs=0.05)
-    assert far["angle"].bend_mean < 0.1
+    ratios = {(row.chart, row.sigma): row.bend_mean * curvature.STEP**2 / 2 / row.error_mean for row in rows}
+    assert len(ratios) == 6
+    assert all(0.65 < ratio < 1.35 for ratio in ratios.values())
+    least = min(row.sigma for row in rows)
+    assert [ratios[chart, least] for chart in curvature.CHARTS] == pytest.approx([1, 1], rel=0.01)
 
 
 def test_both_eulers_are_measured(tiny_model: Path, tmp_path: Path) -> None:
@@ -169,9 +171,9 @@ def test_evaluations_of_each_image_are_counted(tiny_model: Path, tmp_path: Path)
     module, options = SMALL["work_precision"]
     run(module.main, tiny_model, tmp_path, *options)
     rows = load_rows(work_precision.Row, tmp_path / "rows.csv")
-    fixed = {row.steps: row for row in rows if row.steps}
+    fixed = {row.setting.steps: row for row in rows if row.setting.steps}
     assert {steps: row.nfe for steps, row in fixed.items()} == {steps: steps for steps in work_precision.STEPS}
-    (adaptive,) = [row for row in rows if row.tolerance]
+    (adaptive,) = [row for row in rows if row.setting.tolerance]
     assert adaptive.nfe > 3
     assert fixed[100].latent_rmse.mean < fixed[10].latent_rmse.mean
 

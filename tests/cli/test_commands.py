@@ -489,3 +489,11 @@ def test_calibrate_then_everything_is_calibrated(cli: Cli, calibrated: Path, pic
     assert result.exit_code == 1
     assert "encoded with a calibration for 3 steps that model" in result.output
     assert "dpmpp3m, 3 steps" in ok(cli("decode", "photo.latent.pt", "--solver", "dpmpp3m", "--overwrite", *model))
+
+
+@pytest.mark.parametrize(
+    "options", [("--steps", "1000", "--grid", "linear"), ("--steps", "3", "--clean-end", "zero"), ("--grid", "2,5,9")]
+)
+def test_noise_on_every_grid(cli: Cli, options: tuple[str, ...]) -> None:
+    """The whole sequence of DDPM among them, and a clean end that the default solver of the ODE cannot reach."""
+    assert "and noise of eta 1 -> samples.png" in ok(cli("sample", "-n", "1", "--eta", "1", *options))
