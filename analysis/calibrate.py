@@ -124,7 +124,7 @@ def calibrate_in(model: Model, images: Path, plan: Plan, folder: Path) -> Calibr
         ValueError: if ``folder`` holds the work for another model, other images or another plan.
     """
     pixels, names = load_images(images, model)
-    settings = {**describe(model, names), "plan": json.loads(json.dumps(asdict(plan)))}
+    settings = {**describe(model, names, pixels), "plan": json.loads(json.dumps(asdict(plan)))}
     folder.mkdir(parents=True, exist_ok=True)
     check_same(settings, folder / "settings.json")
     save_settings(settings, folder / "settings.json")

@@ -7,6 +7,7 @@ each, and for each field of a dataclass in it: ``mse_mean`` for ``row.mse.mean``
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import subprocess
@@ -133,12 +134,17 @@ def _row(kind: type[Row], cells: Mapping[str, str], prefix: str = "") -> Row:
     )
 
 
-def describe(model: Model, image_names: Sequence[str]) -> dict[str, object]:
-    """What a measurement was made with and on. Rows belong together only if it is the same."""
+def describe(model: Model, image_names: Sequence[str] = (), images: Tensor | None = None) -> dict[str, object]:
+    """What a measurement was made with and on: ``images``, ``(B, C, H, W)``, of these names.
+
+    Rows belong together only if it is the same.
+    """
+    pixels = {} if images is None else {"pixels": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:16]}
     return {
         "model": model.name,
         "fingerprint": model.fingerprint,
         "images": list(image_names),
+        **pixels,
         "torch": torch.__version__,
     }
 
@@ -230,7 +236,19 @@ def round_counts(values: Iterable[float]) -> list[int]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as a PNG file, in place of an older one."""
+    """Write ``figure`` as a PNG file, in place of an older one; below it and in the file stands what it was made with,
+    according to the ``settings.json`` beside it.
+    """
+    settings = check_same({}, path.parent / "settings.json")
+    figure.supxlabel(_caption(settings), x=0.01, ha="left", fontsize="x-small", color="0.4")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=150, metadata={"ddim-ode": json.dumps(settings)})
     write_file(path, buffer.getvalue(), overwrite=True)
+
+
+def _caption(settings: Mapping[str, Any]) -> str:
+    """Model, images and seed, as far as the ``settings`` name them."""
+    parts = [f"model '{settings['model']}', weights {settings['fingerprint'][:12]}"] if "model" in settings else []
+    parts += [f"{len(settings['images'])} images"] if settings.get("images") else []
+    parts += [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
+    return ", ".join(parts)

@@ -290,25 +290,25 @@ def main(
     loaded = load_model(model)
     pixels, names = load_images(images, loaded, count)
     about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated(loaded)}
-    results = Results(Row, out, describe(loaded, names) | about)
+    results = Results(Row, out, describe(loaded, names, pixels) | about)
     material = None
     for stage in (screening, tasks):
         todo = missing(stage(results.rows), results.rows)
         if todo and material is None:
-            material, accuracy = gather(loaded, pixels, few, stride, references, batch_size)
-            results.note(reference_rmse=accuracy)
+            material, accuracies = gather(loaded, pixels, few, stride, references, batch_size)
+            results.note(reference_rmse=accuracies)
         for task in tqdm(todo, desc=stage.__name__, disable=None):
             results.replace([*results.rows, *task.run(material, task)])
     save_figure(plot(results.rows), out / "comparison.png")
     click.echo(table(results.rows))
-    accuracy = results.settings["reference_rmse"]
-    click.echo(f"\nThe reference latents differ by {accuracy:.2g} (RMSE) from those of steps twice as long.")
+    said = " and ".join(f"{what} by {rmse:.2g}" for what, rmse in results.settings["reference_rmse"].items())
+    click.echo(f"\nThe references differ in RMSE from those of steps twice as long: {said}.")
 
 
 def gather(
     model: Model, images: Tensor, few: int, stride: int, references: Path, batch_size: int
-) -> tuple[Material, float]:
-    """What to measure on, with ``few`` of the ``images``, ``(B, C, H, W)``; and the accuracy of its latents.
+) -> tuple[Material, dict[str, float]]:
+    """What to measure on, with ``few`` of the ``images``, ``(B, C, H, W)``; and the accuracy of latents and images.
 
     The references step over ``stride`` timesteps at once, and are kept in the folder ``references``.
     """
@@ -316,8 +316,12 @@ def gather(
     truth = make_references(model, images, ends(model), folder=references, stride=stride, batch_size=batch_size)
     decoded = decoded_references(model, x_T, folder=references, stride=stride)
     latents = {end: reference.x_T for end, reference in truth.items()}
-    accuracy = max(reference.accuracy for reference in truth.values())
-    return Material(model, images, images[spread_over(few, len(images))], x_T, latents, decoded, batch_size), accuracy
+    accuracies = {
+        "latents": max(reference.accuracy for reference in truth.values()),
+        "images": decoded.accuracy,
+    }
+    some = images[spread_over(few, len(images))]
+    return Material(model, images, some, x_T, latents, decoded.at, batch_size), accuracies
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def main(model: str, solver: str, grid: str, steps: tuple[int, ...], count: int,
     if len(set(steps)) < 2:
         raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
     loaded = load_model(model)
-    about = {**describe(loaded, []), "solver": solver, "grid": grid, "count": count, "seed": seed}
+    about = {**describe(loaded), "solver": solver, "grid": grid, "count": count, "seed": seed}
     results = Results(Row, out, about)
     results.note()  # before there are images
     x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)

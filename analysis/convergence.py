@@ -161,7 +161,7 @@ def main(model: str, solvers: tuple[str, ...], t: int, images: Path, count: int,
         last = len(loaded.schedule) - 2
         raise ValueError(f"there is no stretch from timestep {t} to the next; choose --timestep from 0 to {last}")
     pixels, names = load_images(images, loaded, count)
-    results = Results(Row, out, {**describe(loaded, names), "timestep": t, "seed": seed})
+    results = Results(Row, out, {**describe(loaded, names, pixels), "timestep": t, "seed": seed})
     run(loaded, pixels, t, solvers, seed, results)
     save_figure(plot(results.rows), out / "convergence.png")
     click.echo(table(results.rows))

@@ -115,7 +115,7 @@ def _exponent(mse: float) -> float:
 def main(model: str, solvers: tuple[str, ...], grid: str, nfe: int, images: Path, count: int | None, out: Path) -> None:
     loaded = load_model(model)
     pixels, names = load_images(images, loaded, count)
-    results = Results(Row, out, {**describe(loaded, names), "grid": grid, "nfe": nfe, "seed": None})
+    results = Results(Row, out, {**describe(loaded, names, pixels), "grid": grid, "nfe": nfe, "seed": None})
     measure(loaded, pixels, solvers, grid, nfe, results)
     save_figure(plot(results.rows), out / "cross_solver.png")
     click.echo(table(results.rows))

@@ -148,7 +148,7 @@ def run(model: Model, images: Tensor, points: int, reference_steps: int, results
 def main(model: str, points: int, reference_steps: int, images: Path, count: int, out: Path) -> None:
     loaded = load_model(model)
     pixels, names = load_images(images, loaded, count)
-    about = {**describe(loaded, names), "points": points, "reference_steps": reference_steps, "seed": None}
+    about = {**describe(loaded, names, pixels), "points": points, "reference_steps": reference_steps, "seed": None}
     results = Results(Row, out, about)
     run(loaded, pixels, points, reference_steps, results)
     save_figure(plot(results.rows, loaded), out / "curvature.png")

@@ -146,7 +146,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 @errors_in_a_line()
 def main(model: str, solvers: tuple[str, ...], steps: int, batch_size: int, repeats: int, out: Path) -> None:
     loaded = load_model(model)
-    results = Results(Row, out, {**describe(loaded, []), **machine(), "batch_size": batch_size, "seed": SEED})
+    results = Results(Row, out, {**describe(loaded), **machine(), "batch_size": batch_size, "seed": SEED})
     measure(loaded, solvers, steps=steps, batch_size=batch_size, repeats=repeats, results=results)
     click.echo(table(results.rows))
 

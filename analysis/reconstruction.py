@@ -191,7 +191,7 @@ def run(
         ValueError: if the folder has rows of another model or other images, or a grid of ``cases`` does not exist.
     """
     settings = {
-        **describe(model, names),
+        **describe(model, names, images),
         "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
         "seed": None,
     }

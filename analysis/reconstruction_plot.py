@@ -66,12 +66,9 @@ def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
         handles.append(latent.axhline(accuracy, color="0.6", linewidth=1, linestyle="-."))
         labels.append("how far the reference is from a coarser one")
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize="small")
-    same = "".join(f", {what}" for what in _shared(rows))
-    same += f", the best {len(curves)} of {len(every)}" if len(curves) < len(every) else ""
-    figure.suptitle(
-        f"model '{rows[0].model}', {rows[0].images} images{same}\n"
-        "mean (solid), median (dotted) and their 95 % bootstrap intervals (shaded)"
-    )
+    same = [*_shared(rows), *([f"the best {len(curves)} of {len(every)}"] if len(curves) < len(every) else [])]
+    legend = "mean (solid), median (dotted) and their 95 % bootstrap intervals (shaded)"
+    figure.suptitle("\n".join([", ".join(same), legend] if same else [legend]))
     return figure
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -37,6 +37,14 @@ class Reference:
     """``x_T``: latents ``(B, C, H, W)``; ``accuracy``: their RMSE to the coarser walk, of the first images."""
 
     x_T: Tensor
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceImages:
+    """Images ``(B, C, H, W)`` by the clean end they are at; ``accuracy`` as that of the latents."""
+
+    at: Mapping[str, Tensor]
     accuracy: float
 
 
@@ -71,23 +79,32 @@ def make_references(
     return {end: references[end] for end in ends}
 
 
-def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int = 1) -> dict[str, Tensor]:
-    """The images of the latents ``x_T`` at the last timestep, both ``(B, C, H, W)``, for each clean end.
+def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int = 1) -> ReferenceImages:
+    """What the latents ``x_T``, ``(B, C, H, W)``, at the last timestep are decoded to; with a progress bar.
 
-    ``folder``  keeps them, for any model and latents; what is there is not computed again.
+    ``folder``  keeps it, for any model and latents; what is there is not computed again.
     """
-    path = folder / f"{_key(model, x_T, stride)}-decoded.pt"
+    key = _key(model, x_T, stride)
+    path = folder / f"{key}-images.pt"
     if not path.exists():
-        x_bar = x_T.double() * sqrt(1 + model.schedule.sigma_max**2)
-        stage = STAGE * stride
+        fine = x_T.double() * sqrt(1 + model.schedule.sigma_max**2)
+        coarse, stage = fine[:CHECKED], STAGE * stride
         for t in tqdm(range(len(model.schedule) - 1, 0, -stage), desc="reference images", disable=None):
-            x_bar = _walk(model, x_bar, ("sigma-min", t), max(t - stage, 0), stride, len(x_bar))
+            t_end = max(t - stage, 0)
+            part = folder / f"{key}-down-{t_end}.pt"
+            if part.exists():
+                fine, coarse = torch.load(part, weights_only=True)
+            else:
+                fine = _walk(model, fine, ("sigma-min", t), t_end, stride, len(fine))
+                coarse = _walk(model, coarse, ("sigma-min", t), t_end, 2 * stride, len(coarse))
+                _save((fine, coarse), part)
         last_step = torch.tensor([model.schedule.sigma_min, 0.0], dtype=torch.float64)
         with torch.no_grad():
-            at_zero = get_solver(SOLVER)(model.ode(), x_bar, last_step)
-        _save((x_bar, at_zero), path)
-    at_sigma_min, at_zero = torch.load(path, weights_only=True)
-    return {"sigma-min": at_sigma_min, "zero": at_zero}
+            at_zero = get_solver(SOLVER)(model.ode(), fine, last_step)
+        _save((fine, at_zero, coarse), path)
+    at_sigma_min, at_zero, coarse = torch.load(path, weights_only=True)
+    accuracy = (at_sigma_min[: len(coarse)] - coarse).square().mean().sqrt()
+    return ReferenceImages({"sigma-min": at_sigma_min, "zero": at_zero}, float(accuracy))
 
 
 def _key(model: Model, x: Tensor, stride: int) -> str:
@@ -120,7 +137,7 @@ def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:
     return Reference(fine / scale, float(accuracy))
 
 
-def _save(walks: tuple[Tensor, Tensor], path: Path) -> None:
+def _save(walks: tuple[Tensor, ...], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(walks, buffer)

@@ -156,7 +156,7 @@ def main(
 ) -> None:
     loaded = load_model(model)
     check_size(loaded)
-    about = {**describe(loaded, []), **machine(), "grid": grid, "count": count, "seed": seed}
+    about = {**describe(loaded), **machine(), "grid": grid, "count": count, "seed": seed}
     results = Results(Row, out, about)
     measure(loaded, etas, steps, grid, count, seed, results)
     save_figure(plot(results.rows, count), out / "sample_quality.png")

@@ -169,7 +169,7 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost, label in zip(
-        panels, ("nfe", "seconds"), ("network evaluations of each image", "seconds"), strict=True
+        panels, ("nfe", "seconds"), ("network evaluations of each image", "seconds, for all images"), strict=True
     ):
         for i, (name, chart) in enumerate(dict.fromkeys((row.setting.solver, row.setting.chart) for row in rows)):
             curve = [row for row in rows if (row.setting.solver, row.setting.chart) == (name, chart)]
@@ -236,7 +236,7 @@ def main(
 ) -> None:
     loaded = load_model(model)
     pixels, names = load_images(images, loaded, count)
-    about = {**describe(loaded, names), **machine(), "stride": stride, "max_nfe": max_nfe, "seed": None}
+    about = {**describe(loaded, names, pixels), **machine(), "stride": stride, "max_nfe": max_nfe, "seed": None}
     results = Results(Row, out, about)
     settings = make_settings(adaptive, tolerances, fixed)
     if missing(settings, results.rows):

@@ -63,7 +63,7 @@ print(table(rows))
 # whether two solvers mean the same.
 
 # %%
-about = {**describe(model, names), "grid": "log-snr", "nfe": 10, "seed": None}
+about = {**describe(model, names, images), "grid": "log-snr", "nfe": 10, "seed": None}
 results = Results(PairRow, out / "cross_solver", about)
 measure(model, images, DEFAULT_SOLVERS, "log-snr", 10, results)
 plot_pairs(results.rows)

@@ -48,7 +48,7 @@ for name, solver in SOLVERS.items():
 
 # %%
 points, reference_steps = 12, 60
-about = {**describe(model, names), "points": points, "reference_steps": reference_steps, "seed": None}
+about = {**describe(model, names, images), "points": points, "reference_steps": reference_steps, "seed": None}
 results = Results(BendRow, out / "curvature", about)
 measure_bend(model, images, points, reference_steps, results)
 plot_bend(results.rows, model)
