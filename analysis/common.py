@@ -236,13 +236,14 @@ def round_counts(values: Iterable[float]) -> list[int]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as a PNG file, in place of an older one; below it and in the file stands what it was made with,
+    """Write ``figure`` as a PNG file, in place of an older one; above it and in the file stands what it was made with,
     according to the ``settings.json`` beside it.
     """
     settings = check_same({}, path.parent / "settings.json")
-    figure.supxlabel(_caption(settings), x=0.01, ha="left", fontsize="x-small", color="0.4")
+    figure.text(0.01, 1.01, _caption(settings), va="bottom", fontsize="x-small", color="0.4")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"ddim-ode": json.dumps(settings)})
+    about = {"ddim-ode": json.dumps(settings)}
+    figure.savefig(buffer, format="png", dpi=150, metadata=about, bbox_inches="tight")  # with what stands above it
     write_file(path, buffer.getvalue(), overwrite=True)
 
 
