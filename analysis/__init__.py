@@ -1,7 +1,8 @@
 """Measurements on solvers and models: each script measures, saves, and plots from what it saved."""
 
 # The registry: modules of this package by name, and in a few words what each shows; a list of them needs no import.
-# Each has a command ``main``, with the options --model and --out among others.
+# Each has a command ``main``, with the options --model and --out among others. All are in the report but 'quality', which
+# needs thousands of pictures.
 ANALYSES: dict[str, str] = {
     "comparison": "What is gained over diffusers: there and back, latents, few-step decoding.",
     "consistency": "One latent, decoded with more and more steps.",
@@ -11,6 +12,7 @@ ANALYSES: dict[str, str] = {
     "decode_error": "Few steps: our solvers against the schedulers of diffusers.",
     "euler_time": "Euler in sigma against Euler in the time of the score SDE's ODE.",
     "overhead": "What solver and ODE cost beside the network.",
+    "quality": "How good models are: their error in eps, and how far their samples are from test images.",
     "reconstruction": "What encoding and decoding loses against step count: Table 2 of DDIM.",
     "sample_quality": "Samples with few steps and with noise: Table 1 and Figure 4 of DDIM.",
     "work_precision": "Accuracy against evaluations and seconds: adaptive solvers and fixed steps.",

@@ -21,7 +21,6 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from analysis import ANALYSES
 from analysis.common import FIXED_STEP
 from analysis.options import errors_in_a_line, model_option
 from ddim_ode.files import write_file
@@ -42,7 +41,7 @@ td { text-align: right; font-variant-numeric: tabular-nums; } details { margin: 
 
 @dataclass(frozen=True)
 class Section:
-    """An analysis, a key of ``ANALYSES``, and its options for a run of minutes and for one of hours; None for no run.
+    """An analysis, a key of ``analysis.ANALYSES``, and its options for a run of minutes and for one of hours; None for no run.
 
     ``folder``  the name of its folder, where that is not the analysis's own.
     """
@@ -200,7 +199,12 @@ def _short(cell: str) -> str:
     help="Hours, with all images, all solvers and up to 1000 steps; or minutes, on two cores.",
 )
 @model_option
-@click.option("--only", type=click.Choice(sorted(ANALYSES)), multiple=True, help="One or several instead of all.")
+@click.option(
+    "--only",
+    type=click.Choice(sorted({section.name for section in SECTIONS})),
+    multiple=True,
+    help="One or several instead of all.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -23,9 +23,9 @@ OVERHEAD = Section("overhead", ("--solver", "euler", "--steps", "1", "--repeats"
 def test_every_analysis_is_a_command(name: str) -> None:
     module = import_module(f"analysis.{name}")
     assert isinstance(module.main, click.Command)
-    assert {"model", "out"} <= {parameter.name for parameter in module.main.params} | {"model"}
     result = CliRunner().invoke(main, ["analyze", name.replace("_", "-"), "--help"])
     assert result.exit_code == 0
+    assert "--model" in result.output
     assert "--out" in result.output
 
 
@@ -124,7 +124,7 @@ def test_quick_and_full_have_a_folder_each(
 
 
 def test_every_analysis_has_a_section_in_either_run() -> None:
-    assert {section.name for section in SECTIONS if section.quick is not None} == set(ANALYSES)
+    assert {section.name for section in SECTIONS if section.quick is not None} == set(ANALYSES) - {"quality"}
     places = [section.place for section in SECTIONS]
     assert len(set(places)) == len(places)
 
