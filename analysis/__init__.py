@@ -1,8 +1,8 @@
 """Measurements on solvers and models: each script measures, saves, and plots from what it saved."""
 
 # The registry: modules of this package by name, and in a few words what each shows; a list of them needs no import.
-# Each has a command ``main``, with the options --model and --out among others. All are in the report but 'quality', which
-# needs thousands of pictures.
+# Each has a command ``main``, with the options --model and --out among others. All are in the report but 'quality',
+# which needs thousands of pictures.
 ANALYSES: dict[str, str] = {
     "comparison": "What is gained over diffusers: there and back, latents, few-step decoding.",
     "consistency": "One latent, decoded with more and more steps.",

@@ -41,8 +41,9 @@ td { text-align: right; font-variant-numeric: tabular-nums; } details { margin: 
 
 @dataclass(frozen=True)
 class Section:
-    """An analysis, a key of ``analysis.ANALYSES``, and its options for a run of minutes and for one of hours; None for no run.
+    """An analysis, one of ``analysis.ANALYSES``, and its options for a run of minutes and for one of hours.
 
+    ``quick``   None where there is no such run.
     ``folder``  the name of its folder, where that is not the analysis's own.
     """
 
