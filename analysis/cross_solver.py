@@ -44,10 +44,17 @@ class Row:
     mse: Spread
 
 
-def measure(
-    model: Model, images: Tensor, solvers: Sequence[str], grid_name: str, nfe: int, results: Results[Row]
-) -> None:
-    """Add a row for each pair that ``results`` lacks; ``images`` are ``(B, C, H, W)`` in [-1, 1]. Shows progress."""
+def run(
+    model: Model, images: Tensor, names: Sequence[str], solvers: Sequence[str], grid_name: str, nfe: int, folder: Path
+) -> list[Row]:
+    """Measure the pairs that have no row in ``folder`` yet, save each at once, and return all rows. Shows progress.
+
+    ``images``  ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
+
+    Raises:
+        ValueError: if the folder has rows of other settings.
+    """
+    results = Results(Row, folder, {**describe(model, names, images), "grid": grid_name, "nfe": nfe, "seed": None})
     known = {(row.encoder, row.decoder) for row in results.rows}
     for encoder in tqdm(solvers, desc="encoders", disable=None):
         missing = [name for name in solvers if not SOLVERS[name].undoes and (encoder, name) not in known]
@@ -56,6 +63,7 @@ def measure(
             decoded = _convert(model, x_T, decoder, _grid(model, grid_name, decoder, nfe), up=False)
             errors = pixel_mse(images, decoded).nan_to_num(inf, inf)
             results.add(Row(encoder, decoder, nfe, spread(errors)))
+    return results.rows
 
 
 def _grid(model: Model, name: str, solver: str, nfe: int) -> Grid:
@@ -115,10 +123,9 @@ def _exponent(mse: float) -> float:
 def main(model: str, solvers: tuple[str, ...], grid: str, nfe: int, images: Path, count: int | None, out: Path) -> None:
     loaded = load_model(model)
     pixels, names = load_images(images, loaded, count)
-    results = Results(Row, out, {**describe(loaded, names, pixels), "grid": grid, "nfe": nfe, "seed": None})
-    measure(loaded, pixels, solvers, grid, nfe, results)
-    save_figure(plot(results.rows), out / "cross_solver.png")
-    click.echo(table(results.rows))
+    rows = run(loaded, pixels, names, solvers, grid, nfe, out)
+    save_figure(plot(rows), out / "cross_solver.png")
+    click.echo(table(rows))
 
 
 if __name__ == "__main__":

@@ -126,15 +126,26 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def run(model: Model, images: Tensor, points: int, reference_steps: int, results: Results[Row]) -> None:
-    """Complete the rows, at ``points`` noise levels along trajectories of ``images``, ``(B, C, H, W)`` in [-1, 1]."""
+def run(
+    model: Model, images: Tensor, names: Sequence[str], points: int, reference_steps: int, folder: Path
+) -> list[Row]:
+    """Measure what has no row in ``folder`` yet, at ``points`` noise levels along trajectories, and return all rows.
+
+    ``images``  ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
+
+    Raises:
+        ValueError: if the folder has rows of other settings.
+    """
+    about = {**describe(model, names, images), "points": points, "reference_steps": reference_steps, "seed": None}
+    results = Results(Row, folder, about)
     if len(results.rows) == points * len(CHARTS):
-        return
+        return results.rows
     fine = make_grid(model.schedule, "log-snr", reference_steps, clean_end="sigma-min")
     found = walk(model, images, fine, upward=True, batch_size=16, label="trajectories")
     low, high = fine.sigmas[0] * exp(STEP / 2), fine.sigma_T * exp(-STEP / 2)
     sigmas = [low * (high / low) ** (i / (points - 1)) for i in range(points)]
     measure(model, found, sigmas, results)
+    return results.rows
 
 
 @click.command(help=__doc__.split("\n")[0])
@@ -148,11 +159,9 @@ def run(model: Model, images: Tensor, points: int, reference_steps: int, results
 def main(model: str, points: int, reference_steps: int, images: Path, count: int, out: Path) -> None:
     loaded = load_model(model)
     pixels, names = load_images(images, loaded, count)
-    about = {**describe(loaded, names, pixels), "points": points, "reference_steps": reference_steps, "seed": None}
-    results = Results(Row, out, about)
-    run(loaded, pixels, points, reference_steps, results)
-    save_figure(plot(results.rows, loaded), out / "curvature.png")
-    click.echo(table(results.rows))
+    rows = run(loaded, pixels, names, points, reference_steps, out)
+    save_figure(plot(rows, loaded), out / "curvature.png")
+    click.echo(table(rows))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@
 import os
 from pathlib import Path
 
-from analysis.common import CIFAR10_TEST, Results, describe, load_images
-from analysis.cross_solver import DEFAULT_SOLVERS, measure
-from analysis.cross_solver import Row as PairRow
+from analysis.common import CIFAR10_TEST, load_images
+from analysis.cross_solver import DEFAULT_SOLVERS
 from analysis.cross_solver import plot as plot_pairs
+from analysis.cross_solver import run as run_pairs
 from analysis.reconstruction import make_cases, run
 from analysis.reconstruction_plot import plot, table
 from ddim_ode import load_model
@@ -63,7 +63,4 @@ print(table(rows))
 # whether two solvers mean the same.
 
 # %%
-about = {**describe(model, names, images), "grid": "log-snr", "nfe": 10, "seed": None}
-results = Results(PairRow, out / "cross_solver", about)
-measure(model, images, DEFAULT_SOLVERS, "log-snr", 10, results)
-plot_pairs(results.rows)
+plot_pairs(run_pairs(model, images, names, DEFAULT_SOLVERS, "log-snr", 10, out / "cross_solver"))

@@ -20,8 +20,7 @@
 import os
 from pathlib import Path
 
-from analysis.common import CIFAR10_TEST, Results, describe, load_images
-from analysis.curvature import Row as BendRow
+from analysis.common import CIFAR10_TEST, load_images
 from analysis.curvature import plot as plot_bend
 from analysis.curvature import run as measure_bend
 from analysis.reconstruction import make_cases, run
@@ -47,11 +46,8 @@ for name, solver in SOLVERS.items():
 # do. Steps are of equal length in log sigma, as on the grid `log-snr`. A good grid has its nodes where a curve is high.
 
 # %%
-points, reference_steps = 12, 60
-about = {**describe(model, names, images), "points": points, "reference_steps": reference_steps, "seed": None}
-results = Results(BendRow, out / "curvature", about)
-measure_bend(model, images, points, reference_steps, results)
-plot_bend(results.rows, model)
+bends = measure_bend(model, images, names, points=12, reference_steps=60, folder=out / "curvature")
+plot_bend(bends, model)
 
 # %% [markdown]
 # ## The same solver in two charts, and grids
