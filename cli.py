@@ -602,7 +602,7 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
     if noisy and run.solver:
         raise click.UsageError(f"--eta and --sigma-hat are steps of their own; leave out --solver {run.solver}")
     if noisy:
-        solver: Solver = replace(get_solver("euler"), name="ancestral")  # whose cost is Euler's
+        solver: Solver = replace(replace(run, solver="euler").make_solver(), name="ancestral")  # whose cost is Euler's
         grid = run.make_grid(model.schedule, solver, name="trailing")
     else:
         solver, grid = run.plan(model)
@@ -868,7 +868,7 @@ class Analyses(click.Group):
         """The list in the help, which imports none of them."""
         with formatter.section("Analyses"):
             lines = [(name.replace("_", "-"), text) for name, text in sorted(ANALYSES.items())]
-            formatter.write_dl([("all", "All of them, and one report."), *lines])
+            formatter.write_dl([("all", "All of them but quality, and one report."), *lines])
 
 
 @main.command(cls=Analyses)

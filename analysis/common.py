@@ -27,6 +27,7 @@ from solvers import SOLVERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     from analysis.spread import Spread
 
@@ -70,11 +71,6 @@ def spread_over(count: int, total: int) -> list[int]:
 def rms(x: Tensor) -> Tensor:
     """Root mean square of each of ``x``, ``(B, C, H, W)``; shape ``(B,)``."""
     return x.square().flatten(1).mean(1).sqrt()
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """``images``, pixels in [-1, 1], as a picture file of 8 bits holds them; clipped."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def save_rows(rows: Sequence[Any], path: Path) -> None:
@@ -155,17 +151,21 @@ def save_settings(settings: Mapping[str, object], path: Path) -> None:
     write_file(path, f"{text}\n".encode(), overwrite=True)
 
 
+def load_settings(path: Path) -> dict[str, Any]:
+    """What the JSON file ``path`` holds; nothing if there is none."""
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return settings
+
+
 def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
     """What the JSON file ``path`` holds, or nothing; refuses to add rows to those of another measurement.
 
     Raises:
         ValueError: if the file differs from ``settings`` in one of their values.
     """
-    if not path.exists():
-        return {}
-    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    before = load_settings(path)
     for key, value in settings.items():
-        if before.get(key) != value:
+        if before and before.get(key) != value:
             raise ValueError(f"'{path.parent}' holds rows with another {key}; choose another folder for the output")
     return before
 
@@ -229,6 +229,12 @@ def shade(axes: Axes, xs: Sequence[float], spreads: Sequence[Spread], of: str, c
     axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
+def mark_accuracy(axes: Axes, accuracy: float) -> Line2D:
+    """A line at the RMSE of the reference to a coarser one: much below it an error says nothing."""
+    label = "how far the reference is from a coarser one"
+    return axes.axhline(accuracy, color="0.6", linewidth=1, linestyle="-.", label=label)
+
+
 def round_counts(values: Iterable[float]) -> list[int]:
     """Those of 1, 2, 5, 10, 20, 50, ... that lie in the range of the ``values``, which are at least 1."""
     low, high = min(values := list(values)), max(values)
@@ -239,7 +245,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` as a PNG file, in place of an older one; above it and in the file stands what it was made with,
     according to the ``settings.json`` beside it.
     """
-    settings = check_same({}, path.parent / "settings.json")
+    settings = load_settings(path.parent / "settings.json")
     figure.text(0.01, 1.01, _caption(settings), va="bottom", fontsize="x-small", color="0.4")
     buffer = io.BytesIO()
     about = {"ddim-ode": json.dumps(settings)}
@@ -249,7 +255,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def _caption(settings: Mapping[str, Any]) -> str:
     """Model, images and seed, as far as the ``settings`` name them."""
-    parts = [f"model '{settings['model']}', weights {settings['fingerprint'][:12]}"] if "model" in settings else []
+    weights = settings.get("models", {settings.get("model"): settings.get("fingerprint")})
+    parts = [f"model '{model}', weights {fingerprint[:12]}" for model, fingerprint in weights.items() if fingerprint]
     parts += [f"{len(settings['images'])} images"] if settings.get("images") else []
     parts += [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
     return ", ".join(parts)

@@ -90,7 +90,7 @@ def sheet(images: Mapping[int, Tensor]) -> Figure:
     count = len(next(iter(images.values())))
     figure = Figure(figsize=(len(images), 0.4 + count), layout="constrained")
     for axes, (steps, of) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
-        axes.imshow(((tile(of, columns=1) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), cmap="gray")
+        axes.imshow(((tile(of, columns=1) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(f"S = {steps}", fontsize="medium")
         axes.axis("off")
     return figure
@@ -111,7 +111,8 @@ def main(model: str, solver: str, grid: str, steps: tuple[int, ...], count: int,
     loaded = load_model(model)
     about = {**describe(loaded), "solver": solver, "grid": grid, "count": count, "seed": seed}
     results = Results(Row, out, about)
-    results.note()  # before there are images
+    if not results.rows:
+        results.note()  # before there are images
     x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
     ordered = sorted(set(steps))
     images = decode_each(loaded, x_T, ordered, solver, grid, out / "images.safetensors")

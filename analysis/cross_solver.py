@@ -1,8 +1,8 @@
 """Encode with one solver and decode with another: whose latents mean what to whom.
 
 A small error on the diagonal and a large one beside it say that a solver undoes its own mistakes, and that its latents
-are its own affair. All solvers walk the same grid, in as many steps as the same number of network
-evaluations each way pays for. Those that are made to undo another one only encode.
+are its own affair. All solvers walk grids of one kind, in as many steps as the same number of
+network evaluations each way pays for. Those that are made to undo another one only encode.
 
 Errors are reconstruction MSE per dimension, pixels in [0, 1].
 """

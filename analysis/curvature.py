@@ -59,7 +59,7 @@ def measure(model: Model, found: Trajectories, sigmas: Sequence[float], results:
 
 
 def _bend(model: Model, found: Trajectories, sigma: float, chart: Chart | None) -> Tensor:
-    """By the central difference of the slope dy/du over STEP of log sigma, of each image relative to it; ``(B,)``."""
+    """Central difference of the slope dy/du over STEP of log sigma, of each image relative to the state; ``(B,)``."""
     field = chart.pull_back(model.ode()) if chart else model.ode()
     us, slopes = [], []
     for level in (sigma / exp(STEP / 2), sigma * exp(STEP / 2)):
@@ -117,7 +117,10 @@ def plot(rows: Sequence[Row], model: Model) -> Figure:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: bend and error in each chart, means over the images, at some of the noise levels."""
-    lines = [f"| sigma |{''.join(f' bend, {name} | error, {name} |' for name in CHARTS)}", f"|{'---:|' * 5}"]
+    lines = [
+        f"| sigma |{''.join(f' bend, {name} | error, {name} |' for name in CHARTS)}",
+        f"|{'---:|' * (1 + 2 * len(CHARTS))}",
+    ]
     sigmas = sorted({row.sigma for row in rows})
     for sigma in sigmas[:: -(-len(sigmas) // TABLE_LINES)]:
         here = {row.chart: row for row in rows if row.sigma == sigma}

@@ -92,6 +92,8 @@ def show(images: Tensor, columns: int) -> Figure:
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns, rows), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(((tile(images, columns=columns) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), cmap="gray")
+    axes.imshow(
+        ((tile(images, columns=columns) + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1
+    )
     axes.axis("off")
     return figure

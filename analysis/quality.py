@@ -24,14 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.classifier import SIZE, check_size
-from analysis.common import COLOURS, Results, save_figure, spread_over, to_uint8
+from analysis.common import COLOURS, Results, save_figure, spread_over
 from analysis.frechet import frechet
 from analysis.options import errors_in_a_line, out_option
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.devices import find_device
 from ddim_ode.files import write_file
 from ddim_ode.grids import GRIDS, make_grid
-from ddim_ode.images import save_image, tile
+from ddim_ode.images import save_image, tile, to_uint8
 from ddim_ode.models import Model, load_model
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.objective import denoising_loss
@@ -192,7 +192,7 @@ def run(
     solver, grid, steps = sampler
     settings = {
         "models": {label: model.fingerprint for label, model in models.items()},
-        "images": {images.name: len(images.pixels) for images in (test, train) if images},
+        "datasets": {images.name: len(images.pixels) for images in (test, train) if images},
         "count": count,
         "error_images": error_images,
         "sampler": {"solver": solver, "grid": grid, "steps": steps},

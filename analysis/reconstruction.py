@@ -10,8 +10,8 @@ cancel on the way back, and the identity makes none at all.
 ``second_moment``  of x_T: about 1 where the latent is such as random ones are. ``moment_error`` is how far off its
                    mean over the images is from that of the reference, |ratio - 1|.
 
-Of all but the last there are mean, median and trimmed mean over the images, with bootstrap intervals. Cost is counted
-in network evaluations (NFE) in one direction.
+Of all but ``moment_error`` there are mean, median and trimmed mean over the images, with bootstrap intervals. Cost is
+counted in network evaluations (NFE) in one direction.
 
 Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Section 5.4 and Table 2.
 """
@@ -34,10 +34,10 @@ from analysis.common import (
     FIXED_STEP,
     REFERENCES,
     Results,
-    check_same,
     describe,
     load_images,
     load_rows,
+    load_settings,
     rms,
     save_figure,
 )
@@ -217,7 +217,7 @@ def report(folder: Path) -> None:
     rows = load_rows(Row, folder / "rows.csv")
     if not rows:
         raise ValueError(f"there are no rows in '{folder}' to plot; measure some first")
-    settings = check_same({}, folder / "settings.json")
+    settings = load_settings(folder / "settings.json")
     accuracy = max(settings.get("reference_rmse", {}).values(), default=None)
     save_figure(plot(rows, accuracy), folder / "reconstruction.png")
     click.echo(table(rows))
@@ -239,7 +239,11 @@ def report(folder: Path) -> None:
     "--grid", "grids", type=click.Choice(sorted(GRIDS)), multiple=True, default=("linear",), show_default=True
 )
 @click.option(
-    "--clean-end", "clean_ends", type=click.Choice(CLEAN_ENDS), multiple=True, help="[default: the grid's own]"
+    "--clean-end",
+    "clean_ends",
+    type=click.Choice(CLEAN_ENDS),
+    multiple=True,
+    help="[default: the grid's own, or sigma-min where the solver cannot reach 0]",
 )
 @click.option(
     "--nfe", "nfes", type=click.IntRange(min=1), multiple=True, help="Evaluations to pay for. [default: the paper's]"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.common import COLOURS, MARKERS, label_counts, round_counts, shade
+from analysis.common import COLOURS, MARKERS, label_counts, mark_accuracy, round_counts, shade
 from analysis.spread import Spread
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
     handles.append(moment.axhline(MOMENT_LIMIT, color="0.6", linewidth=1))
     labels.append(f"{100 * MOMENT_LIMIT:g} %: more is wrong")
     if accuracy:
-        handles.append(latent.axhline(accuracy, color="0.6", linewidth=1, linestyle="-."))
-        labels.append("how far the reference is from a coarser one")
+        handles.append(mark_accuracy(latent, accuracy))
+        labels.append(str(handles[-1].get_label()))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize="small")
     same = [*_shared(rows), *([f"the best {len(curves)} of {len(every)}"] if len(curves) < len(every) else [])]
     legend = "mean (solid), median (dotted) and their 95 % bootstrap intervals (shaded)"

@@ -26,13 +26,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.classifier import check_size
-from analysis.common import COLOURS, MARKERS, Results, describe, label_counts, save_figure, to_uint8
+from analysis.common import COLOURS, MARKERS, Results, describe, label_counts, save_figure
 from analysis.frechet import frechet_to_test
 from analysis.options import errors_in_a_line, model_option, out_option
 from analysis.timing import Stopwatch, machine
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.images import to_uint8
 from ddim_ode.models import Model, load_model
 
 SIGMA_HAT = "sigma-hat"

@@ -30,6 +30,7 @@ from analysis.common import (
     describe,
     label_counts,
     load_images,
+    mark_accuracy,
     rms,
     round_counts,
     save_figure,
@@ -51,11 +52,12 @@ from ddim_ode.codec import encode
 from ddim_ode.grids import full_range, make_grid
 from ddim_ode.models import Model, load_model
 from ddim_ode.ode import EvaluationLimitError
-from solvers import SOLVERS, Solver, SolverError, get_solver
+from solvers import SOLVERS, Solver, SolverError
 from solvers.adaptive import AdaptiveSolver
 
 CLEAN_END = "sigma-min"
-ADAPTIVE = tuple(name for name, solver in SOLVERS.items() if solver.adaptive)
+ADAPTIVE = {name: solver for name, solver in SOLVERS.items() if isinstance(solver, AdaptiveSolver)}
+CHARTS = {solver.chart.name: solver.chart for solver in ADAPTIVE.values()}
 DEFAULT_ADAPTIVE = ("torchdiffeq-bosh3", "torchdiffeq-dopri5", "scipy-DOP853", "per-sample-bosh3")
 DEFAULT_FIXED = ("euler", "dpmpp3m")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -81,8 +83,8 @@ class Setting:
         """The solver."""
         if not self.tolerance:
             return SOLVERS[self.solver]
-        solver, other = _adaptive(self.solver, self.tolerance), _adaptive(BY_SAMPLE, self.tolerance)
-        return solver if self.chart == solver.chart.name else replace(solver, chart=other.chart)
+        tolerance = self.tolerance
+        return replace(ADAPTIVE[self.solver], rtol=tolerance, atol=tolerance, chart=CHARTS[self.chart])
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,11 @@ class Row:
     latent_rmse: Spread
 
 
-def _adaptive(name: str, tolerance: float) -> AdaptiveSolver:
-    solver = get_solver(name, rtol=tolerance, atol=tolerance)
-    if not isinstance(solver, AdaptiveSolver):
-        raise ValueError(f"'{name}' takes no tolerance: it is not adaptive; choose one of: {', '.join(ADAPTIVE)}")
-    return solver
-
-
 def make_settings(adaptive: Sequence[str], tolerances: Sequence[float], fixed: Sequence[str]) -> list[Setting]:
     """Those of all ``adaptive`` and ``fixed`` solvers."""
-    pairs = [(name, _adaptive(name, TOLERANCES[0]).chart.name) for name in adaptive]
+    pairs = [(name, ADAPTIVE[name].chart.name) for name in adaptive]
     if BY_BATCH in adaptive and BY_SAMPLE in adaptive:
-        pairs.append((BY_BATCH, _adaptive(BY_SAMPLE, TOLERANCES[0]).chart.name))
+        pairs.append((BY_BATCH, ADAPTIVE[BY_SAMPLE].chart.name))
     return [
         *(Setting(*pair, tolerance, 0) for pair in pairs for tolerance in tolerances),
         *(Setting(name, "", 0.0, steps) for name in fixed for steps in STEPS),
@@ -178,9 +173,7 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
             label = f"{name}, {chart}" if chart else name
             axes.loglog(xs, ys, linestyle="-" if chart else "--", label=label, **style)
-        axes.axhline(
-            accuracy, color="0.6", linewidth=1, linestyle="-.", label="how far the reference is from a coarser one"
-        )
+        mark_accuracy(axes, accuracy)
         axes.set_xlabel(label)
         axes.grid(visible=True, which="major", alpha=0.3)
     draw_slopes(panels[0], min(row.nfe for row in rows), {order: order for order in ORDERS})
@@ -205,7 +198,9 @@ def table(rows: Sequence[Row]) -> str:
 
 @click.command(help=__doc__.split("\n")[0])
 @model_option
-@click.option("--adaptive", type=click.Choice(ADAPTIVE), multiple=True, default=DEFAULT_ADAPTIVE, show_default=True)
+@click.option(
+    "--adaptive", type=click.Choice(list(ADAPTIVE)), multiple=True, default=DEFAULT_ADAPTIVE, show_default=True
+)
 @click.option("--fixed", type=click.Choice(FIXED_STEP), multiple=True, default=DEFAULT_FIXED, show_default=True)
 @click.option(
     "--tolerance",

@@ -103,9 +103,14 @@ def _bands(picture: Image.Image, channels: int) -> list[Image.Image]:
     return [Image.fromarray(np.asarray(band, dtype=np.float32) / 255) for band in picture.split()]
 
 
+def to_uint8(images: Tensor) -> Tensor:
+    """``images`` of any shape, pixels in [-1, 1], in the 256 values of a picture file; here, and only here, clipped."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def to_picture(image: Tensor) -> Image.Image:
-    """The image ``(C, H, W)``, pixels in [-1, 1], as an 8-bit picture; here, and only here, values are clipped."""
-    values = ((image.detach().double().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    """The image ``(C, H, W)``, pixels in [-1, 1], as an 8-bit picture."""
+    values = to_uint8(image.detach().double().cpu())
     return Image.fromarray(values.permute(1, 2, 0).squeeze(-1).numpy())
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_ode.images import ImageFileError, fit_picture, open_picture
+from ddim_ode.images import ImageFileError, fit_picture, open_picture, to_uint8
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _NAMED = 5  # as many files are named in a message
@@ -81,7 +81,7 @@ def read_training_images(source: Path, channels: int, height: int, width: int) -
                 image = fit_picture(picture, channels, height, width)
             except ImageFileError as error:
                 return str(error)
-            return ((image + 1) * 127.5).round().to(torch.uint8)
+            return to_uint8(image)
 
         found = list(tqdm(pool.map(read, names), total=len(names), desc="pictures", leave=False, disable=None))
     small = [

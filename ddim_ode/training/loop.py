@@ -13,7 +13,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class Hardware:
 
 
 class DivergedError(RuntimeError):
-    """A loss that is no longer a finite number."""
+    """Loss or weights that are no longer finite numbers."""
 
 
 def train(
@@ -96,12 +96,12 @@ def train(
 ) -> None:
     """Train a network on ``data`` and leave checkpoints in ``folder``, made if need be, every ``save_minutes``.
 
-    ``resume``   go on from there; ``settings`` may then differ from its in the length of the run.
+    ``resume``   go on from there; ``settings`` may then differ from its in the length of the run and the licence.
     ``publish``  called after every checkpoint, by the main process.
 
     Raises:
-        CheckpointError: if ``folder`` is not empty and it is no run to ``resume``, or that was trained on other data.
-        DivergedError: if the loss is no longer finite; the last checkpoint stays.
+        CheckpointError: if this is a new run and ``folder`` is not empty, or the old one was trained on other data.
+        DivergedError: if loss or weights are no longer finite; the last checkpoint stays.
     """
     accelerator = hardware.accelerator(bf16=settings.bf16)
     main = accelerator.is_main_process
@@ -113,12 +113,14 @@ def train(
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         remove_left_overs(folder)
-        tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {run.machine}")
+        tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {hardware.describe(accelerator)}")
     clock = _Clock(settings, run.seconds, 60 * save_minutes, accelerator)
     done, save = clock.tick(run.step)
     if main and resume and done == 1:
-        # Again, in case that the run was killed between the two.
-        publish(run.averaged_model(folder.name), resume)
+        # Again, in case that the run was killed before, or has got another licence.
+        finished = replace(resume, settings=settings)
+        save_checkpoint(finished, folder)
+        publish(run.averaged_model(folder.name), finished)
         tqdm.write("the run is finished; --steps or --minutes make it longer, at the full learning rate again")
     with tqdm(initial=run.images, unit="img", unit_scale=True, desc="train", disable=None if main else True) as bar:
         while done < 1:
@@ -240,14 +242,14 @@ class _Run:
         """The mean loss of the last hundred steps, over all processes, which have to ask for it together.
 
         Raises:
-            DivergedError: if it was not finite in one of the steps since it was last asked for.
+            DivergedError: if it was not finite in one of the steps since it was last asked for, or the weights are not.
         """
         if self._pending:
             losses = self._accelerator.reduce(torch.stack(self._pending).float(), reduction="mean")
-            if not losses.isfinite().all():
+            if not all(bool(values.isfinite().all()) for values in (losses, *self._unet.parameters())):
                 raise DivergedError(
-                    f"the loss is no longer finite, before step {self.step}; nothing was saved since the last time; "
-                    "lower --learning-rate"
+                    f"the loss or the weights are no longer finite, by step {self.step}; the last checkpoint, if there "
+                    "is one, is kept; begin again with a smaller --learning-rate"
                 )
             self._losses += losses.tolist()
             self._pending.clear()
@@ -283,6 +285,8 @@ class _Run:
                 "begin another run"
             )
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
+        if not checkpoint.machine.endswith(self.machine):
+            self.machine = f"{checkpoint.machine}, then {self.machine}"
         self._unet.load_state_dict(checkpoint.unet)
         self._average.load_state_dict(checkpoint.average)
         self._average.to(self._accelerator.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from itertools import pairwise, product
 from math import inf, isnan
@@ -12,11 +13,14 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis import consistency, convergence, cross_solver, curvature, euler_time, sample_quality, work_precision
-from analysis.common import CIFAR10_TEST, load_images, load_rows
+from analysis.common import CIFAR10_TEST, load_images, load_rows, save_figure
 from analysis.frechet import TEST_STATISTICS, frechet_to_test
 from analysis.reconstruction import Row as ReconstructionRow
+from analysis.reference import decoded_references
 from ddim_ode import decode, encode, load_model, make_grid
 from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
@@ -177,6 +181,49 @@ def test_evaluations_of_each_image_are_counted(tiny_model: Path, tmp_path: Path)
     (adaptive,) = [row for row in rows if row.setting.tolerance]
     assert adaptive.nfe > 3
     assert fixed[100].latent_rmse.mean < fixed[10].latent_rmse.mean
+
+
+def test_steps_by_batch_and_by_sample_are_compared_in_the_same_chart() -> None:
+    pair = (work_precision.BY_BATCH, work_precision.BY_SAMPLE)
+    settings = work_precision.make_settings(pair, (1e-2,), ("euler",))
+    charts = {(setting.solver, setting.chart) for setting in settings if setting.tolerance}
+    own = {name: work_precision.ADAPTIVE[name].chart.name for name in pair}
+    assert own[pair[0]] != own[pair[1]]
+    assert charts == {(pair[0], own[pair[0]]), (pair[0], own[pair[1]]), (pair[1], own[pair[1]])}
+    made = [setting.make_solver().settings for setting in settings if setting.tolerance]
+    assert [solver["chart"] for solver in made] == [setting.chart for setting in settings if setting.tolerance]
+    assert {solver["rtol"] for solver in made} == {1e-2}
+
+
+def test_reference_images_go_on_from_a_stage(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_model(str(tiny_model))
+    x_T = draw_latents(2, (3, 8, 8), seed=0)
+    whole = decoded_references(model, x_T, folder=tmp_path, stride=5)
+    (last,) = tmp_path.glob("*-images.pt")
+    last.unlink()
+    stages = sorted(tmp_path.glob("*-down-*.pt"))
+    assert len(stages) == 2
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.network.register_forward_hook(count)
+    again = decoded_references(model, x_T, folder=tmp_path, stride=5)
+    assert calls == 4  # one step of rk4, down to sigma = 0
+    assert all(again.at[end].equal(whole.at[end]) for end in whole.at)
+    assert again.accuracy == whole.accuracy > 0
+
+
+def test_figures_say_what_they_were_made_with(tmp_path: Path) -> None:
+    settings = {"model": "small", "fingerprint": "0123456789abcdef", "images": ["a.png", "b.png"], "seed": 3}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    figure = Figure(layout="constrained")
+    save_figure(figure, tmp_path / "figure.png")
+    assert [text.get_text() for text in figure.texts] == ["model 'small', weights 0123456789ab, 2 images, seed 3"]
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert json.loads(picture.text["ddim-ode"]) == settings
 
 
 @pytest.fixture
