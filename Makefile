@@ -27,7 +27,7 @@ notebooks: $(NOTEBOOKS)
 
 $(NOTEBOOKS): $(VENV)/.installed-notebooks
 	mkdir -p $(DEMO)/notebooks
-	$(VENV)/bin/jupytext --to notebook --execute --run-path . --output $(DEMO)/notebooks/$@.ipynb analysis/notebooks/$@.py
+	PYTHONWARNINGS=ignore:IProgress $(VENV)/bin/jupytext --to notebook --execute --run-path . --output $(DEMO)/notebooks/$@.ipynb analysis/notebooks/$@.py
 	$(VENV)/bin/jupyter nbconvert --to markdown --output-dir analysis/notebooks/rendered $(DEMO)/notebooks/$@.ipynb
 
 $(VENV)/.installed: pyproject.toml constraints.txt

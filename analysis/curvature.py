@@ -88,22 +88,25 @@ def _mean_and_sd(values: Tensor) -> tuple[float, float]:
 def plot(rows: Sequence[Row], model: Model) -> Figure:
     """Bend, local error, and the nodes of every grid, over one axis of sigma."""
     figure = Figure(figsize=(8, 9), layout="constrained")
+    figure.suptitle(
+        f"mean over the images, standard deviation shaded; steps of {STEP:g} of log sigma", fontsize="medium"
+    )
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1))
     for axes, what, label in zip(
         panels,
         ("bend", "error"),
-        ("bend: second derivative, per (log sigma)²", "local error of Euler, a tenth of log sigma"),
+        ("bend,\nper (log sigma)²", "error of one Euler step,\nrelative to the state"),
         strict=False,
     ):
         for colour, name in zip(COLOURS, CHARTS, strict=False):
             curve = sorted((row for row in rows if row.chart == name), key=lambda row: row.sigma)
             xs = [row.sigma for row in curve]
             mean, sd = ([getattr(row, f"{what}_{part}") for row in curve] for part in ("mean", "sd"))
-            axes.loglog(xs, mean, color=colour, label=f"chart: {name}, mean and standard deviation over images")
+            axes.loglog(xs, mean, color=colour, label=f"chart: {name}")
             low = [max(m - s, m / 10) for m, s in zip(mean, sd, strict=True)]
             high = [m + s for m, s in zip(mean, sd, strict=True)]
             axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.set_ylabel(f"{label},\nrelative to the state")
+        axes.set_ylabel(label)
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
     for i, name in enumerate(sorted(GRIDS)):

@@ -126,17 +126,17 @@ def _draw(
 
 
 def draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None:
-    """A fan of short lines from the NFE ``begin`` on, with the slopes ``-exponents`` by order, in the lower left
-    corner, which falling curves leave free."""
-    low, high = axes.get_ylim()
-    error = low * (high / low) ** 0.35
+    """A fan of short lines from the NFE ``begin`` on, with the slopes ``-exponents`` by order: below all that is drawn,
+    and so short that the labels beside it are inside the axes."""
+    factor = min(2.0, (axes.get_xlim()[1] / begin) ** 0.35)
+    error, _ = axes.get_ylim()
     for exponent in sorted(set(exponents.values())):
         orders = " and ".join(str(order) for order in sorted(exponents) if exponents[order] == exponent)
-        end = error / 2**exponent
-        axes.plot([begin, 2 * begin], [error, end], linestyle="--", linewidth=1, color="0.5")
+        end = error / factor**exponent
+        axes.plot([begin, factor * begin], [error, end], linestyle="--", linewidth=1, color="0.5")
         axes.annotate(
             f"order {orders}: slope -{exponent}",
-            (2.1 * begin, end),
+            (1.05 * factor * begin, end),
             ha="left",
             va="center",
             color="0.3",
