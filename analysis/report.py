@@ -106,7 +106,7 @@ SECTIONS: tuple[Section, ...] = (
         folder="reconstruction_1000",
     ),
     Section("cross_solver", (*_FEW, "--nfe", "10")),
-    Section("decode_error", ("--count", "8", "--stride", "4", *_each("--nfe", 5, 10)), _each("--nfe", 5, 8, 10, 20)),
+    Section("decode_error", (*_COARSE, *_each("--nfe", 5, 10)), _each("--nfe", 5, 8, 10, 20)),
     Section("consistency", _FEW),
     Section(
         "sample_quality", ("--count", "48", *_each("--eta", "0", "0.5", "1", "sigma-hat"), *_each("--steps", 5, 10, 20))

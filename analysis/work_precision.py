@@ -171,8 +171,8 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
             curve.sort(key=lambda row: row.nfe)
             xs, ys = [getattr(row, cost) for row in curve], [row.latent_rmse.median for row in curve]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            label = f"{name}, {chart}" if chart else name
-            axes.loglog(xs, ys, linestyle="-" if chart else "--", label=label, **style)
+            curve_label = f"{name}, {chart}" if chart else name
+            axes.loglog(xs, ys, linestyle="-" if chart else "--", label=curve_label, **style)
         mark_accuracy(axes, accuracy)
         axes.set_xlabel(label)
         axes.grid(visible=True, which="major", alpha=0.3)

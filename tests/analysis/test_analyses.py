@@ -21,6 +21,7 @@ from analysis.common import CIFAR10_TEST, load_images, load_rows, save_figure
 from analysis.frechet import TEST_STATISTICS, frechet_to_test
 from analysis.reconstruction import Row as ReconstructionRow
 from analysis.reference import decoded_references
+from analysis.spread import spread
 from ddim_ode import decode, encode, load_model, make_grid
 from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
@@ -193,6 +194,14 @@ def test_steps_by_batch_and_by_sample_are_compared_in_the_same_chart() -> None:
     made = [setting.make_solver().settings for setting in settings if setting.tolerance]
     assert [solver["chart"] for solver in made] == [setting.chart for setting in settings if setting.tolerance]
     assert {solver["rtol"] for solver in made} == {1e-2}
+
+
+def test_axes_of_work_and_precision_say_what_they_are() -> None:
+    error = spread(torch.tensor([0.1, 0.2]))
+    settings = work_precision.make_settings(("per-sample-bosh3",), (1e-1, 1e-2), ("euler",))
+    rows = [work_precision.Row(setting, 10.0 + i, 1.0 + i, error) for i, setting in enumerate(settings)]
+    panels = work_precision.plot(rows, 0.01).axes
+    assert [axes.get_xlabel() for axes in panels] == ["network evaluations of each image", "seconds, for all images"]
 
 
 def test_reference_images_go_on_from_a_stage(tiny_model: Path, tmp_path: Path) -> None:
