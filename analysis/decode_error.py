@@ -124,7 +124,7 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
 
     ``accuracy``  RMSE of the reference images to coarser ones; much below it an error says nothing.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.subplots()
     budgets = sorted({row.budget for row in rows})
     for family, colour, marker, shift in zip(FAMILIES, COLOURS, ("o", "s"), (0.98, 1.02), strict=False):
@@ -138,7 +138,7 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
     axes.set_xlabel("calls of the network (NFE)")
     axes.set_ylabel("decode error: RMSE, pixels in [-1, 1]")
     axes.grid(visible=True, which="major", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
