@@ -229,23 +229,6 @@ def test_weights_that_are_not_finite_are_not_saved(make_settings: MakeSettings, 
     assert not (tmp_path / "run" / FILE).exists()
 
 
-def test_two_processes_do_what_one_does(pictures: Path, tmp_path: Path) -> None:
-    """But for rounding. The optimizer's means of the gradients would tell if they were of half the batch."""
-    config = write_config(tmp_path)
-    options = ["train", str(pictures), "--cpu", "--unet", str(config), "--batch-size", "4", "--steps", "4"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, begin in (("one", [sys.executable]), ("two", launcher)):
-        command = [*begin, str(ROOT / "cli.py"), *options, "-o", str(tmp_path / name)]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
-    one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
-    assert "2 process(es)" in two.machine
-    assert two.losses == pytest.approx(one.losses, rel=1e-4)
-    for number, state in one.optimizer["state"].items():
-        mean, other = state["exp_avg"], two.optimizer["state"][number]["exp_avg"]
-        assert float((mean - other).norm()) <= 1e-3 * float(mean.norm()) + 1e-7
-
-
 def test_mixed_precision_is_near_float32(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
     """And a run that is resumed keeps it."""
     run(make_settings(), pictures, tmp_path / "whole")
