@@ -105,7 +105,8 @@ def train(
     """
     accelerator = hardware.accelerator(bf16=settings.bf16)
     main = accelerator.is_main_process
-    run = _Run(settings, data, accelerator, hardware.describe(accelerator))
+    machine = hardware.describe(accelerator)
+    run = _Run(settings, data, accelerator, machine)
     if resume:
         run.load(resume)
     elif main:
@@ -113,7 +114,7 @@ def train(
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         remove_left_overs(folder)
-        tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {hardware.describe(accelerator)}")
+        tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {machine}")
     clock = _Clock(settings, run.seconds, 60 * save_minutes, accelerator)
     done, save = clock.tick(run.step)
     if main and resume and done == 1:
@@ -236,7 +237,7 @@ class _Run:
 
     def own_loss(self) -> float:
         """The mean loss of the last hundred steps or since the last save, over this process's share of the images."""
-        return float(torch.stack(self._pending[-100:]).float().mean()) if self._pending else float("nan")
+        return float(torch.stack(self._pending[-100:]).float().mean())
 
     def recent_loss(self) -> float:
         """The mean loss of the last hundred steps, over all processes, which have to ask for it together.
