@@ -38,13 +38,9 @@ def spread(values: Tensor) -> Spread:
 
 
 def trimmed_mean(values: Tensor) -> Tensor:
-    """The mean over the last dimension without the largest twentieth, rounded up: of 32 without two.
-
-    Of a single value it is that value.
-    """
+    """The mean over the last dimension without the largest twentieth, rounded down: of 64 values without three."""
     count = values.shape[-1]
-    dropped = min(-(-count // 20), count - 1)
-    return values.sort(-1).values[..., : count - dropped].mean(-1)
+    return values.sort(-1).values[..., : count - count // 20].mean(-1)
 
 
 def _mean(values: Tensor) -> Tensor:
