@@ -787,6 +787,8 @@ def train(
 
     hardware = Hardware(cpu=cpu, compile=compile, processes=processes)
     run(settings, data, output, publish=save, hardware=hardware, resume=checkpoint, save_minutes=save_minutes)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @main.command()

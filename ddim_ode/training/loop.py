@@ -138,6 +138,7 @@ def train(
                     save_checkpoint(checkpoint, folder)
                     publish(run.averaged_model(folder.name), checkpoint)
                     tqdm.write(f"step {run.step}, {run.images} images, {done:.1%} of the run: loss {loss:.4f}")
+    accelerator.wait_for_everyone()  # a process that leaves while another still works can make that one fail
 
 
 class _Clock:

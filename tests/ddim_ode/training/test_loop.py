@@ -48,6 +48,12 @@ def write_config(folder: Path) -> Path:
     return path
 
 
+def call(command: list[str]) -> None:
+    """Run it with one thread; where it fails, show what it said."""
+    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     return load_model(str(folder)).network.state_dict()
 
@@ -144,11 +150,26 @@ def test_killed_and_resumed(pictures: Path, tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert 0 < load_checkpoint(killed).step < 15
     for folder, more in ((killed, ["--resume"]), (tmp_path / "whole", [*new])):
-        subprocess.run(command(folder, *more), env=environment, check=True, capture_output=True)
+        call(command(folder, *more))
     whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(killed)
     assert whole.step == resumed.step == 15
     assert whole.losses == resumed.losses
     assert all(value.equal(weights(killed)[key]) for key, value in weights(tmp_path / "whole").items())
+
+
+def test_two_processes_do_what_one_does(pictures: Path, tmp_path: Path) -> None:
+    """But for rounding. The optimizer's means of the gradients would tell if they were of half the batch."""
+    config = write_config(tmp_path)
+    options = ["train", str(pictures), "--cpu", "--unet", str(config), "--batch-size", "4", "--steps", "4"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, begin in (("one", [sys.executable]), ("two", launcher)):
+        call([*begin, str(ROOT / "cli.py"), *options, "-o", str(tmp_path / name)])
+    one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
+    assert "2 process(es)" in two.machine
+    assert two.losses == pytest.approx(one.losses, rel=1e-4)
+    for number, state in one.optimizer["state"].items():
+        mean, other = state["exp_avg"], two.optimizer["state"][number]["exp_avg"]
+        assert float((mean - other).norm()) <= 1e-3 * float(mean.norm()) + 1e-7
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_data(
