@@ -15,7 +15,7 @@ what it is fitted from, is refused. Of the others that one is chosen whose error
 weighed; if none, the default.
 
 Encoder and decoder are both fitted to the trajectories. An encoder fitted to undo the fitted decoder instead, in 10
-steps of the model that ships, has latents 1.45 times as far off, and a round trip that is no better.
+steps of an earlier model, has latents 1.45 times as far off, and a round trip that is no better.
 
 Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, for the ODE; ``solvers.fitted`` for the fit.
 """

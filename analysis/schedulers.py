@@ -24,7 +24,7 @@ SPACINGS: dict[str, dict[str, object]] = {
     "lu": {"use_lu_lambdas": True},
 }
 # The class in diffusers, settings, and spacings that it knows: those that follow this ODE. Left out, as far behind with
-# the model that ships, are KDPM2Discrete, DPMSolverSinglestep of order 2 and the spacing 'beta'.
+# an earlier model, are KDPM2Discrete, DPMSolverSinglestep of order 2 and the spacing 'beta'.
 THEIRS: tuple[tuple[str, dict[str, object], tuple[str, ...]], ...] = (
     ("DDIMScheduler", {}, ("trailing",)),
     ("DPMSolverMultistepScheduler", {"solver_order": 2}, ("trailing", "karras", "exponential", "lu")),
@@ -98,7 +98,7 @@ def invert_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> 
     """The latents of ``images``, both ``(B, C, H, W)``, by ``DDIMInverseScheduler``, and where the walk to them ended.
 
     It is handed eps, whatever the network predicts: it would read the v of a timestep with the alpha_bar of the one
-    before, and with the model that ships lose five to seven times as much on the way there and back.
+    before, and with an earlier model lose five to seven times as much on the way there and back.
 
     ``spacing``  of the timesteps, as diffusers calls it.
     """

@@ -217,7 +217,7 @@ def _norm(values: Tensor) -> Tensor:
     return rows(values.detach()).square().mean(dim=1).sqrt().cpu().double()
 
 
-# Pair and chart were chosen by the latents of 8 images of CIFAR-10 with the model that ships: it is too rough in t for
+# Pair and chart were chosen by the latents of 8 images of CIFAR-10 with a small network: it is too rough in t for
 # Dormand and Prince's pair 5(4), which errs twice as much at equal cost; and the angle takes 0.6 of the evaluations
 # that asinh takes at the same tolerance, for a smaller error.
 _BOGACKI_SHAMPINE = EmbeddedPair(
