@@ -46,7 +46,7 @@ from analysis.options import (
 from analysis.reconstruction import steps_for
 from analysis.reference import End, decoded_references, end_of, make_references
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
-from analysis.spread import spread
+from analysis.spread import Spread, spread
 from ddim_ode.codec import decode, decode_pair, draw_latents, encode, encode_pair
 from ddim_ode.grids import DEFAULT_GRID, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
@@ -76,7 +76,7 @@ class Row:
     """One figure of one competitor; ``nfe`` evaluations one way, of the encoder where there are two ways.
 
     ``family``  "diffusers" or "ddim-ode".
-    ``images``  images or latents that mean, median and trimmed mean are over.
+    ``error``   what is measured, over so many ``images`` or latents; of ``moment`` there is one for all.
     """
 
     measure: str
@@ -86,9 +86,7 @@ class Row:
     steps: int
     nfe: int
     images: int
-    mean: float
-    median: float
-    trimmed: float
+    error: Spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +162,8 @@ def tasks(rows: Sequence[Row]) -> Iterator[Task]:
 def not_far_behind(rows: Sequence[Row], steps: int) -> set[tuple[str, str]]:
     """Names and spacings of the schedulers that, in so many evaluations, are worth measuring on all latents."""
     screened = [row for row in rows if (row.measure, row.steps) == ("screen", steps)]
-    least = min((row.mean for row in screened), default=0.0)
-    return {(row.name, row.grid) for row in screened if row.mean <= CLOSE * least}
+    least = min((row.error.mean for row in screened), default=0.0)
+    return {(row.name, row.grid) for row in screened if row.error.mean <= CLOSE * least}
 
 
 def calibrated(model: Model) -> dict[str, str]:
@@ -190,11 +188,11 @@ def _trip(material: Material, task: Task) -> list[Row]:
     """There and back, and on the way the latents."""
     x_T, x_0, end, nfe = _there_and_back(material, task, material.images)
     truth = material.truth[end]
-    moment = float((x_T.square().mean() / truth.square().mean() - 1).abs())
+    moment = (x_T.square().mean() / truth.square().mean() - 1).abs()
     return [
         _row(task, "round_trip", nfe, pixel_mse(material.images, x_0)),
         _row(task, "latent", nfe, rms(x_T - truth)),
-        Row("moment", task.family, task.name, task.grid, task.steps, nfe, len(x_T), *[moment] * 3),
+        _row(task, "moment", nfe, moment[None]),
     ]
 
 
@@ -264,9 +262,7 @@ def _decode_theirs(
 
 
 def _row(task: Task, measure: str, nfe: int, values: Tensor) -> Row:
-    over = spread(values)
-    competitor = (task.family, task.name, task.grid, task.steps)
-    return Row(measure, *competitor, nfe, len(values), over.mean, over.median, over.trimmed)
+    return Row(measure, task.family, task.name, task.grid, task.steps, nfe, len(values), spread(values))
 
 
 def missing(every: Iterable[Task], rows: Sequence[Row]) -> list[Task]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.common import COLOURS, MARKERS, label_counts
+from analysis.common import COLOURS, MARKERS, label_counts, shade
 from solvers import AUTO
 
 if TYPE_CHECKING:
@@ -113,20 +113,21 @@ def _line(rows: Sequence[Row], goal: Goal) -> str | None:
     alone = goal.absolute == BOTH
     if ours is None or (base is None and not alone):
         return None
-    unit = 1.0 if alone or base is None else base.trimmed
+    unit = None if alone or base is None else base.error
     limits = [
-        value / (unit if name in goal.absolute else 1.0) for name, value in (("least", goal.least), ("aim", goal.aim))
+        value / (unit.trimmed if unit and name in goal.absolute else 1.0)
+        for name, value in (("least", goal.least), ("aim", goal.aim))
     ]
     columns = ("trimmed", "median", "mean")
-    pairs = [(getattr(ours, column), 0.0 if alone else getattr(base, column)) for column in columns]
+    ratios = [f"{getattr(ours.error, of) / getattr(unit, of):.2g}" if unit else "" for of in columns]
     cells = [
         goal.what,
         str(ours.nfe),
-        f"{base.name} {base.grid}: {base.trimmed:.2g}" if base else "",
-        f"{' '.join(goal.ours).strip()}: {ours.trimmed:.2g}",
-        *(f"{value / of:.2g}" if of else "" for value, of in pairs),
+        f"{base.name} {base.grid}: {base.error.trimmed:.2g}" if base else "",
+        f"{' '.join(goal.ours).strip()}: {ours.error.trimmed:.2g}",
+        *ratios,
         *(f"{limit:.2g}" for limit in limits),
-        verdict(ours.trimmed / unit, *limits),
+        verdict(ours.error.trimmed / (unit.trimmed if unit else 1.0), *limits),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -149,7 +150,7 @@ def _best(
         and family in (None, row.family)
         and (not names or any(row.name == name and grid in ("", row.grid) for name, grid in names))
     ]
-    return min(found, key=lambda row: row.trimmed, default=None)
+    return min(found, key=lambda row: row.error.trimmed, default=None)
 
 
 def _steps_line(rows: Sequence[Row]) -> list[str]:
@@ -158,10 +159,10 @@ def _steps_line(rows: Sequence[Row]) -> list[str]:
     long = [row for row in few if row.family == "diffusers"]
     if not long:
         return []
-    target = long[0].trimmed
-    enough = [row for row in few if row.family == "ddim-ode" and row.trimmed <= target]
+    target = long[0].error.trimmed
+    enough = [row for row in few if row.family == "ddim-ode" and row.error.trimmed <= target]
     steps = enough[0].steps if enough else inf
-    ours = f"{AUTO}: {enough[0].trimmed:.2g}" if enough else f"not in {few[-2].steps}"
+    ours = f"{AUTO}: {enough[0].error.trimmed:.2g}" if enough else f"not in {few[-2].steps}"
     base = f"{long[0].name} {long[0].grid}: {target:.2g}"
     cells = [
         f"steps that lose as little as DDIM in {long[0].steps}",
@@ -184,19 +185,21 @@ def plot(rows: Sequence[Row]) -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     count = max(row.images for row in rows)
-    figure.suptitle(f"95 % trimmed means over {count} images or latents that nothing was fitted to")
+    figure.suptitle(f"95 % trimmed means over {count} images or latents that nothing was fitted to; 95 % intervals")
     return figure
 
 
 def _draw(axes: Axes, rows: Sequence[Row]) -> None:
     steps = sorted({row.steps for row in rows})
     best = [(s, row) for s in steps if (row := _best(rows, rows[0].measure, s, "diffusers", ()))]
-    xs, ys = [s for s, _ in best], [row.trimmed for _, row in best]
+    xs, ys = [s for s, _ in best], [row.error.trimmed for _, row in best]
     axes.loglog(xs, ys, "--", marker="o", color="0.3", label="best of diffusers")
+    shade(axes, xs, [row.error for _, row in best], "trimmed", "0.3")
     for (label, name, grid), colour, marker in zip(_CURVES, COLOURS, MARKERS[1:], strict=False):
         curve = sorted((row for row in rows if row.name == name and grid in ("", row.grid)), key=lambda row: row.steps)
-        xs_, ys_ = [row.steps for row in curve], [row.trimmed for row in curve]
+        xs_, ys_ = [row.steps for row in curve], [row.error.trimmed for row in curve]
         axes.loglog(xs_, ys_, marker=marker, color=colour, label=label)
+        shade(axes, xs_, [row.error for row in curve], "trimmed", colour)
     if rows[0].measure == "round_trip":
         axes.axhline(ROUNDING, color="0.6", linewidth=1)
         axes.annotate("rounding of 8-bit pixels", (steps[0], ROUNDING), va="bottom", fontsize="small", color="0.4")

@@ -14,11 +14,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from analysis.common import load_rows, load_settings
 from analysis.comparison import main as compare
 from analysis.comparison_plot import GOALS
 from analysis.overhead import main as measure_overhead
+from analysis.quality import DistanceRow, ErrorRow
+from analysis.quality import table as quality_table
 from analysis.reconstruction import main as reconstruct
 from cli import main
+from ddim_ode.models import load_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +61,14 @@ def test_tables_are_what_was_measured(name: str, command: click.Command, count: 
     _, *body = [line for line in printed.stdout.splitlines() if line.startswith("| ")]
     assert len(body) == count
     assert all(line in README for line in body)
+
+
+def test_the_model_that_ships_is_the_one_that_was_measured() -> None:
+    folder, fingerprint = ROOT / "analysis" / "results" / "quality", load_model().fingerprint
+    errors, distances = load_rows(ErrorRow, folder / "errors.csv"), load_rows(DistanceRow, folder / "distances.csv")
+    assert load_settings(folder / "settings.json")["models"]["ddpm-cifar10"] == fingerprint
+    assert quality_table(errors, distances) in README
+    assert fingerprint in (ROOT / "ddim_ode" / "pretrained" / "ddpm-cifar10" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_overhead_is_measured_as_it_says(in_scratch_folder: Path) -> None:

@@ -37,7 +37,7 @@ from ddim_ode.codec import draw_latents
 from solvers import get_solver
 
 model = load_model("default")
-model.schedule
+print(model.summary())
 
 # %% [markdown]
 # ## The same images, by the formula and by the solver

@@ -13,6 +13,7 @@ from analysis.common import CIFAR10_TEST, load_images, load_rows
 from analysis.comparison import Row, main, plan
 from analysis.comparison_plot import GOALS, table, verdict
 from analysis.schedulers import invert_with_ddim
+from analysis.spread import Spread
 from ddim_ode.calibration import FILE, Calibration, Entry, save_calibration
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import make_grid
@@ -67,10 +68,10 @@ def test_figures_are_those_of_a_computation_by_hand(measured: tuple[Path, str], 
     mse = float(pixel_mse(images, decode(model.ode(), x_T, grid, SOLVERS["reab2"])).mean())
     found = rows["round_trip", "ddim-ode", "reab2", "log-snr", 10]
     assert (found.nfe, found.images) == (10, 2)
-    assert found.mean == pytest.approx(mse, rel=1e-9)
+    assert found.error.mean == pytest.approx(mse, rel=1e-9)
     default = rows["round_trip", "ddim-ode", DEFAULT_SOLVER, "log-snr", 10]
-    assert rows["round_trip", "ddim-ode", "auto", "", 10].mean == default.mean
-    assert rows["two_states", "ddim-ode", "reversible-heun", "log-snr", 6].mean < 1e-12
+    assert rows["round_trip", "ddim-ode", "auto", "", 10].error.mean == default.error.mean
+    assert rows["two_states", "ddim-ode", "reversible-heun", "log-snr", 6].error.mean < 1e-12
 
 
 @pytest.mark.parametrize(("spacing", "t_end"), [("leading", 980), ("trailing", 999)])
@@ -102,7 +103,8 @@ def test_verdicts(value: float, word: str) -> None:
 
 def test_a_ratio_is_to_the_best_baseline() -> None:
     def row(measure: str, family: str, name: str, grid: str, steps: int, value: float) -> Row:
-        return Row(measure, family, name, grid, steps, steps, 3, value * 3, value / 2, value)
+        mean, median, trimmed = ((value * part,) * 3 for part in (3, 0.5, 1))
+        return Row(measure, family, name, grid, steps, steps, 3, Spread(*mean, *median, *trimmed))
 
     printed = table(
         [
