@@ -114,9 +114,9 @@ def _line(rows: Sequence[Row], goal: Goal) -> str | None:
     if ours is None or (base is None and not alone):
         return None
     unit = None if alone or base is None else base.error
+    scale = unit.trimmed if unit else 1.0
     limits = [
-        value / (unit.trimmed if unit and name in goal.absolute else 1.0)
-        for name, value in (("least", goal.least), ("aim", goal.aim))
+        value / (scale if name in goal.absolute else 1.0) for name, value in (("least", goal.least), ("aim", goal.aim))
     ]
     columns = ("trimmed", "median", "mean")
     ratios = [f"{getattr(ours.error, of) / getattr(unit, of):.2g}" if unit else "" for of in columns]
@@ -127,7 +127,7 @@ def _line(rows: Sequence[Row], goal: Goal) -> str | None:
         f"{' '.join(goal.ours).strip()}: {ours.error.trimmed:.2g}",
         *ratios,
         *(f"{limit:.2g}" for limit in limits),
-        verdict(ours.error.trimmed / (unit.trimmed if unit else 1.0), *limits),
+        verdict(ours.error.trimmed / scale, *limits),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -191,20 +191,24 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 def _draw(axes: Axes, rows: Sequence[Row]) -> None:
     steps = sorted({row.steps for row in rows})
-    best = [(s, row) for s in steps if (row := _best(rows, rows[0].measure, s, "diffusers", ()))]
-    xs, ys = [s for s, _ in best], [row.error.trimmed for _, row in best]
-    axes.loglog(xs, ys, "--", marker="o", color="0.3", label="best of diffusers")
-    shade(axes, xs, [row.error for _, row in best], "trimmed", "0.3")
+    best = [row for s in steps if (row := _best(rows, rows[0].measure, s, "diffusers", ()))]
+    _curve(axes, best, "best of diffusers", "0.3", "o--")
     for (label, name, grid), colour, marker in zip(_CURVES, COLOURS, MARKERS[1:], strict=False):
         curve = sorted((row for row in rows if row.name == name and grid in ("", row.grid)), key=lambda row: row.steps)
-        xs_, ys_ = [row.steps for row in curve], [row.error.trimmed for row in curve]
-        axes.loglog(xs_, ys_, marker=marker, color=colour, label=label)
-        shade(axes, xs_, [row.error for row in curve], "trimmed", colour)
+        _curve(axes, curve, label, colour, f"{marker}-")
     if rows[0].measure == "round_trip":
         axes.axhline(ROUNDING, color="0.6", linewidth=1)
         axes.annotate("rounding of 8-bit pixels", (steps[0], ROUNDING), va="bottom", fontsize="small", color="0.4")
     exponent = 2 if rows[0].measure == "round_trip" else 1
-    slope = [ys[0] * 1.5 * (xs[0] / x) ** exponent for x in xs]
+    xs = [row.steps for row in best]
+    slope = [best[0].error.trimmed * 1.5 * (xs[0] / x) ** exponent for x in xs]
     axes.loglog(xs, slope, ":", color="0.5", label="first order")
     label_counts(axes, steps)
     axes.grid(visible=True, which="major", alpha=0.3)
+
+
+def _curve(axes: Axes, rows: Sequence[Row], label: str, colour: str, style: str) -> None:
+    """The trimmed means of ``rows`` along their steps, and their intervals."""
+    steps = [row.steps for row in rows]
+    axes.loglog(steps, [row.error.trimmed for row in rows], style, color=colour, label=label)
+    shade(axes, steps, [row.error for row in rows], "trimmed", colour)

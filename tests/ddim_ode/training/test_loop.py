@@ -27,6 +27,7 @@ from ddim_ode.training.settings import Settings
 MakeSettings = Callable[..., Settings]
 CPU = Hardware(cpu=True)
 ROOT = Path(__file__).parents[3]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(settings: Settings, pictures: Path, folder: Path, *, resume: bool = False, save_minutes: float = 10.0) -> None:
@@ -50,7 +51,7 @@ def write_config(folder: Path) -> Path:
 
 def call(command: list[str]) -> None:
     """Run it with one thread; where it fails, show what it said."""
-    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    result = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -142,8 +143,7 @@ def test_killed_and_resumed(pictures: Path, tmp_path: Path) -> None:
 
     new = ("--unet", str(config), "--batch-size", "4")
     killed = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(killed, *new), env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(killed, *new), env=ONE_THREAD, stdout=subprocess.DEVNULL)
     while not (killed / FILE).exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
