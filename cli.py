@@ -29,7 +29,6 @@ from solvers import (
     DEFAULT_SOLVER,
     SOLVERS,
     ExactInverse,
-    PerSampleSolver,
     Solver,
     SolverError,
     exact_inverse,
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from ddim_ode.ode import ProbabilityFlowODE
     from ddim_ode.schedule import NoiseSchedule
     from ddim_ode.training.checkpoint import Checkpoint
-    from solvers import Statistics
+    from solvers import Cost, Solution
 
 DEFAULT_STEPS = 50
 # Among these 'reconstruct --target-psnr' looks for the cheapest.
@@ -381,7 +380,8 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, exact: bool, output:
     for chunk in _chunks(jobs, run.batch_size):
         x_0 = torch.cat([x_0 for _, x_0, _ in chunk]).to(model.device)
         with _timed(ode, solver, grid, "encode") as encoding:
-            x_T, companion = codec.encode_pair(ode, x_0, grid, encoding.solve)
+            solution = encoding.of(codec.encode_solution(ode, x_0, grid, solver))
+        x_T, companion = solution.x, solution.companion
         saved = []
         for i, (target, _, source) in enumerate(chunk):
             with failures.caught():
@@ -470,7 +470,7 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
             companions = [latent.companion for _, latent, _ in chunk if exact and latent.companion is not None]
             companion = torch.cat(companions).to(model.device) if companions else None
             with _timed(ode, solver, grid, "decode") as decoding:
-                images = codec.decode_pair(ode, x_T, companion, grid, decoding.solve)
+                images = decoding.of(codec.decode_solution(ode, x_T, grid, solver, companion)).x
             for i, ((target, latent, _), image) in enumerate(zip(chunk, images, strict=True)):
                 with failures.caught():
                     save_image(
@@ -515,9 +515,10 @@ def reconstruct(
     for chunk in _chunks(jobs, run.batch_size):
         x_0 = torch.cat([image for _, image, _ in chunk]).to(model.device)
         with _timed(ode, solver, grid, "encode") as encoding:
-            x_T, companion = codec.encode_pair(ode, x_0, grid, encoding.solve)
+            solution = encoding.of(codec.encode_solution(ode, x_0, grid, solver))
+        x_T, companion = solution.x, solution.companion
         with _timed(ode, back, grid, "decode") as decoding:
-            decoded = codec.decode_pair(ode, x_T, companion, grid, decoding.solve)
+            decoded = decoding.of(codec.decode_solution(ode, x_T, grid, back, companion)).x
         errors = pixel_mse(x_0, decoded).tolist()
         notes = [""] * len(chunk)
         if companion is not None:
@@ -963,25 +964,24 @@ def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 @dataclass
 class Integration:
-    """One integration of a batch: ``solve`` does it, and the rest is known afterwards.
-
-    ``costs``  what each member cost, if it has steps of its own; else empty.
-    """
+    """One integration of a batch: ``cost`` is what each member cost, if it has steps of its own."""
 
     solver: Solver
     grid: Grid
     nfe: int = 0
     seconds: float = 0.0
-    costs: list[Statistics] = field(default_factory=list)
+    cost: Cost | None = None
 
-    @property
-    def solve(self) -> Solve:
-        """The solver, to be handed to the codec."""
-        return self.solver.reporting(self.costs.append) if isinstance(self.solver, PerSampleSolver) else self.solver
+    def of(self, solution: Solution) -> Solution:
+        """The ``solution``, whose cost is kept, and whose notes become warnings."""
+        self.cost = solution.cost
+        for note in solution.notes:
+            click.echo(f"Warning: {note}", err=True)
+        return solution
 
     def nfe_of(self, i: int) -> int:
         """Network evaluations spent on the member number ``i``: its own, or those of the batch."""
-        return int(self.costs[-1].evaluations[i]) if self.costs else self.nfe
+        return int(self.cost.evaluations[i]) if self.cost else self.nfe
 
     def report(self, i: int | None = None) -> str:
         """What was done and what it cost: the batch, and the member number ``i`` if it has steps of its own."""
@@ -990,9 +990,9 @@ class Integration:
         more = ""
         if isinstance(solver, ExactInverse):
             more = f", each step undone to {solver.tolerance:g} unless a warning says otherwise"
-        if self.costs and i is not None:
-            cost = self.costs[-1]
-            more = f", {self.nfe_of(i)} of its own in {cost.accepted[i]} steps and {cost.rejected[i]} rejected"
+        if self.cost and i is not None:
+            taken, refused = self.cost.accepted[i], self.cost.rejected[i]
+            more = f", {self.nfe_of(i)} of its own in {taken} steps and {refused} rejected"
         return f"{solver.name}, {steps}, {self.nfe} NFE{more}, {self.seconds:.2f} s"
 
 

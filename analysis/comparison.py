@@ -47,7 +47,7 @@ from analysis.reconstruction import steps_for
 from analysis.reference import End, decoded_references, end_of, make_references
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
 from analysis.spread import Spread, spread
-from ddim_ode.codec import decode, decode_pair, draw_latents, encode, encode_pair
+from ddim_ode.codec import decode, decode_solution, draw_latents, encode, encode_solution
 from ddim_ode.grids import DEFAULT_GRID, GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model, load_model
@@ -232,10 +232,10 @@ def _two_states(material: Material, task: Task) -> list[Row]:
     solver, grid = plan(material.model, task.name, task.grid, task.steps)
     ode, nfe = material.model.ode(), 0
     try:
-        x_T, companion = encode_pair(ode, material.few, grid, solver)
+        found = encode_solution(ode, material.few, grid, solver)
         nfe = ode.nfe
-        kept = None if companion is None else companion.float()
-        x_0 = decode_pair(ode, x_T.float(), kept, grid, solver)
+        kept = found.map(lambda x: x.float())
+        x_0 = decode_solution(ode, kept.x, grid, solver, kept.companion).x
     except SolverError:
         x_0 = torch.full_like(material.few.double(), inf)
     return [_row(task, "two_states", nfe, pixel_mse(material.few, x_0))]

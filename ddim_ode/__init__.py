@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from ddim_ode.ancestral import Ancestral as Ancestral
     from ddim_ode.ancestral import seeded_noise as seeded_noise
     from ddim_ode.codec import decode as decode
-    from ddim_ode.codec import decode_pair as decode_pair
+    from ddim_ode.codec import decode_solution as decode_solution
     from ddim_ode.codec import encode as encode
-    from ddim_ode.codec import encode_pair as encode_pair
+    from ddim_ode.codec import encode_solution as encode_solution
     from ddim_ode.family import ForwardProcess as ForwardProcess
     from ddim_ode.family import forward_process as forward_process
     from ddim_ode.grids import Grid as Grid
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ancestral": ("Ancestral", "seeded_noise"),
-    "codec": ("decode", "decode_pair", "encode", "encode_pair"),
+    "codec": ("decode", "decode_solution", "encode", "encode_solution"),
     "family": ("ForwardProcess", "forward_process"),
     "grids": ("Grid", "full_range", "grid_of_timesteps", "make_grid"),
     "images": ("load_image", "save_image"),

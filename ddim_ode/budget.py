@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ddim_ode.codec import Solve, decode_pair, encode_pair
+from ddim_ode.codec import Method, S, decode_solution, encode_solution
 from ddim_ode.grids import Grid
 from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.ode import ProbabilityFlowODE
@@ -32,7 +32,9 @@ def least(quality: Callable[[int], float], target: float, most: int) -> int | No
     return effort
 
 
-def worst_psnr(ode: ProbabilityFlowODE, batches: Sequence[Tensor], grid: Grid, there: Solve, back: Solve) -> float:
+def worst_psnr(
+    ode: ProbabilityFlowODE, batches: Sequence[Tensor], grid: Grid, there: Method[S], back: Method[S]
+) -> float:
     """The PSNR, in dB, of the image that comes back worst, encoded by ``there`` and decoded by ``back``.
 
     ``batches``  of images, each ``(B, C, H, W)``, pixels in [-1, 1]. Each way of each batch has the ODE's limit to
@@ -41,7 +43,7 @@ def worst_psnr(ode: ProbabilityFlowODE, batches: Sequence[Tensor], grid: Grid, t
     errors: list[float] = []
     for x_0 in batches:
         ode.reset()
-        x_T, companion = encode_pair(ode, x_0, grid, there)
+        found = encode_solution(ode, x_0, grid, there)
         ode.reset()
-        errors += pixel_mse(x_0, decode_pair(ode, x_T, companion, grid, back)).tolist()
+        errors += pixel_mse(x_0, decode_solution(ode, found.x, grid, back, found.companion).x).tolist()
     return min(map(psnr, errors))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddim_ode.codec import Solve, decode_pair, encode
+from ddim_ode.codec import Method, S, Solve, decode_solution, encode
 from ddim_ode.grids import Grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
@@ -50,7 +50,7 @@ def check(
     grid: Grid,
     *,
     finer: tuple[Solve, Grid],
-    back: Solve,
+    back: Method[S],
     companion: Tensor | None = None,
 ) -> Check:
     """The quality of ``x_T``, encoded from ``x_0`` on ``grid``, both ``(B, C, H, W)``; pixels of x_0 in [-1, 1].
@@ -65,7 +65,7 @@ def check(
     ode.reset()
     fine = encode(ode, x_0, fine_grid, solver)
     ode.reset()
-    error = pixel_mse(x_0, decode_pair(ode, x_T, companion, grid, back))
+    error = pixel_mse(x_0, decode_solution(ode, x_T, grid, back, companion).x)
     return Check(_mean_square(fine - x_T).sqrt(), _mean_square(x_T), _mean_square(fine), error)
 
 

@@ -1,16 +1,19 @@
 """Encode images to latents and decode latents to images: one integration, up or down the same grid.
 
 Notation: an image is x_0, ``(B, C, H, W)``, pixels in [-1, 1]; a latent is x_T = x_bar_T / sqrt(1 + sigma_T^2), of the
-same shape and about unit variance. Nothing is clipped on the way. The solver is an argument: anything that can be
-called as ``solver(field, x, sigmas)``.
+same shape and about unit variance. Nothing is clipped on the way. The solver is an argument: for ``encode`` and
+``decode`` anything that can be called as ``solver(field, x, sigmas)``; for ``encode_solution`` and ``decode_solution``
+a ``Method``, whose solution holds more than the state.
 
 Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, Sections 4.3 and 5.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import sqrt
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +21,34 @@ from torch import Tensor
 from ddim_ode.grids import Grid
 from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 
-Solve = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]
+Field = Callable[[Tensor, Tensor], Tensor]
+Solve = Callable[[Field, Tensor, Tensor], Tensor]
+
+
+class Solved(Protocol):
+    """What a ``Method`` gives; ``solvers.Solution`` is one. States are ``(B, C, H, W)``."""
+
+    @property
+    def x(self) -> Tensor:
+        """The state at the end."""
+
+    @property
+    def companion(self) -> Tensor | None:
+        """The second state of a reversible method."""
+
+    def map(self: S, function: Callable[[Tensor], Tensor]) -> S:
+        """The same with both states changed by ``function``."""
+
+
+S = TypeVar("S", bound=Solved)
+S_co = TypeVar("S_co", bound=Solved, covariant=True)
+
+
+class Method(Protocol[S_co]):
+    """What integrates the ODE and says all that it found; every ``solvers.Solver`` is one."""
+
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> S_co:
+        """From ``x``, ``(B, C, H, W)``, and perhaps its companion, along ``grid``, ``(steps + 1,)``."""
 
 
 def encode(
@@ -60,28 +90,30 @@ def decode(
     return _integrate(ode, x_bar_T, grid.downward(), solver, differentiable)
 
 
-def encode_pair(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Solve) -> tuple[Tensor, Tensor | None]:
-    """Latents x_T and, of a reversible solver, the companions with which they lead back to ``x_0`` exactly.
+def encode_solution(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Method[S]) -> S:
+    """The whole solution that leads from the images ``x_0``, ``(B, C, H, W)``, pixels in [-1, 1], to their latents.
 
-    A reversible solver has two attributes: ``to_pair``, a solver that leads to two states, the halves of a batch, and
-    ``from_pair``, one that begins with those. Of any other there is no companion. All shapes are ``(B, C, H, W)``.
-    Errors are those of ``encode``.
+    Its state is x_T, its companion (of a reversible solver alone) what x_T leads back to x_0 with, exactly; both have
+    the shape of x_0. Errors are those of ``encode``.
     """
-    to_pair: Solve | None = getattr(solver, "to_pair", None)
-    if to_pair is None:
-        return encode(ode, x_0, grid, solver), None
-    x_T, companion = encode(ode, x_0, grid, to_pair).chunk(2)
-    return x_T, companion
+    sigmas, scale = grid.upward(), _latent_scale(grid)
+    with _walking(sigmas, differentiable=False):
+        return solver.solve(ode, _state(x_0, None), sigmas).map(lambda x_bar_T: x_bar_T / scale)
 
 
-def decode_pair(ode: ProbabilityFlowODE, x_T: Tensor, companion: Tensor | None, grid: Grid, solver: Solve) -> Tensor:
-    """Images of the latents ``x_T``: with the ``companion`` of a reversible ``solver`` those that ``encode_pair`` was
-    given, to rounding, on the same ``grid``; without one as ``decode`` makes them. Shapes are ``(B, C, H, W)``.
+def decode_solution(
+    ode: ProbabilityFlowODE, x_T: Tensor, grid: Grid, solver: Method[S], companion: Tensor | None = None
+) -> S:
+    """The whole solution that leads from the latents ``x_T``, ``(B, C, H, W)``, to images of the same shape.
+
+    With the ``companion`` of x_T the state at its end is the image that was encoded, to rounding, if ``solver`` and
+    ``grid`` are those of the encoding. Errors are those of ``encode``, and ValueError where the solver has no use for
+    a companion.
     """
-    from_pair: Solve | None = getattr(solver, "from_pair", None)
-    if companion is None or from_pair is None:
-        return decode(ode, x_T, grid, solver)
-    return decode(ode, torch.cat([x_T, companion]), grid, from_pair)
+    sigmas, scale = grid.downward(), _latent_scale(grid)
+    with _walking(sigmas, differentiable=False):
+        second = None if companion is None else _state(companion, None) * scale
+        return solver.solve(ode, _state(x_T, None) * scale, sigmas, second)
 
 
 def draw_latents(count: int, shape: tuple[int, int, int], *, seed: int) -> Tensor:
@@ -110,9 +142,16 @@ def _latent_scale(grid: Grid) -> float:
 
 
 def _integrate(ode: ProbabilityFlowODE, x_bar: Tensor, sigmas: Tensor, solver: Solve, differentiable: bool) -> Tensor:
+    with _walking(sigmas, differentiable=differentiable):
+        return solver(ode, x_bar, sigmas)
+
+
+@contextmanager
+def _walking(sigmas: Tensor, *, differentiable: bool) -> Iterator[None]:
+    """With or without a graph; a limit that is reached says between which of the ``sigmas``, ``(steps + 1,)``."""
     with torch.set_grad_enabled(differentiable):
         try:
-            return solver(ode, x_bar, sigmas)
+            yield
         except EvaluationLimitError as error:
             raise EvaluationLimitError(
                 f"{error} (on the way from sigma = {float(sigmas[0]):.6g} to {float(sigmas[-1]):.6g})"

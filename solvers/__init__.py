@@ -1,13 +1,16 @@
-"""Solvers of initial value problems in torch: ``solver(field, x, grid) -> x``. See ``solvers.base``.
+"""Solvers of initial value problems in torch: ``solver.solve(field, x, grid) -> Solution``. See ``solvers.base``.
 
 Importing this package is cheap: torch, torchdiffeq and scipy are imported when a solver runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
+from solvers.base import Cost as Cost
+from solvers.base import Solution as Solution
 from solvers.base import Solver as Solver
 from solvers.base import SolverError as SolverError
 from solvers.charts import ANGLE, VARIANCE
@@ -18,7 +21,6 @@ from solvers.fixed import FixedStepSolver, in_chart
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
 from solvers.per_sample import PER_SAMPLE_SOLVERS
 from solvers.per_sample import PerSampleSolver as PerSampleSolver
-from solvers.per_sample import Statistics as Statistics
 from solvers.pndm import PSEUDO_SOLVERS
 from solvers.reversible import REVERSIBLE_SOLVERS
 from solvers.reversible import ReversibleSolver as ReversibleSolver
@@ -40,9 +42,20 @@ FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     in_chart(RUNGE_KUTTA_SOLVERS[0], VARIANCE),
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )
-SOLVERS: dict[str, Solver] = {
-    solver.name: solver
-    for solver in (
+
+
+def _by_name(solvers: Iterable[Solver]) -> dict[str, Solver]:
+    """The registry of ``solvers``; ValueError where one would take the place of another."""
+    registry: dict[str, Solver] = {}
+    for solver in solvers:
+        if solver.name in (AUTO, *registry):
+            raise ValueError(f"there are two solvers with the name '{solver.name}'; give one of them another")
+        registry[solver.name] = solver
+    return registry
+
+
+SOLVERS = _by_name(
+    (
         *FIXED_STEP_SOLVERS,
         *REVERSIBLE_SOLVERS,
         *EXACT_SOLVERS,
@@ -50,7 +63,7 @@ SOLVERS: dict[str, Solver] = {
         *TORCHDIFFEQ_SOLVERS,
         *SCIPY_SOLVERS,
     )
-}
+)
 
 
 def way_back(solver: Solver) -> Solver:
@@ -109,6 +122,20 @@ def finer(solver: Solver) -> Solver:
         return solver
     least = 1e-13
     return replace(solver, rtol=max(solver.rtol / 10, least), atol=max(solver.atol / 10, least))
+
+
+def solver_from(settings: Mapping[str, object]) -> Solver:
+    """The registered solver of these ``settings``, such as a latent file holds them: ``Solver.settings`` read back.
+
+    Raises:
+        ValueError: if there is no solver of that ``name``, a setting that it does not have, or a value that is not
+            allowed. The name 'auto' is refused: what it means is written in the calibration of a model.
+    """
+    others = {key: value for key, value in settings.items() if key != "name"}
+    name = settings.get("name")
+    if name == AUTO:
+        raise ValueError(f"'{AUTO}' means what the calibration of a model says; decode it with a Session of the model")
+    return get_solver(str(name)).tuned(others)
 
 
 def get_solver(name: str, *, rtol: float | None = None, atol: float | None = None) -> Solver:

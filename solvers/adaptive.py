@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from solvers.base import Solver, check_finite, check_grid
-from solvers.charts import ASINH, Chart
+from solvers.charts import ASINH, Chart, chart_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,7 @@ class AdaptiveSolver(Solver):
     """
 
     adaptive: ClassVar[bool] = True
+    tunable: ClassVar[tuple[str, ...]] = ("rtol", "atol")
 
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -44,7 +46,13 @@ class AdaptiveSolver(Solver):
 
     @property
     def settings(self) -> dict[str, str | float]:
-        return {"name": self.name, "rtol": self.rtol, "atol": self.atol, "chart": self.chart.name}
+        return {**super().settings, "chart": self.chart.name}
+
+    def tuned(self, settings: Mapping[str, object]) -> Solver:
+        """Beside the tolerances, ``chart`` by its name."""
+        numbers = {key: value for key, value in settings.items() if key != "chart"}
+        chart = chart_named(str(settings["chart"])) if "chart" in settings else self.chart
+        return replace(super().tuned(numbers), chart=chart)  # type: ignore[call-arg]  # it is of this class
 
 
 class Watch:

@@ -1,24 +1,27 @@
-"""What a solver is, and the little that all solvers share.
+"""What a solver is, what it gives, and the little that all solvers share.
 
 A solver integrates dx/dsigma = field(sigma, x) along a grid:
 
-    x_end = solver(field, x_start, grid)
+    solution = solver.solve(field, x_start, grid)
+    x_end = solver(field, x_start, grid)              # the state of the solution alone
 
 ``field``   right-hand side ``(sigma, x) -> dx/dsigma``; ``sigma`` is a float64 tensor of shape ``()`` on the
             CPU, ``x`` and the result have one shape, with the batch first: ``(B, ...)``. Solvers that choose the
             steps of each member by itself (``solvers.per_sample``) ask for some of the members at a time, each at
-            its own sigma: ``sigma`` is then ``(A,)``, and ``x`` ``(A, ...)``.
+            its own sigma: ``sigma`` is then ``(A,)``, and ``x`` ``(A, ...)``. A field that treats its members
+            differently has a method ``of``, which gives the field of some of them: see ``MemberField``.
 ``grid``    float64 tensor of shape ``(steps + 1,)`` on the CPU, strictly monotone, in either direction: the
             values of sigma to visit. The clock stays in float64 whatever the dtype and device of ``x``.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isinf
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +33,60 @@ class SolverError(RuntimeError):
     """A solver could not reach the end of its grid; the message says where it stopped and what to try."""
 
 
+@runtime_checkable
+class MemberField(Protocol):
+    """A field of which each member of a batch has its own, such as one that is told a class for every image."""
+
+    def of(self, members: Tensor) -> Field:
+        """The field of some ``members``, by their places in the batch: int64, shape ``(A,)``, on the CPU."""
+
+
+def field_of(field: Field, members: Tensor) -> Field:
+    """The part of ``field`` that belongs to ``members``, int64 ``(A,)``; the field itself where all share one."""
+    return field.of(members) if isinstance(field, MemberField) else field
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """What each member of a batch cost, where members have steps of their own: int64, ``(B,)``, on the CPU.
+
+    ``accepted``, ``rejected``  steps that were taken, and steps that were tried and refused.
+    ``evaluations``             evaluations of the field.
+    """
+
+    accepted: Tensor
+    rejected: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solver gives.
+
+    ``x``          the state at the end of the grid, ``(B, ...)``.
+    ``companion``  the second state of a reversible method, of the same shape: with it the same method, on the grid
+                   turned round, leads back exactly. None from all other methods.
+    ``cost``       what each member cost, if they have steps of their own; else None, and the field knows the cost.
+    ``notes``      sentences about what was not reached as it should have been.
+    """
+
+    x: Tensor
+    companion: Tensor | None = None
+    cost: Cost | None = None
+    notes: tuple[str, ...] = ()
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Solution:
+        """The same solution with both states, each ``(B, ...)``, changed by ``function``."""
+        companion = None if self.companion is None else function(self.companion)
+        return replace(self, x=function(self.x), companion=companion)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
     """A way to integrate ``dx/dsigma = field(sigma, x)``; immutable, and without memory between calls.
 
     ``adaptive``  whether the method chooses its own steps and uses of the grid only the two ends.
+    ``tunable``   the names of those of its attributes that ``settings`` writes down, and ``tuned`` takes.
     ``order``     p such that the error of one pass over a grid of spacing h is O(h^p).
     ``source``    where the method is written down.
     ``positive``  whether all of the grid must lie above sigma = 0.
@@ -42,6 +94,7 @@ class Solver(ABC):
     """
 
     adaptive: ClassVar[bool] = False
+    tunable: ClassVar[tuple[str, ...]] = ()
 
     name: str
     order: int
@@ -49,12 +102,25 @@ class Solver(ABC):
     positive: bool = False
     undoes: str = ""
 
-    @abstractmethod
     def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        """Integrate ``x``, shape ``(B, ...)``, from ``grid[0]`` to ``grid[-1]``; returns the same shape.
+        """The state at ``grid[-1]``, ``(B, ...)`` like ``x``; what else a solution holds is left out.
+
+        Notes of the solution become UserWarnings. Arguments and errors are those of ``solve``.
+        """
+        solution = self.solve(field, x, grid)
+        for note in solution.notes:
+            warnings.warn(note, stacklevel=2)
+        return solution.x
+
+    @abstractmethod
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
+        """Integrate ``x``, shape ``(B, ...)``, from ``grid[0]`` to ``grid[-1]``.
+
+        ``companion``  of x, of the same shape; only a reversible method takes one.
 
         Raises:
-            ValueError: if the grid is not finite and strictly monotone, or has fewer than two points.
+            ValueError: if the grid is not finite and strictly monotone, or has fewer than two points; if there is a
+                companion that the method has no use for.
             SolverError: if the end cannot be reached, naming the sigma where it stopped.
         """
 
@@ -64,8 +130,38 @@ class Solver(ABC):
 
     @property
     def settings(self) -> dict[str, str | float]:
-        """What to write down beside a result to be able to repeat it."""
-        return {"name": self.name}
+        """What to write down beside a result to be able to repeat it: ``solvers.solver_from`` reads it."""
+        return {"name": self.name, **{key: getattr(self, key) for key in self.tunable}}
+
+    def tuned(self, settings: Mapping[str, object]) -> Solver:
+        """The same method with other values of what is ``tunable``, by name.
+
+        Raises:
+            ValueError: if there is no such setting, or its value is not a number, or not one that is allowed.
+        """
+        numbers: dict[str, Any] = {}
+        for key, value in settings.items():
+            if key not in self.tunable:
+                has = f"its settings are: {', '.join(self.tunable)}" if self.tunable else "it has none"
+                raise ValueError(f"solver '{self.name}' has no setting '{key}'; {has}")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{key} of solver '{self.name}' must be a number, but it is {value!r}")
+            numbers[key] = float(value)
+        return replace(self, **numbers)
+
+
+def refuse_companion(solver: Solver, companion: Tensor | None) -> None:
+    """Raise ValueError if there is a ``companion``, ``(B, ...)``, for a ``solver`` that keeps one state."""
+    if companion is not None:
+        raise ValueError(
+            f"{solver.name} keeps one state and takes no companion; leave it out, or take a reversible solver"
+        )
+
+
+def check_within(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless the setting ``name`` has a ``value`` above ``low`` and at most ``high``."""
+    if not low < value <= high:
+        raise ValueError(f"{name} must be above {low:g} and at most {high:g}, but it is {value:g}")
 
 
 def check_grid(grid: Tensor) -> None:

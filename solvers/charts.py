@@ -15,12 +15,13 @@ Zhang, Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", ar
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import asinh, atan, cosh, exp, expm1, hypot, log, log1p, sinh, sqrt, tan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from solvers.base import column
+from solvers.base import column, field_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,20 +30,40 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Chart:
+class Chart(ABC):
     """A smooth, strictly monotone change of variable u(sigma), and a scale s(sigma) > 0 of the state.
 
-    ``growth``    s'(sigma) / s(sigma).
+    ``kind``      the name of the variable.
     ``positive``  whether it holds only for sigma > 0.
     """
 
-    name: str
-    u: Callable[[float], float]
-    sigma: Callable[[float], float]
-    dsigma_du: Callable[[float], float]
-    scale: Callable[[float], float] = lambda sigma: 1.0
-    growth: Callable[[float], float] = lambda sigma: 0.0
-    positive: bool = False
+    kind: ClassVar[str]
+    positive: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name that ``chart_named`` finds it by."""
+        return self.kind
+
+    @abstractmethod
+    def u(self, sigma: float) -> float:
+        """The variable at ``sigma``."""
+
+    @abstractmethod
+    def sigma(self, u: float) -> float:
+        """The inverse of ``u``."""
+
+    @abstractmethod
+    def dsigma_du(self, u: float) -> float:
+        """The derivative of ``sigma``."""
+
+    def scale(self, sigma: float) -> float:
+        """s(sigma), which is 1 unless a chart says otherwise."""
+        return 1.0
+
+    def growth(self, sigma: float) -> float:
+        """s'(sigma) / s(sigma)."""
+        return 0.0
 
     def nodes(self, grid: Tensor) -> Tensor:
         """u at every point of ``grid``, shape ``(steps + 1,)``; float64 on the CPU."""
@@ -58,16 +79,29 @@ class Chart:
         """x for the state ``y``, ``(B, ...)``, at ``sigma``, shape ``()``."""
         return y * self.scale(float(sigma))
 
-    def pull_back(self, field: Field) -> Field:
+    def pull_back(self, field: Field) -> FieldInChart:
         """The same flow as ``field``: dy/du from u, shape ``()`` or ``(B,)``, and y, shape ``(B, ...)``."""
+        return FieldInChart(self, field)
 
-        def field_in_chart(u: Tensor, y: Tensor) -> Tensor:
-            sigma = _each(self.sigma, u)
-            scale, growth = (column(_each(f, sigma), y) for f in (self.scale, self.growth))
-            x = y * scale
-            return (field(sigma, x) - growth * x) * (column(_each(self.dsigma_du, u), y) / scale)
 
-        return field_in_chart
+@dataclass(frozen=True, eq=False)
+class FieldInChart:
+    """The flow of ``field`` in the variables of ``chart``."""
+
+    chart: Chart
+    field: Field
+
+    def __call__(self, u: Tensor, y: Tensor) -> Tensor:
+        """dy/du, ``(B, ...)``, at ``u``, ``()`` or ``(B,)``, and ``y``, ``(B, ...)``."""
+        chart = self.chart
+        sigma = _each(chart.sigma, u)
+        scale, growth = (column(_each(f, sigma), y) for f in (chart.scale, chart.growth))
+        x = y * scale
+        return (self.field(sigma, x) - growth * x) * (column(_each(chart.dsigma_du, u), y) / scale)
+
+    def of(self, members: Tensor) -> FieldInChart:
+        """The flow of some ``members`` of the batch, by their places in it, int64 ``(A,)``."""
+        return FieldInChart(self.chart, field_of(self.field, members))
 
 
 def _each(function: Callable[[float], float], values: Tensor) -> Tensor:
@@ -79,46 +113,141 @@ def _each(function: Callable[[float], float], values: Tensor) -> Tensor:
     )
 
 
-def angle(sd: float) -> Chart:
+@dataclass(frozen=True)
+class SigmaChart(Chart):
+    """sigma and x themselves."""
+
+    kind: ClassVar[str] = "sigma"
+
+    def u(self, sigma: float) -> float:
+        return sigma
+
+    def sigma(self, u: float) -> float:
+        return u
+
+    def dsigma_du(self, u: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class AsinhChart(Chart):
+    """u = asinh(sigma): linear at 0, so that sigma = 0 is an ordinary point, and logarithmic from about 1 on."""
+
+    kind: ClassVar[str] = "asinh"
+
+    def u(self, sigma: float) -> float:
+        return asinh(sigma)
+
+    def sigma(self, u: float) -> float:
+        return sinh(u)
+
+    def dsigma_du(self, u: float) -> float:
+        return cosh(u)
+
+
+# The standard deviation of images with pixels in [-1, 1] is about 1/2.
+IMAGE_SD = 0.5
+
+
+@dataclass(frozen=True)
+class AngleChart(Chart):
     """u = atan(sigma / sd) and s = sqrt(sd^2 + sigma^2): where data has variance sd^2, y has variance 1 everywhere.
 
     Along the flow of Gaussian data of that variance y does not change at all. dy/du is the part of the slope that a
     network with the preconditioning of Karras et al. (2022), arXiv 2206.00364, predicts, up to its sign.
+
+    Raises:
+        ValueError: if ``sd`` is not a finite number above 0.
     """
-    return Chart(
-        "angle",
-        u=lambda sigma: atan(sigma / sd),
-        sigma=lambda u: sd * tan(u),
-        dsigma_du=lambda u: sd * (1 + tan(u) ** 2),
-        scale=lambda sigma: hypot(sigma, sd),
-        growth=lambda sigma: sigma / (sigma**2 + sd**2),
-    )
+
+    kind: ClassVar[str] = "angle"
+    sd: float = IMAGE_SD
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sd < float("inf"):
+            raise ValueError(f"sd of the angle chart must be a finite number above 0, but it is {self.sd:g}")
+
+    @property
+    def name(self) -> str:
+        """The name holds sd where that is not the usual one."""
+        return self.kind if self.sd == IMAGE_SD else f"{self.kind}-{self.sd!r}"
+
+    def u(self, sigma: float) -> float:
+        return atan(sigma / self.sd)
+
+    def sigma(self, u: float) -> float:
+        return self.sd * tan(u)
+
+    def dsigma_du(self, u: float) -> float:
+        return self.sd * (1 + tan(u) ** 2)
+
+    def scale(self, sigma: float) -> float:
+        return hypot(sigma, self.sd)
+
+    def growth(self, sigma: float) -> float:
+        return sigma / (sigma**2 + self.sd**2)
 
 
-# sigma and x themselves.
-SIGMA = Chart("sigma", u=lambda sigma: sigma, sigma=lambda u: u, dsigma_du=lambda u: 1.0)
-# Linear at 0, so that sigma = 0 is an ordinary point, and logarithmic from about 1 on.
-ASINH = Chart("asinh", u=asinh, sigma=sinh, dsigma_du=cosh)
-# The standard deviation of images with pixels in [-1, 1] is about 1/2.
-ANGLE = angle(0.5)
-# The time of the variance-preserving SDE up to a function of t: there dx_bar = eps d(sigma^2) / (2 sigma).
-VARIANCE = Chart(
-    "variance",
-    u=lambda sigma: sigma**2,
-    sigma=sqrt,
-    dsigma_du=lambda u: 1 / (2 * sqrt(u)),
-    positive=True,
-)
-# dy/du is x - sigma field(sigma, x), the data that a network predicts.
-DATA = Chart(
-    "data",
-    u=lambda sigma: 1 / sigma,
-    sigma=lambda u: 1 / u,
-    dsigma_du=lambda u: -1 / u**2,
-    scale=lambda sigma: sigma,
-    growth=lambda sigma: 1 / sigma,
-    positive=True,
-)
+@dataclass(frozen=True)
+class VarianceChart(Chart):
+    """u = sigma^2, the time of the variance-preserving SDE up to a function of t; dx_bar = eps du / (2 sigma)."""
+
+    kind: ClassVar[str] = "variance"
+    positive: ClassVar[bool] = True
+
+    def u(self, sigma: float) -> float:
+        return sigma**2
+
+    def sigma(self, u: float) -> float:
+        return sqrt(u)
+
+    def dsigma_du(self, u: float) -> float:
+        return 1 / (2 * sqrt(u))
+
+
+@dataclass(frozen=True)
+class DataChart(Chart):
+    """u = 1 / sigma and s = sigma: dy/du is x - sigma field(sigma, x), the data that a network predicts."""
+
+    kind: ClassVar[str] = "data"
+    positive: ClassVar[bool] = True
+
+    def u(self, sigma: float) -> float:
+        return 1 / sigma
+
+    def sigma(self, u: float) -> float:
+        return 1 / u
+
+    def dsigma_du(self, u: float) -> float:
+        return -1 / u**2
+
+    def scale(self, sigma: float) -> float:
+        return sigma
+
+    def growth(self, sigma: float) -> float:
+        return 1 / sigma
+
+
+SIGMA, ASINH, ANGLE, VARIANCE, DATA = SigmaChart(), AsinhChart(), AngleChart(), VarianceChart(), DataChart()
+CHARTS: dict[str, Chart] = {chart.name: chart for chart in (SIGMA, ASINH, ANGLE, VARIANCE, DATA)}
+
+
+def chart_named(name: str) -> Chart:
+    """The chart of this ``name``: a key of ``CHARTS``, or 'angle-SD' for the angle of another standard deviation.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name in CHARTS:
+        return CHARTS[name]
+    kind, _, sd = name.partition("-")
+    try:
+        if kind == AngleChart.kind:
+            return AngleChart(float(sd))
+    except ValueError:
+        pass
+    choices = ", ".join(sorted(CHARTS))
+    raise ValueError(f"unknown chart '{name}'; choose one of: {choices}, or angle-SD with SD > 0")
 
 
 @dataclass(frozen=True)
@@ -134,11 +263,28 @@ class Stretch:
     positive: bool = False
 
 
-NONE = Stretch("none", v=lambda u: u, du_dv=lambda v: 1.0)
+def _same(u: float) -> float:
+    return u
+
+
+def _one(v: float) -> float:
+    return 1.0
+
+
+def _log_tan(u: float) -> float:
+    return log(tan(u))
+
+
+def _log_tan_slope(v: float) -> float:
+    return 1 / (2 * cosh(v))
+
+
+# Their functions have names, so that a step which holds one can be pickled.
+NONE = Stretch("none", v=_same, du_dv=_one)
 # log sigma up to its sign, where u is sigma or 1 / sigma: half the logarithm of the signal-to-noise ratio.
 LOG = Stretch("log", v=log, du_dv=exp, positive=True)
 # log sigma up to a constant, where u is the angle.
-LOG_TAN = Stretch("log tan", v=lambda u: log(tan(u)), du_dv=lambda v: 1 / (2 * cosh(v)), positive=True)
+LOG_TAN = Stretch("log tan", v=_log_tan, du_dv=_log_tan_slope, positive=True)
 
 
 def _vp_time(sigma: float) -> float:

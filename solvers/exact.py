@@ -20,37 +20,38 @@ Diffusion Inversion", arXiv 2309.04907.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from itertools import pairwise
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from solvers.base import Solver, SolverError, check_finite, check_grid, column, rows
+from solvers.base import SolverError, check_finite, check_within, column, refuse_companion, rows
 from solvers.charts import ANGLE
-from solvers.fixed import FixedStepSolver
+from solvers.fixed import FixedStepSolver, WalkingSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from solvers.base import Field
+    from solvers.fixed import Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactInverse(Solver):
+class ExactInverse(WalkingSolver):
     """Walks to where the steps of ``base``, on the same grid turned round, lead back from; it evaluates as it needs.
 
     ``base``            a method without memory, or it could not be undone step by step, and without a chart.
     ``tolerance``       of what a step of the base leads to, by root mean square relative to where it should lead. The
                         default is some times the rounding of a network in float32, and the least in float32.
     ``accepted``        what is good enough where ``max_iterations`` for one step do not meet the tolerance: some steps
-                        of a network come near a state and do not reach it. A UserWarning says so.
+                        of a network come near a state and do not reach it. A note of the solution says so.
     ``depth``           how many of the last iterations are combined.
 
     Every member of a batch has its own iteration, and what first meets the tolerance is its result. Gradients are
     those of the iteration, and somewhat less exact than its result.
     """
+
+    tunable: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     base: FixedStepSolver
     tolerance: float = 1e-6
@@ -58,20 +59,28 @@ class ExactInverse(Solver):
     max_iterations: int = 150
     depth: int = 5
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        check_grid(grid)
-        missed = []
-        for sigma, sigma_next in pairwise(grid.unbind()):
-            x, by = self._undo(field, x, sigma, sigma_next)
-            missed.append((by, float(sigma_next)))
-        worst, sigma_worst = max(missed)
-        if worst:
-            warnings.warn(
-                f"{self.name}: the step to sigma = {sigma_worst:.6g} is undone to {worst:.2g} of the state only, and "
-                f"not to the tolerance of {self.tolerance:g}; more steps, or another grid, may be undone better",
-                stacklevel=2,
-            )
-        return x
+    def __post_init__(self) -> None:
+        check_within("tolerance", self.tolerance, 0, 1)
+
+    def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
+        refuse_companion(self, companion)
+        return self._step, (0.0, 0.0)
+
+    def _step(
+        self, field: Field, sigma: Tensor, sigma_next: Tensor, x: Tensor, worst: tuple[float, float]
+    ) -> tuple[Tensor, tuple[float, float]]:
+        """A step undone; ``worst`` is by how much the worst step so far was missed, and its sigma."""
+        x, missed = self._undo(field, x, sigma, sigma_next)
+        return x, max(worst, (missed, float(sigma_next)))
+
+    def _notes(self, worst: tuple[float, float]) -> tuple[str, ...]:
+        missed, sigma = worst
+        if not missed:
+            return ()
+        return (
+            f"{self.name}: the step to sigma = {sigma:.6g} is undone to {missed:.2g} of the state only, and "
+            f"not to the tolerance of {self.tolerance:g}; more steps, or another grid, may be undone better",
+        )
 
     def _undo(self, field: Field, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, float]:
         """What a step of the base from ``sigma_next`` to ``sigma``, both ``()``, takes to ``x``, ``(B, ...)``.
@@ -104,10 +113,6 @@ class ExactInverse(Solver):
 
     def nfe(self, steps: int) -> None:
         return None
-
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name, "tolerance": self.tolerance}
 
 
 def _gaussian(sigma: Tensor, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import Solver, check_grid, plus
+from solvers.base import Solution, Solver, check_grid, plus
 from solvers.fixed import FixedStepSolver
 
 if TYPE_CHECKING:
@@ -53,12 +53,20 @@ class FittedSolver(Solver):
                 f"but there are {len(self.up)} up and {len(self.down)} down; fit them anew"
             )
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
+        return self.along(grid).solve(field, x, grid, companion)
+
+    def along(self, grid: Tensor) -> FixedStepSolver:
+        """The method with the corrections for the direction of ``grid``, ``(steps + 1,)``.
+
+        Raises:
+            ValueError: if it was fitted for another grid.
+        """
         check_grid(grid)
         upward = bool(grid[-1] > grid[0])
         self._check_nodes(sorted(grid.tolist()))
         step = _CorrectedStep(self.base.step, self.up if upward else self.down)
-        return replace(self.base, name=self.name, step=step)(field, x, grid)
+        return replace(self.base, name=self.name, step=step)
 
     def _check_nodes(self, nodes: Sequence[float]) -> None:
         same = len(nodes) == len(self.nodes) and all(

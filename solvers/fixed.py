@@ -1,13 +1,14 @@
-"""The driver of our own fixed-step solvers."""
+"""The walk: how every method with fixed steps goes along its grid, point by point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import Solver, check_finite, check_grid
+from solvers.base import Solution, Solver, check_finite, check_grid, refuse_companion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,40 +21,104 @@ if TYPE_CHECKING:
     Step = Callable[[Field, Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
 
 
+def walk(step: Step, field: Field, x: Tensor, nodes: Tensor, state: Any = None) -> Iterator[tuple[Tensor, Tensor, Any]]:
+    """Go from ``x``, ``(B, ...)``, at ``nodes[0]`` along all ``nodes``, ``(steps + 1,)``, one ``step`` after another.
+
+    After each step it gives ``(u, x, state)``: the node, shape ``()``, where the walk is now, the state of the
+    solution there, ``(B, ...)``, and what the method remembers. Nothing else is kept.
+    """
+    for u, u_next in pairwise(nodes.unbind()):
+        x, state = step(field, u, u_next, x, state)
+        yield u_next, x, state
+
+
 @dataclass(frozen=True, kw_only=True)
-class FixedStepSolver(Solver):
-    """Walks the grid point by point; what a method remembers travels along as the state of the walk.
+class WalkingSolver(Solver):
+    """A method that walks the grid by steps of one kind; what it remembers travels along as the state of the walk.
+
+    ``chart``  the variables in which it walks; None for sigma and x themselves.
+    """
+
+    chart: Chart | None = None
+
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
+        solution = Solution(x)
+        for solution in self._points(field, x, grid, companion):  # noqa: B007
+            pass
+        return self._left(solution, grid[-1])
+
+    def trajectory(
+        self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None
+    ) -> Iterator[tuple[float, Solution]]:
+        """Each point of the ``grid``, ``(steps + 1,)``, and the solution there, from ``x``, ``(B, ...)``, on.
+
+        The first is where the walk begins. Arguments and errors are those of ``solve``.
+        """
+        points = self._points(field, x, grid, companion)
+        yield float(grid[0]), Solution(x, companion)
+        for sigma, solution in zip(grid[1:], points, strict=True):
+            yield float(sigma), self._left(solution, sigma)
+
+    def _points(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None) -> Iterator[Solution]:
+        """The solution after each step along the ``grid``, in the variables of the chart."""
+        check_grid(grid)
+        self._check_above_zero(grid)
+        nodes = grid
+        if self.chart is not None:
+            field, x, nodes = self.chart.pull_back(field), self.chart.enter(x, grid[0]), self.chart.nodes(grid)
+            companion = None if companion is None else self.chart.enter(companion, grid[0])
+        step, state = self._begin(grid, companion)
+        return self._walk(zip(grid[1:], walk(step, field, x, nodes, state), strict=True))
+
+    def _walk(self, points: Iterable[tuple[Tensor, tuple[Tensor, Tensor, Any]]]) -> Iterator[Solution]:
+        for sigma, (_, x, state) in points:
+            check_finite(x, self.name, "state", sigma)
+            yield Solution(x, self._companion(state), notes=self._notes(state))
+
+    @abstractmethod
+    def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
+        """The step that leads along ``grid``, and the state with which the walk begins.
+
+        ``companion``  of where it begins, in the variables of the chart.
+        """
+
+    def _companion(self, state: Any) -> Tensor | None:
+        """The companion in the ``state`` of the walk, in the variables of the chart."""
+        return None
+
+    def _notes(self, state: Any) -> tuple[str, ...]:
+        """What the ``state`` of the walk says of the steps so far, as sentences."""
+        return ()
+
+    def _left(self, solution: Solution, sigma: Tensor) -> Solution:
+        """The ``solution`` at ``sigma``, ``()``, in x itself."""
+        chart = self.chart
+        return solution if chart is None else solution.map(lambda y: chart.leave(y, sigma))
+
+    def _check_above_zero(self, grid: Tensor) -> None:
+        if self.positive and not float(grid[[0, -1]].min()) > 0:
+            raise ValueError(
+                f"{self.name} needs a grid above sigma = 0, but this one goes from {float(grid[0]):g} to "
+                f"{float(grid[-1]):g}; replace the 0 by a small sigma, or take another solver"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedStepSolver(WalkingSolver):
+    """A method of one state.
 
     ``first_steps``  the evaluations of the first steps, if those are others than ``nfe_per_step``.
-    ``chart``        the variables in which it walks; None for sigma and x themselves.
     ``only_sigma``   whether the step takes its variable for sigma, so that it makes sense in no chart.
     """
 
     step: Step
     nfe_per_step: int
     first_steps: tuple[int, ...] = ()
-    chart: Chart | None = None
     only_sigma: bool = False
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        check_grid(grid)
-        if self.positive and not float(grid[[0, -1]].min()) > 0:
-            raise ValueError(
-                f"{self.name} needs a grid above sigma = 0, but this one goes from {float(grid[0]):g} to "
-                f"{float(grid[-1]):g}; replace the 0 by a small sigma, or take another solver"
-            )
-        if self.chart is None:
-            return self._walk(field, x, grid, grid)
-        y = self._walk(self.chart.pull_back(field), self.chart.enter(x, grid[0]), self.chart.nodes(grid), grid)
-        return self.chart.leave(y, grid[-1])
-
-    def _walk(self, field: Field, x: Tensor, nodes: Tensor, grid: Tensor) -> Tensor:
-        """Along ``nodes``, which stand for the points of ``grid``; both have shape ``(steps + 1,)``."""
-        state = None
-        for (u, u_next), sigma_next in zip(pairwise(nodes.unbind()), grid[1:], strict=True):
-            x, state = self.step(field, u, u_next, x, state)
-            check_finite(x, self.name, "state", sigma_next)
-        return x
+    def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
+        refuse_companion(self, companion)
+        return self.step, None
 
     def nfe(self, steps: int) -> int:
         return sum(self.first_steps[:steps]) + max(steps - len(self.first_steps), 0) * self.nfe_per_step

@@ -12,12 +12,11 @@ Bogacki, Shampine, "A 3(2) pair of Runge-Kutta formulas", Applied Mathematics Le
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from solvers.adaptive import AdaptiveSolver
-from solvers.base import SolverError, check_grid, column, plus, rows
+from solvers.base import Cost, Solution, SolverError, check_grid, column, field_of, plus, refuse_companion, rows
 from solvers.charts import ANGLE
 
 if TYPE_CHECKING:
@@ -49,32 +48,21 @@ class EmbeddedPair:
     order: int
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What each member cost: steps accepted and rejected, and evaluations of the field; int64, ``(B,)``, on the CPU."""
-
-    accepted: Tensor
-    rejected: Tensor
-    evaluations: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
 class PerSampleSolver(AdaptiveSolver):
     """A pair in the chart's variable; the steps of a member follow from its own estimates, by a PI controller.
 
-    The field must take sigma of shape ``(A,)``, and any part of the batch.
+    The field must take sigma of shape ``(A,)``, and any part of the batch; one whose members differ is asked for the
+    field of those that are on their way.
     """
 
     pair: EmbeddedPair
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        return self.solve_with_statistics(field, x, grid)[0]
-
-    def solve_with_statistics(self, field: Field, x: Tensor, grid: Tensor) -> tuple[Tensor, Statistics]:
-        """The state at the end, ``(B, ...)`` like ``x``, and what each member cost. Raises what every solver does."""
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
         import torch
 
         check_grid(grid)
+        refuse_companion(self, companion)
         slopes = _Slopes(field, self.chart, self.name, self.chart.nodes(grid[[0, -1]]))
         walk = self._begin(slopes, self.chart.enter(x, grid[0]))
         accepted, rejected = torch.zeros(2, len(x), dtype=torch.int64)
@@ -88,17 +76,7 @@ class PerSampleSolver(AdaptiveSolver):
         members = torch.cat([part.member for part in arrived])
         y = torch.cat([part.y for part in arrived])[members.argsort().to(x.device)]
         evaluations = 2 + (accepted + rejected) * len(self.pair.a)
-        return self.chart.leave(y, grid[-1]), Statistics(accepted, rejected, evaluations)
-
-    def reporting(self, sink: Callable[[Statistics], object]) -> Callable[[Field, Tensor, Tensor], Tensor]:
-        """This solver, which hands to ``sink`` what each member cost before it returns."""
-
-        def solve(field: Field, x: Tensor, grid: Tensor) -> Tensor:
-            x, cost = self.solve_with_statistics(field, x, grid)
-            sink(cost)
-            return x
-
-        return solve
+        return Solution(self.chart.leave(y, grid[-1]), cost=Cost(accepted, rejected, evaluations))
 
     def _begin(self, slopes: _Slopes, y: Tensor) -> _Walk:
         """All members at the beginning, with their first slopes, and first steps by HNW, II.4, "Starting Step Size".
@@ -192,7 +170,7 @@ class _Slopes:
 
     def __call__(self, u: Tensor, y: Tensor, member: Tensor) -> Tensor:
         """At ``u``, ``(A,)``, and ``y``, ``(A, ...)``, of the members ``member``; SolverError if it is not finite."""
-        slope = self._field(u, y)
+        slope = field_of(self._field, member)(u, y)
         finite = rows(slope).isfinite().all(dim=1).cpu()
         for i in (~finite).nonzero().flatten().tolist():
             raise SolverError(

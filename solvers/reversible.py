@@ -19,71 +19,51 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from solvers.base import Solver, check_finite, check_grid
-from solvers.charts import ANGLE, SIGMA, Chart
-from solvers.fixed import FixedStepSolver
+from solvers.base import check_within
+from solvers.charts import ANGLE
+from solvers.fixed import FixedStepSolver, WalkingSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from solvers.base import Field
+    from solvers.fixed import Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReversibleSolver(Solver):
-    """A method of two states. As a solver it begins with one and forgets the other at the end."""
+class ReversibleSolver(WalkingSolver):
+    """A method of two states, of which the second, the companion, travels along as the state of the walk.
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        return self.both(field, x, None, grid)[0]
-
-    @abstractmethod
-    def both(self, field: Field, x: Tensor, companion: Tensor | None, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Integrate ``x`` and its ``companion``, each ``(B, ...)``, from ``grid[0]`` to ``grid[-1]``.
-
-        With the grid turned round, the pair at the end leads to that at the beginning. Without a companion the walk
-        begins with x alone. Errors are those of a call.
-        """
-
-    def to_pair(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        """From ``x``, ``(B, ...)``, to the pair at the end, as the two halves of a batch, ``(2 B, ...)``."""
-        import torch
-
-        return torch.cat(self.both(field, x, None, grid))
-
-    def from_pair(self, field: Field, pair: Tensor, grid: Tensor) -> Tensor:
-        """From a pair as the two halves of a batch, ``(2 B, ...)``, to the state at the end, ``(B, ...)``."""
-        x, companion = pair.chunk(2)
-        return self.both(field, x, companion, grid)[0]
+    With the grid turned round, the pair at the end leads to that at the beginning. Without a companion the walk begins
+    with x alone.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReversibleHeun(ReversibleSolver):
-    """One evaluation a step and one to begin with; in ``chart``, because it is stable for slow flows only.
+    """One evaluation a step and one to begin with; it wants a chart, because it is stable for slow flows only.
 
-    The companion, at first equal to x, is where the slopes are taken.
+    The companion, at first equal to x, is where the slopes are taken. The state of the walk is that and the last slope.
     """
 
-    chart: Chart
+    def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
+        return self._step, (companion, None)
 
-    def both(self, field: Field, x: Tensor, companion: Tensor | None, grid: Tensor) -> tuple[Tensor, Tensor]:
-        check_grid(grid)
-        slope_at = self.chart.pull_back(field)
-        nodes = self.chart.nodes(grid).unbind()
-        y = self.chart.enter(x, grid[0])
-        y_hat = y if companion is None else self.chart.enter(companion, grid[0])
-        slope = slope_at(nodes[0], y_hat)
-        for (u, u_next), sigma_next in zip(pairwise(nodes), grid[1:], strict=True):
-            h = u_next - u
-            y_hat = 2 * y - y_hat + h * slope
-            slope_next = slope_at(u_next, y_hat)
-            y = y + h / 2 * (slope + slope_next)
-            slope = slope_next
-            check_finite(y, self.name, "state", sigma_next)
-        return self.chart.leave(y, grid[-1]), self.chart.leave(y_hat, grid[-1])
+    def _step(
+        self, field: Field, u: Tensor, u_next: Tensor, y: Tensor, state: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        h = u_next - u
+        y_hat = y if state[0] is None else state[0]
+        slope = field(u, y_hat) if state[1] is None else state[1]
+        y_hat = 2 * y - y_hat + h * slope
+        slope_next = field(u_next, y_hat)
+        return y + h / 2 * (slope + slope_next), (y_hat, slope_next)
+
+    def _companion(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        return state[0]
 
     def nfe(self, steps: int) -> int:
         return steps + 1
@@ -91,24 +71,27 @@ class ReversibleHeun(ReversibleSolver):
 
 @dataclass(frozen=True, kw_only=True)
 class CoupledSolver(ReversibleSolver):
-    """Two states at the same sigma, at first equal, that change in turn, each by what the other one is; in ``chart``.
+    """Two states at the same sigma, at first equal, that change in turn, each by what the other one is.
 
     Towards sigma = 0 it takes the formulas as they are published, away from it their inverses: an image is encoded by
     undoing what would generate it.
     """
 
-    chart: Chart = SIGMA
+    def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
+        return self._towards_zero if _leads_to_zero(grid) else self._away_from_zero, companion
 
-    def both(self, field: Field, x: Tensor, companion: Tensor | None, grid: Tensor) -> tuple[Tensor, Tensor]:
-        check_grid(grid)
-        towards_zero = bool(grid[-1].abs() < grid[0].abs())
-        slope_at = self.chart.pull_back(field)
-        x = self.chart.enter(x, grid[0])
-        y = x if companion is None else self.chart.enter(companion, grid[0])
-        for (u, u_next), sigma_next in zip(pairwise(self.chart.nodes(grid).unbind()), grid[1:], strict=True):
-            x, y = self._step(slope_at, u, u_next, x, y) if towards_zero else self._undo(slope_at, u_next, u, x, y)
-            check_finite(x, self.name, "state", sigma_next)
-        return self.chart.leave(x, grid[-1]), self.chart.leave(y, grid[-1])
+    def _towards_zero(
+        self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self._step(field, u, u_next, x, x if y is None else y)
+
+    def _away_from_zero(
+        self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self._undo(field, u_next, u, x, x if y is None else y)
+
+    def _companion(self, state: Tensor) -> Tensor:
+        return state
 
     @abstractmethod
     def _step(self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +100,10 @@ class CoupledSolver(ReversibleSolver):
     @abstractmethod
     def _undo(self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The pair at ``u`` from the pair at ``u_next`` that ``_step`` made of it."""
+
+
+def _leads_to_zero(grid: Tensor) -> bool:
+    return bool(grid[-1].abs() < grid[0].abs())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +118,12 @@ class EDICT(CoupledSolver):
     roles from step to step; here they keep them.
     """
 
+    tunable: ClassVar[tuple[str, ...]] = ("mixing",)
+
     mixing: float = 0.93
+
+    def __post_init__(self) -> None:
+        check_within("mixing", self.mixing, 0, 1)
 
     def _step(self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         p = self.mixing
@@ -150,10 +142,6 @@ class EDICT(CoupledSolver):
     def nfe(self, steps: int) -> int:
         return 2 * steps
 
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name, "mixing": self.mixing}
-
 
 def _rescaled_slope(field: Field, sigma: Tensor, sigma_next: Tensor, x_next: Tensor) -> Tensor:
     """The slope at ``sigma`` where x / sqrt(1 + sigma^2), what a network sees, is what it is at ``sigma_next``."""
@@ -170,8 +158,13 @@ class McCallumFoster(CoupledSolver):
     In sigma and x it is not stable for the large steps of a decoder; in the angle chart it is.
     """
 
+    tunable: ClassVar[tuple[str, ...]] = ("coupling",)
+
     base: FixedStepSolver
     coupling: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_within("coupling", self.coupling, 0, 1)
 
     def _step(self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = self.coupling * x + (1 - self.coupling) * y + self._gain(field, u, u_next, y)
@@ -188,10 +181,6 @@ class McCallumFoster(CoupledSolver):
     def nfe(self, steps: int) -> int:
         return 2 * self.base.nfe(steps)
 
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name, "coupling": self.coupling}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStepSolver(ReversibleSolver):
@@ -203,33 +192,44 @@ class TwoStepSolver(ReversibleSolver):
     sign add up where they should cancel, to order 1.
     """
 
-    def both(self, field: Field, x: Tensor, companion: Tensor | None, grid: Tensor) -> tuple[Tensor, Tensor]:
-        check_grid(grid)
-        towards_zero = bool(grid[-1].abs() < grid[0].abs())
-        sigmas = grid.unbind()
-        before, x = x, self._first(field, x, grid) if companion is None else companion
-        for last, sigma, sigma_next in zip(sigmas, sigmas[1:], sigmas[2:], strict=False):
-            slope = field(sigma, x)
-            if towards_zero:
-                a, b, c = self._coefficients(last, sigma, sigma_next)
-                before, x = x, a * before + b * x + c * slope
-            else:
-                a, b, c = self._coefficients(sigma_next, sigma, last)
-                before, x = x, (before - b * x - c * slope) / a
-            check_finite(x, self.name, "state", sigma_next)
-        return x, before
+    def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
+        return _Leap(self, _leads_to_zero(grid), companion), None
 
-    def _first(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
-        x = x + (grid[1] - grid[0]) * field(grid[0], x)
-        check_finite(x, self.name, "state", grid[1])
-        return x
+    def _companion(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        return state[1]
 
     @abstractmethod
-    def _coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a, b and c of the step from ``last`` over ``sigma`` to ``sigma_next``, three points on the way to 0."""
 
     def nfe(self, steps: int) -> int:
         return steps
+
+
+@dataclass(frozen=True, eq=False)
+class _Leap:
+    """The step of a ``TwoStepSolver``; its state is the last sigma, ``()``, and the state x there, ``(B, ...)``.
+
+    ``companion``  what the first step leads to, if that is known; without it, the first step is Euler's.
+    """
+
+    method: TwoStepSolver
+    towards_zero: bool
+    companion: Tensor | None
+
+    def __call__(
+        self, field: Field, sigma: Tensor, sigma_next: Tensor, x: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if state is None:
+            first = x + (sigma_next - sigma) * field(sigma, x) if self.companion is None else self.companion
+            return first, (sigma, x)
+        last, before = state
+        slope = field(sigma, x)
+        if self.towards_zero:
+            a, b, c = self.method.coefficients(last, sigma, sigma_next)
+            return a * before + b * x + c * slope, (sigma, x)
+        a, b, c = self.method.coefficients(sigma_next, sigma, last)
+        return (before - b * x - c * slope) / a, (sigma, x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,15 +240,17 @@ class BDIA(TwoStepSolver):
                is stable either way. With less, away from sigma = 0 errors grow by 1 / gamma a step.
     """
 
+    tunable: ClassVar[tuple[str, ...]] = ("gamma",)
+
     gamma: float = 1.0
 
-    def _coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], but it is {self.gamma:g}")
+
+    def coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         back = self.gamma * ((1 + sigma_next**2) / (1 + last**2)).sqrt()
         return back, 1 - back, sigma_next - sigma + back * (sigma - last)
-
-    @property
-    def settings(self) -> dict[str, str | float]:
-        return {"name": self.name, "gamma": self.gamma}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +262,7 @@ class OBELM(TwoStepSolver):
     what it encodes to is no latent, though it leads back to the image. The formula is its own inverse.
     """
 
-    def _coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ratio = (sigma_next - sigma) / (sigma - last)
         return ratio**2, 1 - ratio**2, (sigma_next - sigma) * (1 + ratio)
 

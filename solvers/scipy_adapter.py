@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
-from solvers.base import SolverError
+from solvers.base import Solution, SolverError, refuse_companion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +34,10 @@ class ScipySolver(AdaptiveSolver):
     method: str
     implicit: bool = False
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
         import torch
 
+        refuse_companion(self, companion)
         self._check_no_graph(x)
         watch = Watch(field, self.name, grid)
         field_in_u = self.chart.pull_back(watch)
@@ -63,7 +64,7 @@ class ScipySolver(AdaptiveSolver):
         y_end, failure = _solve(func, (begin, end), y_begin, self.method, options)
         if failure:
             raise SolverError(watch.stopped(failure.rstrip(".")))
-        return self.chart.leave(torch.from_numpy(y_end).reshape(x.shape), grid[-1]).to(x)
+        return Solution(self.chart.leave(torch.from_numpy(y_end).reshape(x.shape), grid[-1]).to(x))
 
     def _check_no_graph(self, tensor: Tensor) -> None:
         import torch

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
-from solvers.base import Solver, SolverError, check_finite
+from solvers.base import Solution, Solver, SolverError, check_finite, refuse_companion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +29,14 @@ class TorchdiffeqFixedSolver(Solver):
     method: str
     nfe_per_step: int
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
+        refuse_companion(self, companion)
         watch = Watch(field, self.name, grid)
         # Asking for the two ends only, and giving the grid as an option, keeps two states instead of steps + 1.
         options = {"grid_constructor": lambda func, y0, t: grid.to(t)}
         end = _odeint(watch, x, grid[[0, -1]], method=self.method, options=options)
         check_finite(end, self.name, "state", grid[-1])
-        return end
+        return Solution(end)
 
     def nfe(self, steps: int) -> int:
         return steps * self.nfe_per_step
@@ -52,7 +53,8 @@ class TorchdiffeqAdaptiveSolver(AdaptiveSolver):
     method: str
     estimate: float = 1.0
 
-    def __call__(self, field: Field, x: Tensor, grid: Tensor) -> Tensor:
+    def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
+        refuse_companion(self, companion)
         watch = Watch(field, self.name, grid)
         ends = self.chart.nodes(grid[[0, -1]])
         # Without step_t it steps over the end and interpolates back; without first_step it probes beyond it.
@@ -71,7 +73,7 @@ class TorchdiffeqAdaptiveSolver(AdaptiveSolver):
             if watch.inside:
                 raise
             raise SolverError(watch.stopped(str(error))) from error
-        return self.chart.leave(y, grid[-1])
+        return Solution(self.chart.leave(y, grid[-1]))
 
 
 def _odeint(

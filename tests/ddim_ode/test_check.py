@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddim_ode.check import MOMENT_TOLERANCE, check
-from ddim_ode.codec import decode, encode, encode_pair
+from ddim_ode.codec import decode, encode, encode_solution
 from ddim_ode.grids import GRIDS, Grid, halved, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
@@ -62,7 +62,8 @@ def test_the_second_moment_tells_a_method_that_cannot_encode(name: str, drifts: 
     solver, ode = get_solver(name), ProbabilityFlowODE(eps, SCHEDULE)
     x_0 = STD * torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = make_grid(SCHEDULE, "log-snr", 32)
-    x_T, companion = encode_pair(ode, x_0, grid, solver)
+    found = encode_solution(ode, x_0, grid, solver)
+    x_T, companion = found.x, found.companion
     finer_way = (finer(solver), halved(grid, SCHEDULE))
     found = check(ode, x_0, x_T, grid, finer=finer_way, back=solver, companion=companion)
     assert torch.equal(found.second_moment, x_T.square().mean((1, 2, 3)))

@@ -225,7 +225,7 @@ def test_a_sample_with_steps_of_its_own_does_not_depend_on_its_batch(convert: Ca
 def test_steps_of_its_own_count_as_evaluations_of_the_batch_and_end_at_the_limit() -> None:
     solver, grid = get_solver("per-sample-bosh3", rtol=1e-3, atol=1e-3), full_range(SCHEDULE)
     batch, ode = torch.ones(3, 1, 2, 2, dtype=torch.float64), by_the_sample()
-    _, cost = solver.solve_with_statistics(ode, batch, grid.upward())
+    cost = solver.solve(ode, batch, grid.upward()).cost
     assert ode.nfe == int(cost.evaluations.max())
     with pytest.raises(EvaluationLimitError, match=f"limit of {ode.nfe - 1} network evaluations was reached at sigma"):
         encode(by_the_sample(ode.nfe - 1), batch, grid, solver)

@@ -13,7 +13,8 @@ import torch
 from flows import CORRELATED, GAUSSIAN, Field, Recorded, level, real, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, ExactInverse, PerSampleSolver, Solver, SolverError, get_solver
+from solvers import SOLVERS, ExactInverse, PerSampleSolver, ReversibleSolver, Solver, SolverError, get_solver
+from solvers.fixed import WalkingSolver
 from solvers.scipy_adapter import ScipySolver
 
 
@@ -31,6 +32,7 @@ def each(solvers: list[Solver]) -> pytest.MarkDecorator:
 
 
 each_solver = each(ALL)
+each_walking_solver = each([s for s in ALL if isinstance(s, WalkingSolver)])
 each_reversible_in_sign = each([s for s in ALL if not s.positive])
 each_solver_above_zero = each([s for s in ALL if s.positive])
 each_scipy_solver = each([s for s in ALL if isinstance(s, ScipySolver)])
@@ -197,6 +199,29 @@ def test_a_grid_that_touches_zero_is_refused_by_methods_that_need_its_logarithm(
         ValueError, match=rf"^{solver.name} needs a grid above sigma = 0, but .*; replace the 0 by a small sigma"
     ):
         solver(field, CORRELATED.data, grid)
+    assert field.nfe == 0
+
+
+@each_walking_solver
+def test_a_trajectory_shows_each_point_of_the_walk(solver: WalkingSolver) -> None:
+    """It costs what the walk costs, and its last point is the solution; the first is where it begins."""
+    field = Recorded(CORRELATED.field)
+    points = list(solver.trajectory(field, CORRELATED.data, GRID))
+    assert [sigma for sigma, _ in points] == GRID.tolist()
+    assert torch.equal(points[0][1].x, CORRELATED.data)
+    evaluations, end = field.nfe, solver.solve(field, CORRELATED.data, GRID)
+    assert field.nfe == 2 * evaluations
+    assert torch.equal(points[-1][1].x, end.x)
+    assert (points[-1][1].companion is None) == (end.companion is None)
+    half = solver.solve(CORRELATED.field, CORRELATED.data, GRID[:5])
+    assert torch.equal(points[4][1].x, half.x)
+
+
+@each([s for s in ALL if not isinstance(s, ReversibleSolver)])
+def test_a_companion_is_refused_by_methods_of_one_state(solver: Solver) -> None:
+    field = Recorded(CORRELATED.field)
+    with pytest.raises(ValueError, match=f"^{solver.name} keeps one state and takes no companion; leave it out, or"):
+        solver.solve(field, CORRELATED.data, GRID, CORRELATED.data)
     assert field.nfe == 0
 
 

@@ -7,11 +7,11 @@ from math import log
 
 import pytest
 import torch
-from flows import MIXTURE, SIGMA_MAX, Recorded, level, real
+from flows import MIXTURE, SIGMA_MAX, Field, Recorded, level, real
 from scipy.integrate import RK23
 from torch import Tensor
 
-from solvers import PerSampleSolver, SolverError, get_solver
+from solvers import Cost, PerSampleSolver, SolverError, get_solver
 from solvers.per_sample import PER_SAMPLE_SOLVERS
 
 BOSH3 = get_solver("per-sample-bosh3", rtol=1e-3, atol=1e-3)
@@ -27,13 +27,20 @@ def sixteen(sigma: float) -> Tensor:
     return noise * (1 + sigma) * torch.logspace(-1, 2, 16, dtype=torch.float64)[:, None, None, None]
 
 
+def solved(solver: PerSampleSolver, field: Field, x: Tensor, grid: Tensor) -> tuple[Tensor, Cost]:
+    """The state at the end, and what each member cost."""
+    solution = solver.solve(field, x, grid)
+    assert solution.cost is not None
+    return solution.x, solution.cost
+
+
 @each_per_sample_solver
 @both_directions
 def test_a_member_of_a_batch_of_sixteen_is_what_it_is_alone(solver: PerSampleSolver, ends: tuple[float, float]) -> None:
     x = sixteen(ends[0])
-    together, cost = solver.solve_with_statistics(MIXTURE.field, x, real(ends))
+    together, cost = solved(solver, MIXTURE.field, x, real(ends))
     for i, member in enumerate(x.split(1)):
-        alone, cost_alone = solver.solve_with_statistics(MIXTURE.field, member, real(ends))
+        alone, cost_alone = solved(solver, MIXTURE.field, member, real(ends))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-11, atol=1e-11)
         assert (cost.accepted[i], cost.rejected[i]) == (cost_alone.accepted, cost_alone.rejected)
 
@@ -56,7 +63,7 @@ def test_statistics_are_the_evaluations_of_each_member(solver: PerSampleSolver, 
         sizes.append(len(x))
         return MIXTURE.field(sigma, x)
 
-    _, cost = solver.solve_with_statistics(field, sixteen(ends[0]), real(ends))
+    _, cost = solved(solver, field, sixteen(ends[0]), real(ends))
     assert sum(sizes) == int(cost.evaluations.sum())
     assert len(sizes) == int(cost.evaluations.max()) > int(cost.evaluations.min())
     assert sizes == sorted(sizes, reverse=True)
@@ -74,7 +81,7 @@ def test_an_easy_member_costs_little_beside_a_hard_one() -> None:
     def field(sigma: Tensor, x: Tensor) -> Tensor:
         return torch.where(x > 0, (40 * level(sigma, x)).cos(), 0.1 * x)
 
-    _, cost = BOSH3.solve_with_statistics(field, real([[5.0], [-1.0]]), real([0.0, 3.0]))
+    _, cost = solved(BOSH3, field, real([[5.0], [-1.0]]), real([0.0, 3.0]))
     assert cost.accepted[0] > 5 * cost.accepted[1]
     assert cost.rejected[0] > 0
 
@@ -118,7 +125,7 @@ def test_the_member_whose_slope_is_not_finite_is_named(solver: PerSampleSolver) 
 
 @each_per_sample_solver
 def test_an_empty_batch_stays_empty(solver: PerSampleSolver) -> None:
-    x, cost = solver.solve_with_statistics(lambda sigma, x: x, torch.zeros(0, 3), real([0.0, 1.0]))
+    x, cost = solved(solver, lambda sigma, x: x, torch.zeros(0, 3), real([0.0, 1.0]))
     assert x.shape == (0, 3)
     assert cost.evaluations.shape == (0,)
 
@@ -126,7 +133,7 @@ def test_an_empty_batch_stays_empty(solver: PerSampleSolver) -> None:
 def test_slopes_are_kept_from_one_step_to_the_next() -> None:
     """Three evaluations for each step tried, and two for the first slope and the first step."""
     field = Recorded(MIXTURE.field)
-    _, cost = BOSH3.solve_with_statistics(field, MIXTURE.data[:1], real([0.0, 5.0]))
+    _, cost = solved(BOSH3, field, MIXTURE.data[:1], real([0.0, 5.0]))
     assert field.nfe == 2 + 3 * int(cost.accepted + cost.rejected)
 
 
@@ -135,3 +142,26 @@ def test_a_step_that_errs_too_much_is_not_taken(solver: PerSampleSolver) -> None
     """A slope that jumps from 0 to 10 at sigma = 1, after steps that nothing kept short: x is 20 at sigma = 3."""
     x = solver(lambda sigma, x: 10.0 * (level(sigma, x) > 1).expand_as(x), real([0.0, 0.1]), real([0.0, 3.0]))
     torch.testing.assert_close(x, real([20.0, 20.1]), rtol=0, atol=0.1)
+
+
+class Apart:
+    """A field of which each member has its own, at ``rates``, ``(B,)``: dx/dsigma = rate x."""
+
+    def __init__(self, rates: Tensor) -> None:
+        self.rates = rates
+
+    def __call__(self, sigma: Tensor, x: Tensor) -> Tensor:
+        assert len(x) == len(self.rates)
+        return self.rates[:, None] * x
+
+    def of(self, members: Tensor) -> Apart:
+        return Apart(self.rates[members])
+
+
+@each_per_sample_solver
+def test_a_field_with_members_of_its_own_is_asked_for_those_on_their_way(solver: PerSampleSolver) -> None:
+    """Whoever has arrived before, each goes on with its own rate; so each is what it is alone."""
+    rates, solver = real([0.1, -3.0, 1.0, 0.0]), replace(solver, rtol=1e-6, atol=1e-6)
+    x, cost = solved(solver, Apart(rates), torch.ones(4, 1).double(), real([0.0, 2.0]))
+    torch.testing.assert_close(x[:, 0], (2 * rates).exp(), rtol=1e-4, atol=1e-4)
+    assert len(set(cost.evaluations.tolist())) > 1

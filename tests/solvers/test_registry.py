@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torchdiffeq._impl.odeint import SOLVERS as TORCHDIFFEQS_OWN
 
 import solvers
-from solvers import SOLVERS, AdaptiveSolver, Solver, get_solver, way_back
-from solvers.scipy_adapter import SCIPY_SOLVERS
+from solvers import AUTO, SOLVERS, AdaptiveSolver, Solver, get_solver, solver_from, way_back
 from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
 each_name = pytest.mark.parametrize("name", SOLVERS)
@@ -25,12 +27,57 @@ def test_get_solver_finds_every_solver_by_its_name(name: str) -> None:
     assert get_solver(name).name == name
 
 
+# Other values than the registered ones, of every setting that some solver writes down.
+OTHERS = {
+    "rtol": 1e-3,
+    "atol": 1e-4,
+    "chart": "angle-0.7",
+    "mixing": 0.9,
+    "coupling": 0.99,
+    "gamma": 0.5,
+    "tolerance": 1e-5,
+}
+
+
 @each_name
 def test_settings_are_enough_to_get_the_solver_again(name: str) -> None:
-    settings = SOLVERS[name].settings
-    tolerances = {key: settings[key] for key in ("rtol", "atol") if key in settings}
-    assert get_solver(settings["name"], **tolerances) == SOLVERS[name]
-    assert bool(tolerances) == SOLVERS[name].adaptive
+    """With the values it is registered with, and with others; also through a file, where numbers are numbers."""
+    solver = SOLVERS[name]
+    assert solver_from(solver.settings) == solver
+    others = {key: OTHERS[key] for key in solver.settings if key != "name"}
+    tuned = solver_from({"name": name, **others})
+    assert tuned.settings == {"name": name, **others}
+    assert solver_from(json.loads(json.dumps(tuned.settings))) == tuned
+    assert (tuned != solver) == bool(others)
+
+
+@each_name
+def test_every_solver_pickles(name: str) -> None:
+    assert pickle.loads(pickle.dumps(SOLVERS[name])) == SOLVERS[name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "huen"}, "^unknown solver 'huen'; choose one of: "),
+        ({}, "^unknown solver 'None'"),
+        ({"name": "auto", "fit": "0123"}, "^'auto' means what the calibration of a model says"),
+        ({"name": "heun", "gamma": 1.0}, "^solver 'heun' has no setting 'gamma'; it has none$"),
+        ({"name": "bdia", "mixing": 1.0}, "^solver 'bdia' has no setting 'mixing'; its settings are: gamma$"),
+        ({"name": "bdia", "gamma": "1"}, "^gamma of solver 'bdia' must be a number, but it is '1'$"),
+        ({"name": "bdia", "gamma": True}, "^gamma of solver 'bdia' must be a number, but it is True$"),
+        ({"name": "bdia", "gamma": 1.5}, r"^gamma must lie in \[0, 1\], but it is 1.5$"),
+        ({"name": "edict", "mixing": 0.0}, "^mixing must be above 0 and at most 1, but it is 0$"),
+        ({"name": "mccallum-foster-rk4", "coupling": float("nan")}, "^coupling must be above 0 and at most 1, .* nan$"),
+        ({"name": "exact-euler", "tolerance": -1.0}, "^tolerance must be above 0 and at most 1, but it is -1$"),
+        ({"name": "scipy-RK45", "rtol": 2}, "^rtol must be at least 1e-13 and below 1, but it is 2$"),
+        ({"name": "scipy-RK45", "chart": "cone"}, "^unknown chart 'cone'; choose one of: angle, .*, or angle-SD"),
+        ({"name": "scipy-RK45", "chart": "angle-0"}, "^unknown chart 'angle-0'; choose"),
+    ],
+)
+def test_settings_of_no_solver_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solver_from(settings)
 
 
 @each_name
@@ -45,9 +92,15 @@ def test_the_way_back_is_the_same_method_or_the_one_that_it_undoes(name: str) ->
     assert not way_back(solver).undoes
 
 
-def test_no_solver_is_lost_to_another_of_the_same_name() -> None:
-    own = [name for name in SOLVERS if not name.startswith(("torchdiffeq-", "scipy-"))]
-    assert len(SOLVERS) == len(own) + len(TORCHDIFFEQ_SOLVERS) + len(SCIPY_SOLVERS)
+@each_name
+def test_no_solver_is_lost_to_another_of_the_same_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^there are two solvers with the name '{name}'; give one of them another$"):
+        solvers._by_name([*SOLVERS.values(), replace(SOLVERS["euler"], name=name)])
+
+
+def test_no_solver_takes_the_name_of_what_a_calibration_says() -> None:
+    with pytest.raises(ValueError, match=r"^there are two solvers with the name 'auto'"):
+        solvers._by_name([replace(SOLVERS["euler"], name=AUTO)])
 
 
 def test_adaptive_solvers_are_those_with_a_tolerance() -> None:

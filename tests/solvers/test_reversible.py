@@ -19,7 +19,7 @@ from flows import (
 )
 from torch import Tensor, nn
 
-from solvers import SOLVERS, ReversibleSolver
+from solvers import SOLVERS, ReversibleSolver, Solution
 from solvers.reversible import BDIA, EDICT, TwoStepSolver
 
 REVERSIBLE = [s for s in SOLVERS.values() if isinstance(s, ReversibleSolver)]
@@ -46,11 +46,17 @@ def test_the_pair_leads_back_exactly(solver: ReversibleSolver, begin: float, end
     tolerance = 1e-6 if solver.name == "o-belm" and begin > end else 1e-10
     grid = steps_in_proportion(begin, end, steps)
     start = CORRELATED.data * max(begin, 1)
-    pair = solver.both(rough, start, None, grid)
-    x, companion = solver.both(rough, *pair, grid.flip(0))
-    assert relative_error(x, start) < tolerance
-    again = solver.both(rough, x, companion, grid)
-    assert relative_error(torch.cat(again), torch.cat(pair)) < tolerance
+    there = solver.solve(rough, start, grid)
+    back = solver.solve(rough, there.x, grid.flip(0), there.companion)
+    assert relative_error(back.x, start) < tolerance
+    again = solver.solve(rough, back.x, grid, back.companion)
+    assert relative_error(pair(again), pair(there)) < tolerance
+
+
+def pair(solution: Solution) -> Tensor:
+    """Both states, ``(2 B, ...)``."""
+    assert solution.companion is not None
+    return torch.cat([solution.x, solution.companion])
 
 
 def network() -> nn.Sequential:
@@ -75,7 +81,8 @@ def test_a_network_in_single_precision_is_walked_back_to_rounding(solver: Revers
         return (sigma.float() * x / scale + net(x / scale)) / scale
 
     with torch.no_grad():
-        x = solver.from_pair(field, solver.to_pair(field, x_0, grid), grid.flip(0))
+        there = solver.solve(field, x_0, grid)
+        x = solver.solve(field, there.x, grid.flip(0), there.companion).x
         alone = solver(field, solver(field, x_0, grid), grid.flip(0))
     assert x.dtype == torch.float32
     assert float((x - x_0).square().mean()) / 4 < (1e-8 if solver.name == "edict" else 1e-12)
@@ -92,13 +99,13 @@ def test_one_state_alone_does_not(solver: ReversibleSolver, begin: float, end: f
 
 
 @each_reversible_solver
-def test_pairs_are_the_halves_of_a_batch(solver: ReversibleSolver) -> None:
+def test_a_call_begins_with_one_state_and_gives_one(solver: ReversibleSolver) -> None:
     grid = real([0.5, 1.0, 3.0])
-    pair = solver.to_pair(CORRELATED.field, CORRELATED.data, grid)
-    assert torch.equal(pair, torch.cat(solver.both(CORRELATED.field, CORRELATED.data, None, grid)))
-    assert torch.equal(pair[:2], solver(CORRELATED.field, CORRELATED.data, grid))
-    back = solver.from_pair(CORRELATED.field, pair, grid.flip(0))
-    assert torch.equal(back, solver.both(CORRELATED.field, pair[:2], pair[2:], grid.flip(0))[0])
+    there = solver.solve(CORRELATED.field, CORRELATED.data, grid)
+    assert torch.equal(there.x, solver(CORRELATED.field, CORRELATED.data, grid))
+    assert there.companion is not None
+    assert there.companion.shape == there.x.shape
+    assert not torch.equal(there.companion, there.x)
 
 
 def test_more_steps_make_edicts_encoder_worse() -> None:
