@@ -33,25 +33,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import Results, describe, load_images, rms, save_figure, spread_over
-from analysis.comparison_plot import plot, table
+from analysis.codec import decode, decode_solution, encode, encode_solution
+from analysis.comparison_plot import Row, plot, table
+from analysis.figures import save_figure
 from analysis.options import (
+    ModelChoice,
     errors_in_a_line,
     images_option,
-    model_option,
+    model_options,
     out_option,
     references_option,
+    steps_for,
     stride_option,
 )
-from analysis.reconstruction import steps_for
+from analysis.pictures import load_images, rms, spread_over
 from analysis.reference import End, decoded_references, end_of, make_references
+from analysis.rows import Results, describe
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
-from analysis.spread import Spread, spread
-from ddim_ode.codec import decode, decode_solution, draw_latents, encode, encode_solution
-from ddim_ode.grids import DEFAULT_GRID, GRIDS, Grid, make_grid
+from analysis.spread import spread
+from ddim_ode.codec import draw_latents
+from ddim_ode.grids import DEFAULT_GRID, GRIDS, make_grid
 from ddim_ode.images import pixel_mse
-from ddim_ode.models import Model, load_model
-from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, Solver, SolverError, fitted, way_back
+from ddim_ode.models import Model
+from ddim_ode.session.plan import Plan, Request, plan_encoding
+from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, SolverError
 
 # Not that of the latents which solvers are calibrated on.
 SEED = 20
@@ -69,24 +74,6 @@ OURS = ((DEFAULT_SOLVER, DEFAULT_GRID), ("reab2", DEFAULT_GRID), ("euler", DEFAU
 FOR_DDIM = (*product(("ddim-inverse", "ddim-predicted"), ("trailing", DEFAULT_GRID)), ("exact-euler", DEFAULT_GRID))
 FOR_DDIM_STEPS = 20
 INVERSE_SPACINGS = ("trailing", "leading")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure of one competitor; ``nfe`` evaluations one way, of the encoder where there are two ways.
-
-    ``family``  "diffusers" or "ddim-ode".
-    ``error``   what is measured, over so many ``images`` or latents; of ``moment`` there is one for all.
-    """
-
-    measure: str
-    family: str
-    name: str
-    grid: str
-    steps: int
-    nfe: int
-    images: int
-    error: Spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +106,9 @@ class Task:
     run: Callable[[Material, Task], list[Row]]
 
 
-def plan(model: Model, name: str, grid: str, steps: int) -> tuple[Solver, Grid]:
-    """Solver and grid of these names; for ``AUTO`` what the calibration of ``model`` says, and else the default."""
-    entry = model.calibration.entries.get(steps) if name == AUTO and model.calibration else None
-    if entry:
-        return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down), entry.grid
-    name, grid = (DEFAULT_SOLVER, DEFAULT_GRID) if name == AUTO else (name, grid)
-    return SOLVERS[name], make_grid(model.schedule, grid, steps, clean_end=GRIDS[grid].clean_end)
+def plan(model: Model, name: str, grid: str, steps: int) -> Plan:
+    """What is planned for the solver and the grid of these names; of no grid what the solver has by itself."""
+    return plan_encoding(Request(name, steps, grid or None), model)
 
 
 def screening(rows: Sequence[Row]) -> Iterator[Task]:
@@ -175,7 +158,7 @@ def calibrated(model: Model) -> dict[str, str]:
 
 def ends(model: Model) -> set[End]:
     """Where the walks of the round trips begin and end."""
-    grids = [plan(model, AUTO, "", steps)[1] for steps in BUDGETS]
+    grids = [plan(model, AUTO, "", steps).grid for steps in BUDGETS]
     grids += [
         make_grid(model.schedule, name, steps, clean_end=GRIDS[name].clean_end)
         for name in (DEFAULT_GRID, *INVERSE_SPACINGS)
@@ -217,25 +200,25 @@ def _diffusers_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, T
 
 
 def _our_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, Tensor, End, int]:
-    solver, grid = plan(model, task.name, task.grid, task.steps)
-    ode = model.ode()
+    found = plan(model, task.name, task.grid, task.steps)
+    solver, grid, ode = found.solver, found.grid, model.ode()
     try:
         x_T = encode(ode, images, grid, solver)
         nfe = ode.nfe
-        return x_T, decode(ode, x_T, grid, way_back(solver)), end_of(grid), nfe
+        return x_T, decode(ode, x_T, grid, found.back), end_of(grid), nfe
     except SolverError:
         lost = torch.full_like(images.double(), inf)
         return lost, lost, end_of(grid), ode.nfe
 
 
 def _two_states(material: Material, task: Task) -> list[Row]:
-    solver, grid = plan(material.model, task.name, task.grid, task.steps)
+    made = plan(material.model, task.name, task.grid, task.steps)
     ode, nfe = material.model.ode(), 0
     try:
-        found = encode_solution(ode, material.few, grid, solver)
+        found = encode_solution(ode, material.few, made.grid, made.solver)
         nfe = ode.nfe
         kept = found.map(lambda x: x.float())
-        x_0 = decode_solution(ode, kept.x, grid, solver, kept.companion).x
+        x_0 = decode_solution(ode, kept.x, made.grid, made.back, kept.companion).x
     except SolverError:
         x_0 = torch.full_like(material.few.double(), inf)
     return [_row(task, "two_states", nfe, pixel_mse(material.few, x_0))]
@@ -244,9 +227,9 @@ def _two_states(material: Material, task: Task) -> list[Row]:
 def _decode(material: Material, task: Task) -> list[Row]:
     named = task.name != AUTO
     steps = steps_for(task.name, task.steps) if named else task.steps
-    solver, grid = plan(material.model, task.name, task.grid, steps)
-    ode = material.model.ode()
-    parts = [decode(ode, batch, grid, solver) for batch in torch.split(material.x_T, material.batch_size)]
+    found = plan(material.model, task.name, task.grid, steps)
+    grid, ode = found.grid, material.model.ode()
+    parts = [decode(ode, batch, grid, found.back) for batch in torch.split(material.x_T, material.batch_size)]
     truth = material.decoded[grid.clean_end]
     return [_row(task, "decode", ode.nfe // len(parts), rms(torch.cat(parts) - truth))]
 
@@ -272,7 +255,7 @@ def missing(every: Iterable[Task], rows: Sequence[Row]) -> list[Task]:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @images_option
 @click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="Images, and latents.")
 @click.option("--few", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a thousand steps.")
@@ -282,9 +265,16 @@ def missing(every: Iterable[Task], rows: Sequence[Row]) -> list[Task]:
 @out_option("comparison")
 @errors_in_a_line()
 def main(
-    model: str, images: Path, count: int, few: int, batch_size: int, stride: int, references: Path, out: Path
+    model: ModelChoice,
+    images: Path,
+    count: int,
+    few: int,
+    batch_size: int,
+    stride: int,
+    references: Path,
+    out: Path,
 ) -> None:
-    loaded = load_model(model)
+    loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated(loaded)}
     results = Results(Row, out, describe(loaded, names, pixels) | about)

@@ -1,4 +1,4 @@
-"""The table and the figure of ``analysis.comparison``, from its rows alone."""
+"""The rows of ``analysis.comparison``, and the table and the figure that are made of them alone."""
 
 from __future__ import annotations
 
@@ -9,17 +9,35 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.common import COLOURS, MARKERS, label_counts, shade
+from analysis.figures import COLOURS, MARKERS, label_counts, shade
+from analysis.spread import Spread
+from analysis.tables import markdown
 from solvers import AUTO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from analysis.comparison import Row
-
 # MSE of rounding pixels in [0, 1] to 8 bits: 1 / (12 * 255^2).
 ROUNDING = 1.28e-6
 DDIM = (("DDIM", "trailing"), ("DDIM", "leading"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of one competitor; ``nfe`` evaluations one way, of the encoder where there are two ways.
+
+    ``family``  "diffusers" or "ddim-ode".
+    ``error``   what is measured, over so many ``images`` or latents; of ``moment`` there is one for all.
+    """
+
+    measure: str
+    family: str
+    name: str
+    grid: str
+    steps: int
+    nfe: int
+    images: int
+    error: Spread
 
 
 @dataclass(frozen=True)
@@ -103,12 +121,11 @@ def table(rows: Sequence[Row]) -> str:
     Goals are given as ratios too; where there is no ratio, the goal is for the figure itself.
     """
     heads = ("what", "NFE", "baseline", "ours", "ratio", "of medians", "of means", "at least", "aim", "")
-    lines = [f"| {' | '.join(heads)} |", "|---|---:|---|---|---:|---:|---:|---:|---:|---|"]
-    lines += [line for goal in GOALS if (line := _line(rows, goal))]
-    return "\n".join([*lines, *_steps_line(rows)])
+    lines = [line for goal in GOALS if (line := _line(rows, goal))]
+    return markdown(heads, [*lines, *_steps_line(rows)], words=(0, 2, 3, 9))
 
 
-def _line(rows: Sequence[Row], goal: Goal) -> str | None:
+def _line(rows: Sequence[Row], goal: Goal) -> list[str] | None:
     ours, base = _best(rows, goal.measure, goal.steps, "ddim-ode", (goal.ours,)), _baseline(rows, goal)
     alone = goal.absolute == BOTH
     if ours is None or (base is None and not alone):
@@ -120,7 +137,7 @@ def _line(rows: Sequence[Row], goal: Goal) -> str | None:
     ]
     columns = ("trimmed", "median", "mean")
     ratios = [f"{getattr(ours.error, of) / getattr(unit, of):.2g}" if unit else "" for of in columns]
-    cells = [
+    return [
         goal.what,
         str(ours.nfe),
         f"{base.name} {base.grid}: {base.error.trimmed:.2g}" if base else "",
@@ -129,7 +146,6 @@ def _line(rows: Sequence[Row], goal: Goal) -> str | None:
         *(f"{limit:.2g}" for limit in limits),
         verdict(ours.error.trimmed / scale, *limits),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _baseline(rows: Sequence[Row], goal: Goal) -> Row | None:
@@ -153,7 +169,7 @@ def _best(
     return min(found, key=lambda row: row.error.trimmed, default=None)
 
 
-def _steps_line(rows: Sequence[Row]) -> list[str]:
+def _steps_line(rows: Sequence[Row]) -> list[list[str]]:
     """How many steps lose as little as DDIM in a thousand."""
     few = sorted((row for row in rows if row.measure == "few"), key=lambda row: row.steps)
     long = [row for row in few if row.family == "diffusers"]
@@ -172,7 +188,7 @@ def _steps_line(rows: Sequence[Row]) -> list[str]:
         f"{steps / long[0].steps:.2g}",
     ]
     limits = [f"{count} steps" for count in (MOST_STEPS, AIM_STEPS)]
-    return [f"| {' | '.join([*cells, '', '', *limits, verdict(steps, MOST_STEPS, AIM_STEPS)])} |"]
+    return [[*cells, "", "", *limits, verdict(steps, MOST_STEPS, AIM_STEPS)]]
 
 
 def plot(rows: Sequence[Row]) -> Figure:

@@ -19,14 +19,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import COLOURS, FIXED_STEP, Results, describe, label_counts, rms, save_figure, shade
-from analysis.options import errors_in_a_line, model_option, out_option
+from analysis.codec import decode
+from analysis.figures import COLOURS, label_counts, save_figure, shade
+from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options, out_option
+from analysis.pictures import rms
+from analysis.rows import Results, describe
 from analysis.spread import Spread, spread
-from ddim_ode.codec import decode, draw_latents
+from analysis.tables import markdown
+from ddim_ode.codec import draw_latents
 from ddim_ode.files import write_file
 from ddim_ode.grids import GRIDS, make_grid
 from ddim_ode.images import tile
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
 from solvers import SOLVERS
 
 STEPS = (10, 20, 50, 100, 1000)
@@ -77,12 +81,12 @@ def plot(rows: Sequence[Row], most: int) -> Figure:
 
 def table(rows: Sequence[Row], most: int) -> str:
     """Markdown: a line for each number of steps."""
-    lines = [f"| S | RMSE to S = {most}, mean | 95 % interval | median |", "|---:|---:|---:|---:|"]
+    lines = []
     for row in rows:
         found = row.rmse
         interval = f"{found.mean_low:.2g} to {found.mean_high:.2g}"
-        lines.append(f"| {row.steps} | {found.mean:.2g} | {interval} | {found.median:.2g} |")
-    return "\n".join(lines)
+        lines.append([row.steps, f"{found.mean:.2g}", interval, f"{found.median:.2g}"])
+    return markdown(["S", f"RMSE to S = {most}, mean", "95 % interval", "median"], lines, words=())
 
 
 def sheet(images: Mapping[int, Tensor]) -> Figure:
@@ -97,7 +101,7 @@ def sheet(images: Mapping[int, Tensor]) -> Figure:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option("--solver", type=click.Choice(FIXED_STEP), default="euler", show_default=True)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
@@ -105,10 +109,10 @@ def sheet(images: Mapping[int, Tensor]) -> Figure:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @out_option("consistency")
 @errors_in_a_line()
-def main(model: str, solver: str, grid: str, steps: tuple[int, ...], count: int, seed: int, out: Path) -> None:
+def main(model: ModelChoice, solver: str, grid: str, steps: tuple[int, ...], count: int, seed: int, out: Path) -> None:
     if len(set(steps)) < 2:
         raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
-    loaded = load_model(model)
+    loaded = model.load()
     about = {**describe(loaded), "solver": solver, "grid": grid, "count": count, "seed": seed}
     results = Results(Row, out, about)
     if not results.rows:

@@ -7,7 +7,8 @@ error once steps are short. Errors are RMSE per dimension of x_bar.
 ``network``   images with noise of the lowest sigma added, from one timestep of training to the next, to a walk of
               many steps. Over longer stretches there are no orders to see: t(sigma) has a kink at each timestep, and
               long steps jump over the network's waves in t. The network computes in float64, but for its sines of t,
-              which diffusers computes in float32: their rounding is as far as one can see.
+              which diffusers computes in float32: their rounding is as far as one can see. Whatever the device of the
+              model, that is done on the CPU, since some devices have no float64.
 """
 
 from __future__ import annotations
@@ -25,10 +26,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import COLOURS, FIXED_STEP, MARKERS, Results, describe, label_counts, load_images, save_figure
-from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
+from analysis.figures import COLOURS, MARKERS, label_counts, save_figure
+from analysis.options import (
+    FIXED_STEP,
+    ModelChoice,
+    count_option,
+    errors_in_a_line,
+    images_option,
+    model_options,
+    out_option,
+)
+from analysis.pictures import load_images
+from analysis.rows import Results, describe
+from analysis.tables import markdown
 from ddim_ode.codec import draw_latents
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
 from solvers import SOLVERS, SolverError
 
 STEPS = {"closed": (2, 4, 8, 16, 32, 64), "network": (1, 2, 4, 8, 16, 32)}
@@ -106,13 +118,13 @@ def slope(rows: Sequence[Row]) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: declared order and measured slopes."""
-    lines = ["| solver | order | slope, closed solution | slope, network |", "|---|---:|---:|---:|"]
+    lines = []
     for name in dict.fromkeys(row.solver for row in rows):
         own = [row for row in rows if row.solver == name]
         slopes = [slope([row for row in own if row.problem == problem]) for problem in STEPS]
         cells = ["" if isnan(value) else f"{value:.2f}" for value in slopes]
-        lines.append(f"| {name} | {own[0].order} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, own[0].order, *cells])
+    return markdown(["solver", "order", "slope, closed solution", "slope, network"], lines)
 
 
 def plot(rows: Sequence[Row]) -> Figure:
@@ -145,7 +157,7 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option("--solver", "solvers", type=click.Choice(FIXED_STEP), multiple=True, default=DEFAULT_SOLVERS)
 @click.option(
     "--timestep", "t", type=click.IntRange(min=0), default=10, show_default=True, help="Where the stretch begins."
@@ -155,8 +167,8 @@ def plot(rows: Sequence[Row]) -> Figure:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the noise on them.")
 @out_option("convergence")
 @errors_in_a_line()
-def main(model: str, solvers: tuple[str, ...], t: int, images: Path, count: int, seed: int, out: Path) -> None:
-    loaded = load_model(model)
+def main(model: ModelChoice, solvers: tuple[str, ...], t: int, images: Path, count: int, seed: int, out: Path) -> None:
+    loaded = model.load()
     if t > len(loaded.schedule) - 2:
         last = len(loaded.schedule) - 2
         raise ValueError(f"there is no stretch from timestep {t} to the next; choose --timestep from 0 to {last}")
@@ -176,7 +188,7 @@ def run(model: Model, images: Tensor, t: int, solvers: Sequence[str], seed: int,
     if not missing("network", solvers, results.rows):
         return
     low, high = float(model.schedule.sigma(t)), float(model.schedule.sigma(t + 1))
-    exact = replace(model, network=deepcopy(model.network).double())
+    exact = replace(model, network=deepcopy(model.network).cpu().double())
     start = images.double() + low * noise
     with torch.no_grad():
         end = SOLVERS["rk4"](exact.ode(), start, stretch(low, high, REFERENCE_STEPS))

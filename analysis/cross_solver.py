@@ -21,14 +21,25 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import FIXED_STEP, Results, describe, load_images, save_figure
-from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
-from analysis.reconstruction import steps_for
+from analysis.codec import decode, encode
+from analysis.figures import save_figure
+from analysis.options import (
+    FIXED_STEP,
+    ModelChoice,
+    count_option,
+    errors_in_a_line,
+    images_option,
+    model_options,
+    out_option,
+    steps_for,
+)
+from analysis.pictures import load_images
+from analysis.rows import Results, describe
 from analysis.spread import Spread, spread
-from ddim_ode.codec import decode, encode
+from analysis.tables import markdown
 from ddim_ode.grids import GRIDS, Grid, make_grid
 from ddim_ode.images import pixel_mse
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
 from solvers import SOLVERS, SolverError
 
 DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2", "reab2", "dpmpp3m", "reversible-heun")
@@ -80,11 +91,12 @@ def _convert(model: Model, x: Tensor, solver: str, grid: Grid, *, up: bool) -> T
 def table(rows: Sequence[Row]) -> str:
     """Markdown: the trimmed mean of the error of every pair; a line for each encoder."""
     decoders = list(dict.fromkeys(row.decoder for row in rows))
-    lines = [f"| encoded with, decoded with: | {' | '.join(decoders)} |", f"|---|{'---:|' * len(decoders)}"]
-    for encoder in dict.fromkeys(row.encoder for row in rows):
-        errors = {row.decoder: f"{row.mse.trimmed:.2g}" for row in rows if row.encoder == encoder}
-        lines.append(f"| {encoder} | {' | '.join(errors.get(decoder, '') for decoder in decoders)} |")
-    return "\n".join(lines)
+    errors = {(row.encoder, row.decoder): f"{row.mse.trimmed:.2g}" for row in rows}
+    lines = [
+        [encoder, *(errors.get((encoder, decoder), "") for decoder in decoders)]
+        for encoder in dict.fromkeys(row.encoder for row in rows)
+    ]
+    return markdown(["encoded with, decoded with:", *decoders], lines)
 
 
 def plot(rows: Sequence[Row]) -> Figure:
@@ -112,7 +124,7 @@ def _exponent(mse: float) -> float:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option("--solver", "solvers", type=click.Choice(FIXED_STEP), multiple=True, default=DEFAULT_SOLVERS)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="log-snr", show_default=True)
 @click.option("--nfe", type=click.IntRange(min=2), default=20, show_default=True, help="Evaluations each way.")
@@ -120,8 +132,10 @@ def _exponent(mse: float) -> float:
 @count_option()
 @out_option("cross_solver")
 @errors_in_a_line()
-def main(model: str, solvers: tuple[str, ...], grid: str, nfe: int, images: Path, count: int | None, out: Path) -> None:
-    loaded = load_model(model)
+def main(
+    model: ModelChoice, solvers: tuple[str, ...], grid: str, nfe: int, images: Path, count: int | None, out: Path
+) -> None:
+    loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     rows = run(loaded, pixels, names, solvers, grid, nfe, out)
     save_figure(plot(rows), out / "cross_solver.png")

@@ -22,11 +22,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import COLOURS, Results, describe, load_images, rms, save_figure
-from analysis.options import count_option, errors_in_a_line, images_option, model_option, out_option
-from analysis.trajectories import Trajectories, walk
+from analysis.figures import COLOURS, save_figure
+from analysis.options import ModelChoice, count_option, errors_in_a_line, images_option, model_options, out_option
+from analysis.pictures import load_images, rms
+from analysis.rows import Results, describe
+from analysis.tables import markdown
 from ddim_ode.grids import GRIDS, make_grid
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
+from ddim_ode.session.trajectories import Trajectories, walk
 from solvers import SOLVERS
 from solvers.charts import ANGLE, Chart
 
@@ -120,16 +123,14 @@ def plot(rows: Sequence[Row], model: Model) -> Figure:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: bend and error in each chart, means over the images, at some of the noise levels."""
-    lines = [
-        f"| sigma |{''.join(f' bend, {name} | error, {name} |' for name in CHARTS)}",
-        f"|{'---:|' * (1 + 2 * len(CHARTS))}",
-    ]
+    heads = ["sigma", *(f"{what}, {name}" for name in CHARTS for what in ("bend", "error"))]
+    lines = []
     sigmas = sorted({row.sigma for row in rows})
     for sigma in sigmas[:: -(-len(sigmas) // TABLE_LINES)]:
         here = {row.chart: row for row in rows if row.sigma == sigma}
         cells = [f"{value:.2g}" for name in CHARTS for value in (here[name].bend_mean, here[name].error_mean)]
-        lines.append(f"| {sigma:.3g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([f"{sigma:.3g}", *cells])
+    return markdown(heads, lines, words=())
 
 
 def run(
@@ -155,15 +156,15 @@ def run(
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option("--points", type=click.IntRange(min=2), default=40, show_default=True, help="Noise levels.")
 @click.option("--reference-steps", type=click.IntRange(min=10), default=200, show_default=True)
 @images_option
 @count_option(8)
 @out_option("curvature")
 @errors_in_a_line()
-def main(model: str, points: int, reference_steps: int, images: Path, count: int, out: Path) -> None:
-    loaded = load_model(model)
+def main(model: ModelChoice, points: int, reference_steps: int, images: Path, count: int, out: Path) -> None:
+    loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     rows = run(loaded, pixels, names, points, reference_steps, out)
     save_figure(plot(rows, loaded), out / "curvature.png")

@@ -20,24 +20,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import (
-    COLOURS,
-    Results,
-    describe,
-    label_counts,
-    mark_accuracy,
-    rms,
-    save_figure,
+from analysis.codec import decode
+from analysis.figures import COLOURS, label_counts, mark_accuracy, save_figure
+from analysis.options import (
+    ModelChoice,
+    errors_in_a_line,
+    model_options,
+    out_option,
+    references_option,
+    steps_for,
+    stride_option,
 )
-from analysis.options import errors_in_a_line, model_option, out_option, references_option, stride_option
-from analysis.reconstruction import steps_for
+from analysis.pictures import rms
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.reference import decoded_references
+from analysis.rows import Results, describe
 from analysis.schedulers import decode_with_scheduler, schedulers
 from analysis.spread import Spread, spread
-from ddim_ode.codec import decode, draw_latents
+from analysis.tables import markdown
+from ddim_ode.codec import draw_latents
 from ddim_ode.grids import make_grid
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
 from solvers import SOLVERS, SolverError
 
 BUDGETS = (5, 8, 10, 20)
@@ -144,24 +147,24 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: for each budget the best of either family, and the error of ours in parts of theirs."""
-    lines = ["| NFE | best of diffusers | RMSE | best of ours | RMSE | ratio |", "|---:|---|---:|---|---:|---:|"]
+    lines = []
     for budget in sorted({row.budget for row in rows}):
         best = [_best(rows, family, budget) for family in FAMILIES]
         cells = [cell for row in best for cell in (f"{row.name}, {row.spacing}", f"{row.rmse.mean:.4f}")]
-        lines.append(f"| {budget} | {' | '.join(cells)} | {best[1].rmse.mean / best[0].rmse.mean:.2f} |")
-    return "\n".join(lines)
+        lines.append([budget, *cells, f"{best[1].rmse.mean / best[0].rmse.mean:.2f}"])
+    return markdown(["NFE", "best of diffusers", "RMSE", "best of ours", "RMSE", "ratio"], lines, words=(1, 3))
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option("--nfe", "budgets", type=click.IntRange(min=2), multiple=True, default=BUDGETS, show_default=True)
 @click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="How many latents.")
 @stride_option
 @references_option
 @out_option("decode_error")
 @errors_in_a_line()
-def main(model: str, budgets: tuple[int, ...], count: int, stride: int, references: Path, out: Path) -> None:
-    loaded = load_model(model)
+def main(model: ModelChoice, budgets: tuple[int, ...], count: int, stride: int, references: Path, out: Path) -> None:
+    loaded = model.load()
     x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=SEED)
     settings = {
         **describe(loaded),

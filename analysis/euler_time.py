@@ -15,20 +15,22 @@ from pathlib import Path
 
 import click
 
-from analysis.common import load_images, save_figure
+from analysis.figures import save_figure
 from analysis.options import (
+    ModelChoice,
     count_option,
     errors_in_a_line,
     images_option,
-    model_option,
+    model_options,
     out_option,
     references_option,
     stride_option,
 )
-from analysis.reconstruction import Row, make_cases, run
-from analysis.reconstruction_plot import plot
+from analysis.pictures import load_images
+from analysis.reconstruction import make_cases, run
+from analysis.reconstruction_plot import Row, plot
+from analysis.tables import markdown
 from ddim_ode.grids import GRIDS
-from ddim_ode.models import load_model
 
 SOLVERS = ("euler", "variance-euler")
 STEPS = (5, 10, 20, 50, 100, 200)
@@ -36,18 +38,18 @@ STEPS = (5, 10, 20, 50, 100, 200)
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: what each of the two loses, in the mean, and how far off its latents are."""
-    lines = ["| grid | steps | round trip, MSE: in sigma | in time | latent, RMSE: in sigma | in time |"]
-    lines += ["|---|---:|---:|---:|---:|---:|"]
+    lines = []
     found = {(row.grid, row.steps, row.solver): row for row in rows}
     for grid, steps in dict.fromkeys((row.grid, row.steps) for row in rows):
         pair = [found[grid, steps, solver] for solver in SOLVERS]
         cells = [f"{row.mse.mean:.2g}" for row in pair] + [f"{row.latent_rmse.mean:.2g}" for row in pair]
-        lines.append(f"| {grid} | {steps} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([grid, steps, *cells])
+    heads = ("grid", "steps", "round trip, MSE: in sigma", "in time", "latent, RMSE: in sigma", "in time")
+    return markdown(heads, lines)
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option("--grid", "grids", type=click.Choice(sorted(GRIDS)), multiple=True, default=("quad", "log-snr"))
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
 @images_option
@@ -57,7 +59,7 @@ def table(rows: Sequence[Row]) -> str:
 @out_option("euler_time")
 @errors_in_a_line()
 def main(
-    model: str,
+    model: ModelChoice,
     grids: tuple[str, ...],
     steps: tuple[int, ...],
     images: Path,
@@ -66,7 +68,7 @@ def main(
     references: Path,
     out: Path,
 ) -> None:
-    loaded = load_model(model)
+    loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     cases = make_cases(SOLVERS, grids, ("sigma-min",), (), steps)
     rows = run(loaded, pixels, names, cases, out, stride=stride, references=references)

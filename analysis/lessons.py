@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.common import COLOURS, MARKERS, label_counts
-from ddim_ode.codec import decode
+from analysis.codec import decode
+from analysis.figures import COLOURS, MARKERS, label_counts
 from ddim_ode.grids import make_grid
 from ddim_ode.images import tile
 from ddim_ode.interpolation import slerp

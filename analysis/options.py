@@ -4,18 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from analysis.common import CIFAR10_TEST, REFERENCES
-from ddim_ode.models import DEFAULT_MODEL
-from solvers import SolverError
+from analysis.pictures import CIFAR10_TEST
+from analysis.reference import REFERENCES
+from ddim_ode.console import device_option, one_line
+from ddim_ode.devices import find_device
+from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from solvers import SOLVERS, SolverError
+
+T = TypeVar("T")
+
+# The names of solvers whose evaluations are known beforehand.
+FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
-model_option = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The ``name`` of a model, and of the ``device`` to put it on."""
+
+    name: str
+    device: str
+
+    def load(self) -> Model:
+        """The model, on the device.
+
+        Raises:
+            ValueError: if there is no such model or device.
+        """
+        return load_model(self.name, device=find_device(self.device))
+
+
+def model_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Which model, and on which device: handed to the command as one ``model``."""
+
+    @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+    @device_option
+    @wraps(command)
+    def with_model(*context: click.Context, model: str, device: str, **values: Any) -> T:
+        return command(*context, model=ModelChoice(model, device), **values)
+
+    return with_model
+
+
 images_option = click.option(
     "--images",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -67,4 +105,12 @@ def errors_in_a_line() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SolverError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(one_line(error)) from error
+
+
+def steps_for(solver: str, nfe: int) -> int:
+    """As many steps of the fixed-step ``solver`` as ``nfe`` evaluations pay for, but one at least."""
+    steps = 1
+    while (SOLVERS[solver].nfe(steps + 1) or 0) <= nfe:
+        steps += 1
+    return steps

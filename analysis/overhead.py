@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.common import FIXED_STEP, Results, describe
-from analysis.options import errors_in_a_line, model_option, out_option
-from analysis.timing import Stopwatch, machine
-from ddim_ode.codec import encode
+from analysis.codec import encode
+from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options, out_option
+from analysis.rows import Results, describe
+from analysis.tables import markdown
+from analysis.timing import Stopwatch, machine, synchronize
 from ddim_ode.grids import Grid, make_grid
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
 from ddim_ode.ode import ProbabilityFlowODE
 from solvers import SOLVERS
 
@@ -87,40 +88,42 @@ def measure(
 
 
 def _measure(model: Model, images: Tensor, grid: Grid, solver: str, repeat: int) -> Row:
-    stub = Stub(torch.zeros_like(images, dtype=torch.float32))
+    stub = Stub(torch.zeros_like(images, dtype=torch.float32)).to(model.device)
     nfe = SOLVERS[solver].nfe(grid.steps) or 0
     bare = _bare_calls(model, images, nfe // 2 + 1)
     with Stopwatch(model.network) as watch:
-        solve = _time(lambda: encode(model.ode(), images, grid, SOLVERS[solver]))
+        solve = _time(lambda: encode(model.ode(), images, grid, SOLVERS[solver]), model.device)
     bare += _bare_calls(model, images, nfe // 2 + 1)
     answered = ProbabilityFlowODE(stub, model.schedule, prediction=model.prediction)
-    stubbed = _time(lambda: encode(answered, images, grid, SOLVERS[solver]))
+    stubbed = _time(lambda: encode(answered, images, grid, SOLVERS[solver]), model.device)
     return Row(solver, grid.steps, nfe, repeat, median(bare), solve, watch.seconds, stubbed)
 
 
 def _bare_calls(model: Model, images: Tensor, count: int) -> list[float]:
     """The times of ``count`` calls of the network on ``images``, ``(B, C, H, W)``."""
-    x, t = images.float(), torch.full((len(images),), len(model.schedule) / 2)
+    x = images.float().to(model.device)
+    t = torch.full((len(images),), len(model.schedule) / 2, device=model.device)
     with torch.no_grad():
-        return [_time(lambda: model.network(x, t)) for _ in range(count)]
+        return [_time(lambda: model.network(x, t), model.device) for _ in range(count)]
 
 
-def _time(call: Callable[[], object]) -> float:
+def _time(call: Callable[[], object], device: torch.device) -> float:
     begin = time.perf_counter()
     call()
+    synchronize(device)
     return time.perf_counter() - begin
 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: for each solver the median of each figure and, in brackets, its quartiles; overheads in per cent."""
-    lines = ["| solver | NFE | ratio | beside the network, % | with a stub, % |", "|---|---:|---:|---:|---:|"]
+    lines = []
     for solver, nfe in dict.fromkeys((row.solver, row.nfe) for row in rows):
         own = [row for row in rows if (row.solver, row.nfe) == (solver, nfe)]
         ratio = [row.solve / (row.nfe * row.bare) for row in own]
         beside = [100 * (row.solve - row.inside) / (row.nfe * row.bare) for row in own]
         stub = [100 * row.stub / (row.nfe * row.bare) for row in own]
-        lines.append(f"| {solver} | {nfe} | {_spread(ratio, 3)} | {_spread(beside, 2)} | {_spread(stub, 2)} |")
-    return "\n".join(lines)
+        lines.append([solver, nfe, _spread(ratio, 3), _spread(beside, 2), _spread(stub, 2)])
+    return markdown(["solver", "NFE", "ratio", "beside the network, %", "with a stub, %"], lines)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
@@ -129,7 +132,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option(
     "--solver",
     "solvers",
@@ -144,8 +147,8 @@ def _spread(values: Sequence[float], digits: int) -> str:
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
 @out_option("overhead")
 @errors_in_a_line()
-def main(model: str, solvers: tuple[str, ...], steps: int, batch_size: int, repeats: int, out: Path) -> None:
-    loaded = load_model(model)
+def main(model: ModelChoice, solvers: tuple[str, ...], steps: int, batch_size: int, repeats: int, out: Path) -> None:
+    loaded = model.load()
     results = Results(Row, out, {**describe(loaded), **machine(), "batch_size": batch_size, "seed": SEED})
     measure(loaded, solvers, steps=steps, batch_size=batch_size, repeats=repeats, results=results)
     click.echo(table(results.rows))

@@ -24,9 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.classifier import SIZE, check_size
-from analysis.common import COLOURS, Results, save_figure, spread_over
+from analysis.figures import COLOURS, save_figure
 from analysis.frechet import frechet
 from analysis.options import errors_in_a_line, out_option
+from analysis.pictures import spread_over
+from analysis.rows import Results
+from analysis.tables import markdown
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.devices import find_device
 from ddim_ode.files import write_file
@@ -151,13 +154,13 @@ def plot(rows: Sequence[ErrorRow]) -> Figure:
 def table(errors: Sequence[ErrorRow], distances: Sequence[DistanceRow]) -> str:
     """Markdown: a line for each model, and one for training images."""
     heads = ("", "eps-MSE, mean over t", "images", "Frechet", "sliced Wasserstein", "colour shift", "contrast")
-    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    lines = []
     for row in distances:
         curve = [error.eps_mse for error in errors if error.model == row.what]
         mean = f"{sum(curve) / len(curve):.4f}" if curve else ""
         cells = (row.what, mean, row.count, f"{row.frechet:.3f}", f"{row.wasserstein:.4f}")
-        lines.append(f"| {' | '.join(map(str, cells))} | {row.colour_shift:.3f} | {row.contrast:.3f} |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row.colour_shift:.3f}", f"{row.contrast:.3f}"])
+    return markdown(heads, lines)
 
 
 def run(

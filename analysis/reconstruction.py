@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import inf
 from pathlib import Path
@@ -30,89 +29,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import (
-    FIXED_STEP,
-    REFERENCES,
-    Results,
-    describe,
-    load_images,
-    load_rows,
-    load_settings,
-    rms,
-    save_figure,
-)
+from analysis.codec import decode, encode
+from analysis.figures import save_figure
 from analysis.options import (
+    FIXED_STEP,
+    ModelChoice,
     count_option,
     errors_in_a_line,
     images_option,
-    model_option,
+    model_options,
     out_option,
     references_option,
+    steps_for,
     stride_option,
 )
-from analysis.reconstruction_plot import PAPER, plot, table
+from analysis.pictures import load_images, rms
+from analysis.reconstruction_plot import PAPER, Case, Row, plot, table
+from analysis.reference import REFERENCES, End, Reference, end_of, make_references
 from analysis.reference import SOLVER as REFERENCE_SOLVER
-from analysis.reference import End, Reference, end_of, make_references
-from analysis.spread import Spread, spread
-from ddim_ode.codec import decode, encode
-from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid, make_grid
+from analysis.rows import Results, describe, load_rows, load_settings
+from analysis.spread import spread
+from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid
 from ddim_ode.images import pixel_mse
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
+from ddim_ode.session.plan import Request, plan_encoding
 from solvers import SOLVERS, SolverError, way_back
-
-
-@dataclass(frozen=True)
-class Case:
-    """What to measure: names of ``SOLVERS``, ``GRIDS`` and ``CLEAN_ENDS``, and the number of steps each way."""
-
-    solver: str
-    grid: str
-    clean_end: str
-    steps: int
-
-    def make_grid(self, model: Model) -> Grid:
-        """Its grid in the schedule of ``model``; ValueError where there is none with as many steps."""
-        return make_grid(model.schedule, self.grid, self.steps, clean_end=self.clean_end)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case on one set of images.
-
-    ``nfe``      network evaluations of each image in one direction.
-    ``seconds``  wall time for all images, both ways.
-
-    Where a solver left the finite numbers, all errors are infinite.
-    """
-
-    model: str
-    images: int
-    solver: str
-    order: int
-    grid: str
-    clean_end: str
-    steps: int
-    nfe: int
-    sigma_T: float
-    seconds: float
-    mse: Spread
-    latent_rmse: Spread
-    decode_mse: Spread
-    second_moment: Spread
-    moment_error: float
-
-    @property
-    def case(self) -> Case:
-        """What was measured."""
-        return Case(self.solver, self.grid, self.clean_end, self.steps)
-
-
-def steps_for(solver: str, nfe: int) -> int:
-    """As many steps of the fixed-step ``solver`` as ``nfe`` evaluations pay for, but one at least."""
-    steps = 1
-    while (SOLVERS[solver].nfe(steps + 1) or 0) <= nfe:
-        steps += 1
-    return steps
 
 
 def measure(
@@ -124,7 +65,7 @@ def measure(
 
 
 def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, Reference], batch_size: int) -> Row:
-    grid = case.make_grid(model)
+    grid = _grid(model, case)
     begin = time.perf_counter()
     trips = [_round_trip(model, batch, case, grid) for batch in torch.split(images, batch_size)]
     seconds = time.perf_counter() - begin
@@ -149,6 +90,12 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
         spread(moments),
         float((moments.mean() / true_moments.mean() - 1).abs()),
     )
+
+
+def _grid(model: Model, case: Case) -> Grid:
+    """The grid of ``case`` in the schedule of ``model``; ValueError where there is none with as many steps."""
+    request = Request(case.solver, case.steps, case.grid, case.clean_end)
+    return plan_encoding(request, model).grid
 
 
 def _decode(model: Model, x_T: Tensor, case: Case, grid: Grid) -> Tensor:
@@ -199,7 +146,7 @@ def run(
     known = {row.case for row in results.rows}
     missing = [case for case in cases if case not in known]
     if missing:
-        ends = {end_of(case.make_grid(model)) for case in missing}
+        ends = {end_of(_grid(model, case)) for case in missing}
         truth = make_references(model, images, ends, folder=references, stride=stride, batch_size=batch_size)
         accuracy = {f"{clean_end}, t = {t}": reference.accuracy for (clean_end, t), reference in truth.items()}
         results.note(reference_rmse={**results.settings.get("reference_rmse", {}), **accuracy})
@@ -225,7 +172,7 @@ def report(folder: Path) -> None:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option(
     "--solver",
     "solvers",
@@ -260,7 +207,7 @@ def report(folder: Path) -> None:
 @click.option("--plot-only", is_flag=True, help="Measure nothing.")
 @errors_in_a_line()
 def main(
-    model: str,
+    model: ModelChoice,
     solvers: tuple[str, ...],
     grids: tuple[str, ...],
     clean_ends: tuple[str, ...],
@@ -275,7 +222,7 @@ def main(
     plot_only: bool,
 ) -> None:
     if not plot_only:
-        loaded = load_model(model)
+        loaded = model.load()
         pixels, names = load_images(images, loaded, count)
         budgets = nfes or (() if steps else tuple(PAPER))
         cases = make_cases(solvers, grids, clean_ends, budgets, steps)

@@ -1,26 +1,68 @@
-"""The plot and the table of ``analysis.reconstruction``, from its rows alone."""
+"""The rows of ``analysis.reconstruction``, and the plot and the table that are made of them alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.common import COLOURS, MARKERS, label_counts, mark_accuracy, round_counts, shade
+from analysis.figures import COLOURS, MARKERS, draw_slopes, label_counts, mark_accuracy, round_counts, shade
 from analysis.spread import Spread
+from analysis.tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from analysis.reconstruction import Row
 
 # A latent whose second moment is farther off is not one that the model knows.
 MOMENT_LIMIT = 0.03
 
 # arXiv 2010.02502, Table 2: reconstruction MSE on the test set of CIFAR-10 by S, the number of Euler steps.
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to measure: names of ``SOLVERS``, ``GRIDS`` and ``CLEAN_ENDS``, and the number of steps each way."""
+
+    solver: str
+    grid: str
+    clean_end: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case on one set of images.
+
+    ``nfe``      network evaluations of each image in one direction.
+    ``seconds``  wall time for all images, both ways.
+
+    Where a solver left the finite numbers, all errors are infinite.
+    """
+
+    model: str
+    images: int
+    solver: str
+    order: int
+    grid: str
+    clean_end: str
+    steps: int
+    nfe: int
+    sigma_T: float
+    seconds: float
+    mse: Spread
+    latent_rmse: Spread
+    decode_mse: Spread
+    second_moment: Spread
+    moment_error: float
+
+    @property
+    def case(self) -> Case:
+        """What was measured."""
+        return Case(self.solver, self.grid, self.clean_end, self.steps)
 
 
 def round_trip_order(order: int) -> int:
@@ -125,26 +167,6 @@ def _draw(
     draw_slopes(axes, begin, {row.order: exponent(row.order) for rows in curves.values() for row in rows})
 
 
-def draw_slopes(axes: Axes, begin: float, exponents: Mapping[int, int]) -> None:
-    """A fan of short lines from the NFE ``begin`` on, with the slopes ``-exponents`` by order: below all that is drawn,
-    and so short that the labels beside it are inside the axes."""
-    factor = min(2.0, (axes.get_xlim()[1] / begin) ** 0.35)
-    error, _ = axes.get_ylim()
-    for exponent in sorted(set(exponents.values())):
-        orders = " and ".join(str(order) for order in sorted(exponents) if exponents[order] == exponent)
-        end = error / factor**exponent
-        axes.plot([begin, factor * begin], [error, end], linestyle="--", linewidth=1, color="0.5")
-        axes.annotate(
-            f"order {orders}: slope -{exponent}",
-            (1.05 * factor * begin, end),
-            ha="left",
-            va="center",
-            color="0.3",
-            fontsize=8,
-            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
-        )
-
-
 def table(rows: Sequence[Row]) -> str:
     """Markdown: reconstruction MSE by S for the paper, Euler here, and the best other solver here at the same NFE.
 
@@ -158,12 +180,12 @@ def table(rows: Sequence[Row]) -> str:
     other = _best({label: by_S for label, by_S in curves.items() if _solver(by_S) != "euler"})
     columns = [(label, curves[label]) for label in (euler, other) if label]
     heads = ["S", "DDIM, Table 2", *(f"{label}, here" for label, _ in columns)]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---:|' * len(heads)}"]
+    lines = []
     for S, paper in PAPER.items():
         cells = [f"{row.mse.mean:.2g}" if (row := by_S.get(S)) else "" for _, by_S in columns]
         if any(cells):
-            lines.append(f"| {' | '.join([str(S), f'{paper:g}', *cells])} |")
-    return "\n".join(lines)
+            lines.append([S, f"{paper:g}", *cells])
+    return markdown(heads, lines, words=())
 
 
 def _by_S(rows: Sequence[Row]) -> dict[int, Row]:

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddim_ode.codec import to_device
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid
 from ddim_ode.models import Model
 from solvers import get_solver
 
+# Where solutions to measure others against are kept, for all scripts.
+REFERENCES = Path("demo/references")
 SOLVER = "rk4"
 CHECKED = 4  # as many images make the second walk
 STAGE = 100  # as many steps from one saved stage to the next
@@ -99,8 +102,7 @@ def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int =
                 coarse = _walk(model, coarse, ("sigma-min", t), t_end, 2 * stride, len(coarse))
                 _save((fine, coarse), part)
         last_step = torch.tensor([model.schedule.sigma_min, 0.0], dtype=torch.float64)
-        with torch.no_grad():
-            at_zero = get_solver(SOLVER)(model.ode(), fine, last_step)
+        at_zero = _solve(model, fine, last_step)
         _save((fine, at_zero, coarse), path)
     at_sigma_min, at_zero, coarse = torch.load(path, weights_only=True)
     accuracy = (at_sigma_min[: len(coarse)] - coarse).square().mean().sqrt()
@@ -126,8 +128,13 @@ def _walk(model: Model, x_bar: Tensor, begin: End, t_end: int, stride: int, batc
     sigmas = model.schedule.sigma(torch.tensor([*timesteps, t_end], dtype=torch.float64))
     if clean_end == "zero" and t_begin == 0:
         sigmas = torch.cat([torch.zeros(1, dtype=torch.float64), sigmas])
+    return torch.cat([_solve(model, batch, sigmas) for batch in torch.split(x_bar, batch_size)])
+
+
+def _solve(model: Model, x_bar: Tensor, sigmas: Tensor) -> Tensor:
+    """The states at ``sigmas[-1]``, from ``x_bar``, ``(B, C, H, W)``, at ``sigmas[0]``; float64 on the CPU."""
     with torch.no_grad():
-        return torch.cat([get_solver(SOLVER)(model.ode(), batch, sigmas) for batch in torch.split(x_bar, batch_size)])
+        return get_solver(SOLVER)(model.ode(), to_device(x_bar, model.device), sigmas).cpu().double()
 
 
 def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:

@@ -21,8 +21,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from analysis.common import FIXED_STEP
-from analysis.options import errors_in_a_line, model_option
+from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options
 from ddim_ode.files import write_file
 
 # What a command printed, beside its rows.
@@ -57,11 +56,12 @@ class Section:
         """The name of its folder, and of its place in the page."""
         return self.folder or self.name
 
-    def run(self, folder: Path, model: str, *, full: bool) -> None:
+    def run(self, folder: Path, model: ModelChoice, *, full: bool) -> None:
         """Run it as its command line would, into its folder in ``folder``, and keep there what it prints."""
         command: click.Command = import_module(f"analysis.{self.name}").main
         own = folder / self.place
-        options = [*((self.full if full else self.quick) or ()), "--model", model, "--out", str(own)]
+        options = [*((self.full if full else self.quick) or ()), "--model", model.name]
+        options += ["--device", model.device, "--out", str(own)]
         if any(parameter.name == "references" for parameter in command.params):
             options += ["--references", str(folder / "references")]
         with redirect_stdout(io.StringIO()) as printed:
@@ -199,7 +199,7 @@ def _short(cell: str) -> str:
     show_default=True,
     help="Hours, with all images, all solvers and up to 1000 steps; or minutes, on two cores.",
 )
-@model_option
+@model_options
 @click.option(
     "--only",
     type=click.Choice(sorted({section.name for section in SECTIONS})),
@@ -213,12 +213,12 @@ def _short(cell: str) -> str:
 )
 @click.pass_context
 @errors_in_a_line()
-def main(context: click.Context, full: bool, model: str, only: tuple[str, ...], out: Path | None) -> None:
+def main(context: click.Context, full: bool, model: ModelChoice, only: tuple[str, ...], out: Path | None) -> None:
     folder = out or Path("demo/report-full" if full else "demo/report")
     chosen = [section for section in SECTIONS if not only or section.name in only]
     sections = [section for section in chosen if full or section.quick is not None]
     failures = run(sections, folder, model, full=full)
-    title = f"ddim-ode: all analyses of model '{model}' ({'full' if full else 'quick'})"
+    title = f"ddim-ode: all analyses of model '{model.name}' ({'full' if full else 'quick'})"
     write_file(folder / PAGE, page(folder, SECTIONS, title, failures).encode(), overwrite=True)
     for place, failure in failures.items():
         click.echo(f"{place} failed: {failure}", err=True)
@@ -226,7 +226,7 @@ def main(context: click.Context, full: bool, model: str, only: tuple[str, ...], 
     context.exit(1 if failures else 0)
 
 
-def run(sections: Sequence[Section], folder: Path, model: str, *, full: bool) -> dict[str, str]:
+def run(sections: Sequence[Section], folder: Path, model: ModelChoice, *, full: bool) -> dict[str, str]:
     """Run all ``sections`` into ``folder``, and say why some failed, in a line each, by their places."""
     failures = {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,15 +26,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.classifier import check_size
-from analysis.common import COLOURS, MARKERS, Results, describe, label_counts, save_figure
+from analysis.figures import COLOURS, MARKERS, label_counts, save_figure
 from analysis.frechet import frechet_to_test
-from analysis.options import errors_in_a_line, model_option, out_option
+from analysis.options import ModelChoice, errors_in_a_line, model_options, out_option
+from analysis.rows import Results, describe
+from analysis.tables import markdown
 from analysis.timing import Stopwatch, machine
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import GRIDS, make_grid
 from ddim_ode.images import to_uint8
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
 
 SIGMA_HAT = "sigma-hat"
 ETAS = ("0", "0.2", "0.5", "1", SIGMA_HAT)
@@ -72,10 +74,10 @@ def draw(model: Model, eta: str, steps: int, grid: str, count: int, seed: int) -
     begin = time.perf_counter()
     with Stopwatch(model.network) as watch:
         for i in range(0, count, BATCH):
-            latents = x_T[i : i + BATCH]
+            latents = x_T[i : i + BATCH].to(model.device)
             noise = seeded_noise(range(i, i + len(latents)), shape, seed=seed)
             walk = Ancestral(noise, 1.0 if eta == SIGMA_HAT else float(eta), eta == SIGMA_HAT)
-            images.append(decode(ode, latents, nodes, walk, dtype=torch.float32))
+            images.append(decode(ode, latents, nodes, walk, dtype=torch.float32).cpu())
     seconds = time.perf_counter() - begin
     return to_uint8(torch.cat(images)), seconds, watch.seconds
 
@@ -94,23 +96,23 @@ def measure(
 def table(rows: Sequence[Row]) -> str:
     """Markdown: the distance by eta and S, and in brackets the paper's FID."""
     steps = sorted({row.steps for row in rows})
-    lines = [f"| eta | {' | '.join(f'S = {S}' for S in steps)} |", f"|---|{'---:|' * len(steps)}"]
+    lines = []
     for eta in dict.fromkeys(row.eta for row in rows):
         found = {row.steps: f"{row.frechet:.2f}" for row in rows if row.eta == eta}
         paper = dict(zip(PAPER_STEPS, PAPER.get(eta, ()), strict=False))
         cells = [f"{found.get(S, '')}{f' ({paper[S]:g})' if S in paper else ''}" for S in steps]
-        lines.append(f"| {eta} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_time_lines(rows)])
+        lines.append([eta, *cells])
+    return "\n\n".join([markdown(["eta", *(f"S = {S}" for S in steps)], lines), _times(rows)])
 
 
-def _time_lines(rows: Sequence[Row]) -> list[str]:
+def _times(rows: Sequence[Row]) -> str:
     """A table of the time by S, over all etas."""
-    lines = ["| S | seconds, for all samples | in the network |", "|---:|---:|---:|"]
+    lines = []
     for S in sorted({row.steps for row in rows}):
         whole = sum(row.seconds for row in rows if row.steps == S)
         share = sum(row.network_seconds for row in rows if row.steps == S) / whole
-        lines.append(f"| {S} | {whole / sum(row.steps == S for row in rows):.3g} | {share:.1%} |")
-    return lines
+        lines.append([S, f"{whole / sum(row.steps == S for row in rows):.3g}", f"{share:.1%}"])
+    return markdown(["S", "seconds, for all samples", "in the network"], lines, words=())
 
 
 def plot(rows: Sequence[Row], count: int) -> Figure:
@@ -144,7 +146,7 @@ def plot(rows: Sequence[Row], count: int) -> Figure:
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option("--eta", "etas", type=click.Choice(ETAS), multiple=True, default=ETAS, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
@@ -153,9 +155,9 @@ def plot(rows: Sequence[Row], count: int) -> Figure:
 @out_option("sample_quality")
 @errors_in_a_line()
 def main(
-    model: str, etas: tuple[str, ...], steps: tuple[int, ...], grid: str, count: int, seed: int, out: Path
+    model: ModelChoice, etas: tuple[str, ...], steps: tuple[int, ...], grid: str, count: int, seed: int, out: Path
 ) -> None:
-    loaded = load_model(model)
+    loaded = model.load()
     check_size(loaded)
     about = {**describe(loaded), **machine(), "grid": grid, "count": count, "seed": seed}
     results = Results(Row, out, about)

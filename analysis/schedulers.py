@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from analysis.reference import End
 from ddim_ode.models import Model
-from ddim_ode.ode import PREDICTIONS
+from ddim_ode.processes import PREDICTIONS
 
 SPACINGS: dict[str, dict[str, object]] = {
     "trailing": {"timestep_spacing": "trailing"},
@@ -83,12 +83,12 @@ def decode_with_scheduler(
         if len(scheduler.timesteps) > budget or (best and len(scheduler.timesteps) <= best[2]):
             continue
         network = Counted(model.network)
-        x = x_T.float() * float(scheduler.init_noise_sigma)
+        x = x_T.float().to(model.device) * float(scheduler.init_noise_sigma)
         with torch.no_grad():
             for t in scheduler.timesteps:
-                output = network(scheduler.scale_model_input(x, t), t.expand(len(x)))
+                output = network(scheduler.scale_model_input(x, t), t.to(model.device).expand(len(x)))
                 x = scheduler.step(output, t, x).prev_sample
-        best = x.double(), "zero", network.calls
+        best = x.cpu().double(), "zero", network.calls
     if best is None:
         raise ValueError(f"{kind} makes no image with {budget} evaluations")
     return best
@@ -108,13 +108,13 @@ def invert_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> 
         trained_betas=_betas(model), clip_sample=False, set_alpha_to_one=True, timestep_spacing=spacing
     )
     scheduler.set_timesteps(steps)
-    x = images.float()
+    x = images.float().to(model.device)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            output = model.network(x, t.expand(len(x)))
-            eps = PREDICTIONS[model.prediction](output, x, model.schedule.sigma(t.double()).to(x))
+            output = model.network(x, t.to(model.device).expand(len(x)))
+            eps = PREDICTIONS[model.prediction].eps(output, x, model.schedule.sigma(t.double()).to(x))
             x = scheduler.step(eps, t, x).prev_sample
-    return x.double(), ("zero", int(scheduler.timesteps[-1]))
+    return x.cpu().double(), ("zero", int(scheduler.timesteps[-1]))
 
 
 def _betas(model: Model) -> list[float]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddim_ode.session.calibrate import trimmed_mean
+
 # Of the images, to see how the figures would vary with others.
 RESAMPLES = 1000
 
@@ -35,12 +37,6 @@ def spread(values: Tensor) -> Spread:
     resampled = values.cpu()[chosen]
     functions: tuple[Callable[[Tensor], Tensor], ...] = (_mean, _median, trimmed_mean)
     return Spread(*(number for function in functions for number in _with_interval(function, values, resampled)))
-
-
-def trimmed_mean(values: Tensor) -> Tensor:
-    """The mean over the last dimension without the largest twentieth, rounded down: of 64 values without three."""
-    count = values.shape[-1]
-    return values.sort(-1).values[..., : count - count // 20].mean(-1)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -10,6 +10,14 @@ import torch
 from torch import nn
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done what it was told to, so that the clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 class Stopwatch:
     """The ``seconds`` spent inside of ``module`` while this is entered: ``with Stopwatch(network) as watch: ...``."""
 
@@ -17,6 +25,8 @@ class Stopwatch:
         self.seconds = 0.0
         self._module = module
         self._begin = 0.0
+        parameter = next(module.parameters(), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
 
     def __enter__(self) -> Stopwatch:
         self._hooks = (
@@ -32,9 +42,11 @@ class Stopwatch:
             hook.remove()
 
     def _start(self, *_: object) -> None:
+        synchronize(self._device)
         self._begin = time.perf_counter()
 
     def _stop(self, *_: object) -> None:
+        synchronize(self._device)
         self.seconds += time.perf_counter() - self._begin
 
 

@@ -22,35 +22,27 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import (
-    COLOURS,
-    FIXED_STEP,
-    MARKERS,
-    Results,
-    describe,
-    label_counts,
-    load_images,
-    mark_accuracy,
-    rms,
-    round_counts,
-    save_figure,
-)
+from analysis.codec import encode
+from analysis.figures import COLOURS, MARKERS, draw_slopes, label_counts, mark_accuracy, round_counts, save_figure
 from analysis.options import (
+    FIXED_STEP,
+    ModelChoice,
     count_option,
     errors_in_a_line,
     images_option,
-    model_option,
+    model_options,
     out_option,
     references_option,
     stride_option,
 )
-from analysis.reconstruction_plot import draw_slopes
+from analysis.pictures import load_images, rms
 from analysis.reference import make_references
+from analysis.rows import Results, describe
 from analysis.spread import Spread, spread
+from analysis.tables import markdown
 from analysis.timing import machine
-from ddim_ode.codec import encode
 from ddim_ode.grids import full_range, make_grid
-from ddim_ode.models import Model, load_model
+from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
 from solvers import SOLVERS, Solver, SolverError
 from solvers.adaptive import AdaptiveSolver
@@ -188,16 +180,17 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each setting."""
-    lines = ["| solver | chart | tolerance or steps | NFE | seconds | RMSE, median |", "|---|---|---:|---:|---:|---:|"]
+    lines = []
     for row in rows:
         setting = row.setting
         cells = (setting.solver, setting.chart, f"{setting.tolerance or setting.steps:g}", f"{row.nfe:.0f}")
-        lines.append(f"| {' | '.join(cells)} | {row.seconds:.2g} | {row.latent_rmse.median:.2g} |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row.seconds:.2g}", f"{row.latent_rmse.median:.2g}"])
+    heads = ("solver", "chart", "tolerance or steps", "NFE", "seconds", "RMSE, median")
+    return markdown(heads, lines, words=(0, 1))
 
 
 @click.command(help=__doc__.split("\n")[0])
-@model_option
+@model_options
 @click.option(
     "--adaptive", type=click.Choice(list(ADAPTIVE)), multiple=True, default=DEFAULT_ADAPTIVE, show_default=True
 )
@@ -218,7 +211,7 @@ def table(rows: Sequence[Row]) -> str:
 @out_option("work_precision")
 @errors_in_a_line()
 def main(
-    model: str,
+    model: ModelChoice,
     adaptive: tuple[str, ...],
     fixed: tuple[str, ...],
     tolerances: tuple[float, ...],
@@ -229,7 +222,7 @@ def main(
     references: Path,
     out: Path,
 ) -> None:
-    loaded = load_model(model)
+    loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     about = {**describe(loaded, names, pixels), **machine(), "stride": stride, "max_nfe": max_nfe, "seed": None}
     results = Results(Row, out, about)

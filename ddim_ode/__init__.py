@@ -1,7 +1,10 @@
 """Encode, decode and sample with diffusion models through the ODE of DDIM (arXiv 2010.02502, Eq. (14)).
 
-    from ddim_ode import decode, encode, load_model, make_grid
-    from solvers import get_solver
+    from ddim_ode import Session
+
+    session = Session("default")
+    latent = session.encode("photo.jpg", steps=10)
+    picture = session.decode(latent)
 
 Importing this package is cheap; a name brings its module, and torch, when it is first used.
 """
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
     from ddim_ode.ode import ProbabilityFlowODE as ProbabilityFlowODE
     from ddim_ode.schedule import NoiseSchedule as NoiseSchedule
     from ddim_ode.schedule import make_schedule as make_schedule
+    from ddim_ode.session.plan import Plan as Plan
+    from ddim_ode.session.plan import PlanError as PlanError
+    from ddim_ode.session.plan import Request as Request
+    from ddim_ode.session.session import Session as Session
+    from ddim_ode.session.walks import Progress as Progress
 
 _MODULES = {
     "ancestral": ("Ancestral", "seeded_noise"),
@@ -48,6 +56,9 @@ _MODULES = {
     "models": ("Model", "load_model"),
     "ode": ("ProbabilityFlowODE",),
     "schedule": ("NoiseSchedule", "make_schedule"),
+    "session.plan": ("Plan", "PlanError", "Request"),
+    "session.session": ("Session",),
+    "session.walks": ("Progress",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOMES)

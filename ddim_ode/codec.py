@@ -130,6 +130,11 @@ def state_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """``x``, any shape, on ``device``, in the dtype that states have there; no float64 goes where there is none."""
+    return x.to(state_dtype(device)).to(device)
+
+
 def _state(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     if x.ndim != 4:
         raise ValueError(f"images and latents must have shape (B, C, H, W), but this one has {tuple(x.shape)}")

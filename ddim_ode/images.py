@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ddim_ode.files import check_writable, write_file
 
+# Of the pictures that are looked for in a folder.
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 # The rule by which a picture of any size becomes an image of the model's; it is stored with the latent.
 FIT = "exif-rotate, alpha over white, center-crop to the model's aspect, lanczos"
 
@@ -56,6 +58,11 @@ def load_image(path: Path, channels: int, height: int, width: int) -> tuple[Tens
         raise ImageFileError(f"cannot read the picture '{path}': {error}") from error
     picture = open_picture(content, str(path))
     return fit_picture(picture, channels, height, width)[None], Source(path.name, picture.size)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The files in ``folder``, by name, whose names are those of pictures."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
 
 
 def open_picture(content: bytes, name: str) -> Image.Image:
@@ -110,7 +117,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def to_picture(image: Tensor) -> Image.Image:
     """The image ``(C, H, W)``, pixels in [-1, 1], as an 8-bit picture."""
-    values = to_uint8(image.detach().double().cpu())
+    values = to_uint8(image.detach().cpu().double())  # some devices have no float64
     return Image.fromarray(values.permute(1, 2, 0).squeeze(-1).numpy())
 
 
@@ -149,6 +156,11 @@ def save_image(
         OSError: if the file exists and ``overwrite`` is false, or cannot be written.
     """
     check_image_path(path, overwrite=overwrite)
+    write_file(path, png(image, settings=settings, zoom=zoom), overwrite=overwrite)
+
+
+def png(image: Tensor, *, settings: Mapping[str, object], zoom: int = 1) -> bytes:
+    """The content of the file that ``save_image`` writes for the image ``(C, H, W)``, pixels in [-1, 1]."""
     picture = to_picture(image)
     if zoom > 1:
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
@@ -156,12 +168,15 @@ def save_image(
     text.add_text("ddim-ode", json.dumps(settings))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", pnginfo=text)
-    write_file(path, buffer.getvalue(), overwrite=overwrite)
+    return buffer.getvalue()
 
 
 def pixel_mse(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared error of each image, shape ``(B,)``, on the scale [0, 1], of images ``(B, C, H, W)`` in [-1, 1]."""
-    return ((a.double() - b.double()) / 2).square().flatten(1).mean(1)
+    """Mean squared error of each image, ``(B,)``, on the scale [0, 1], of images ``(B, C, H, W)`` in [-1, 1].
+
+    It is float64 on the CPU, wherever the images are.
+    """
+    return ((a.cpu().double() - b.cpu().double()) / 2).square().flatten(1).mean(1)
 
 
 def psnr(mse: float) -> float:

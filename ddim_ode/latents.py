@@ -108,6 +108,14 @@ class Latent:
                 "take one that reaches any end, such as linspace or log-snr"
             )
 
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the latent file ``path``, as ``save_latent`` does."""
+        save_latent(self, path, overwrite=overwrite)
+
+    def to_bytes(self) -> bytes:
+        """The content of a latent file."""
+        return _content(self)
+
     def summary(self) -> str:
         """What is in it, in a few lines for people to read."""
         solver = ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in self.solver.items())
@@ -126,12 +134,16 @@ class Latent:
         )
 
 
-def save_latent(latent: Latent, path: Path, *, overwrite: bool = False) -> None:
+def save_latent(latent: Latent, path: str | Path, *, overwrite: bool = False) -> None:
     """Write the latent file; it is there whole or not at all.
 
     Raises:
         OSError: if the file exists and ``overwrite`` is false, or cannot be written.
     """
+    write_file(Path(path), latent.to_bytes(), overwrite=overwrite)
+
+
+def _content(latent: Latent) -> bytes:
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -154,44 +166,50 @@ def save_latent(latent: Latent, path: Path, *, overwrite: bool = False) -> None:
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_file(path, buffer.getvalue(), overwrite=overwrite)
+    return buffer.getvalue()
 
 
-def load_latent(path: Path) -> Latent:
-    """Read a latent file; nothing in it is ever executed.
+def load_latent(file: str | Path | bytes) -> Latent:
+    """Read a latent file, by its path or its content; nothing in it is ever executed.
 
     Raises:
         LatentError: if it is missing, empty, truncated, no latent file, of another version, or inconsistent.
     """
-    content = _unpickle(path)
+    name = "latent" if isinstance(file, bytes) else str(file)
+    content = _unpickle(_read(Path(file)) if not isinstance(file, bytes) else file, name)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise LatentError(f"'{path}' is not a latent file of ddim-ode; make one with: encode")
+        raise LatentError(f"'{name}' is not a latent file of ddim-ode; make one with: encode")
     if content.get("version") != VERSION:
         raise LatentError(
-            f"'{path}' has format version {content.get('version')}, but this program reads version {VERSION}; "
+            f"'{name}' has format version {content.get('version')}, but this program reads version {VERSION}; "
             "use the version of ddim-ode that wrote it"
         )
     try:
         return _from_content(content)
     except Exception as error:  # whatever a wrong structure provokes
         what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise LatentError(f"the latent file '{path}' is damaged: {what}") from error
+        raise LatentError(f"the latent file '{name}' is damaged: {what}") from error
 
 
-def _unpickle(path: Path) -> object:
+def _read(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise LatentError(f"'{path}' is a folder, not a latent file; name the files in it")
-        if path.stat().st_size == 0:
-            raise LatentError(f"'{path}' is empty")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except LatentError:
-        raise
+        return path.read_bytes()
     except FileNotFoundError:
         raise LatentError(f"'{path}' does not exist") from None
+    except OSError as error:
+        raise LatentError(f"cannot read the latent file '{path}': {error}") from error
+
+
+def _unpickle(content: bytes, name: str) -> object:
+    if not content:
+        raise LatentError(f"'{name}' is empty")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or malicious pickle provokes
         raise LatentError(
-            f"'{path}' is not a latent file, or a truncated one: torch.load(weights_only=True) refuses it"
+            f"'{name}' is not a latent file, or a truncated one: torch.load(weights_only=True) refuses it"
         ) from error
 
 

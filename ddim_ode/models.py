@@ -27,8 +27,10 @@ from torch import Tensor, nn
 
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
-from ddim_ode.ode import PREDICTIONS, ProbabilityFlowODE
+from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.processes import PREDICTIONS, VariancePreserving
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
+from ddim_ode.spaces import PixelSpace
 
 DEFAULT_MODEL = "default"
 _DEFAULT_FOLDER = Path(__file__).parent / "pretrained" / "ddpm-cifar10"
@@ -73,6 +75,16 @@ class Model:
     def ode(self, *, max_nfe: int | None = None) -> ProbabilityFlowODE:
         """A fresh ODE of this model, with its count of evaluations at zero."""
         return ProbabilityFlowODE(self.network, self.schedule, prediction=self.prediction, max_nfe=max_nfe)
+
+    @property
+    def process(self) -> VariancePreserving:
+        """How the network wants to be asked, and what it answers."""
+        return VariancePreserving(self.schedule, self.prediction)
+
+    @property
+    def space(self) -> PixelSpace:
+        """What the state of the ODE is of a picture."""
+        return PixelSpace(self.channels, self.height, self.width)
 
     @property
     def device(self) -> torch.device:

@@ -44,7 +44,7 @@ class ScipySolver(AdaptiveSolver):
 
         def slope(u: float, y: Tensor) -> Tensor:
             state = y.reshape(x.shape).to(x)
-            return field_in_u(torch.tensor(u, dtype=torch.float64), state).double().cpu().flatten()
+            return field_in_u(torch.tensor(u, dtype=torch.float64), state).cpu().double().flatten()
 
         def func(u: float, y: np.ndarray) -> np.ndarray:
             slope_at = slope(u, torch.from_numpy(y))
@@ -60,7 +60,7 @@ class ScipySolver(AdaptiveSolver):
         options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "first_step": FIRST_STEP * abs(end - begin)}
         if self.implicit:
             options["jac"] = jacobian
-        y_begin = self.chart.enter(x.detach().double().cpu(), grid[0]).flatten().numpy()
+        y_begin = self.chart.enter(x.detach().cpu().double(), grid[0]).flatten().numpy()
         y_end, failure = _solve(func, (begin, end), y_begin, self.method, options)
         if failure:
             raise SolverError(watch.stopped(failure.rstrip(".")))

@@ -14,13 +14,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.common import load_rows, load_settings
 from analysis.comparison import main as compare
 from analysis.comparison_plot import GOALS
 from analysis.overhead import main as measure_overhead
 from analysis.quality import DistanceRow, ErrorRow
 from analysis.quality import table as quality_table
 from analysis.reconstruction import main as reconstruct
+from analysis.rows import load_rows, load_settings
 from cli import main
 from ddim_ode.models import load_model
 

@@ -26,10 +26,10 @@
 import os
 from pathlib import Path
 
-from analysis.common import CIFAR10_TEST, load_images
 from analysis.cross_solver import DEFAULT_SOLVERS
 from analysis.cross_solver import plot as plot_pairs
 from analysis.cross_solver import run as run_pairs
+from analysis.pictures import CIFAR10_TEST, load_images
 from analysis.reconstruction import make_cases, run
 from analysis.reconstruction_plot import plot, table
 from ddim_ode import load_model

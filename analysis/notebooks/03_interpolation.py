@@ -26,8 +26,8 @@ import os
 
 import torch
 
-from analysis.common import CIFAR10_TEST, load_images
 from analysis.lessons import plot_radii, radii, show
+from analysis.pictures import CIFAR10_TEST, load_images
 from ddim_ode import decode, encode, load_model, make_grid, span
 from ddim_ode.codec import draw_latents
 from ddim_ode.images import pixel_mse

@@ -20,9 +20,9 @@
 import os
 from pathlib import Path
 
-from analysis.common import CIFAR10_TEST, load_images
 from analysis.curvature import plot as plot_bend
 from analysis.curvature import run as measure_bend
+from analysis.pictures import CIFAR10_TEST, load_images
 from analysis.reconstruction import make_cases, run
 from analysis.reconstruction_plot import plot
 from ddim_ode import load_model

@@ -1,49 +1,28 @@
-"""What training minimizes: L_gamma of DDIM (Song et al., arXiv 2010.02502, Eq. (5)), for epsilon and v networks.
+"""What training minimizes: L_gamma of DDIM (Song et al., arXiv 2010.02502, Eq. (5)), whatever a network predicts.
 
     L_gamma = mean over t of gamma_t E || eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) - eps ||^2
 
-Here it is taken per dimension. A network may predict v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 instead of eps
-(Salimans and Ho, arXiv 2202.00512, Appendix D). For the same input its error is that of eps times sqrt(1 + sigma^2), so
-that the plain squared error of v is L_gamma with gamma = 1 + sigma^2 = 1 / alpha_bar.
+Here it is taken per dimension. A network may predict v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 or x_0 itself
+instead of eps (Salimans and Ho, arXiv 2202.00512, Appendix D). For the same input the error of v is that of eps times
+sqrt(1 + sigma^2), so that its plain squared error is L_gamma with gamma = 1 + sigma^2 = 1 / alpha_bar; that of x_0 is
+L_gamma with gamma = sigma^2. ``ddim_ode.processes`` has the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddim_ode.ode import Network
+from ddim_ode.predictor import Network
+from ddim_ode.processes import find_prediction
 from ddim_ode.schedule import NoiseSchedule
-
-
-@dataclass(frozen=True)
-class Objective:
-    """``target`` of a network, from eps, x_0 and alpha_bar; ``own_gamma``, with which its plain error is L_gamma."""
-
-    target: Callable[[Tensor, Tensor, Tensor], Tensor]
-    own_gamma: Callable[[Tensor], Tensor]
-
-
-def _eps_target(eps: Tensor, x_0: Tensor, alpha_bar: Tensor) -> Tensor:
-    return eps
-
-
-def _v_target(eps: Tensor, x_0: Tensor, alpha_bar: Tensor) -> Tensor:
-    return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
-
 
 # gamma as a function of alpha_bar, by the name on the command line; 1 is the paper's choice and DDPM's.
 GAMMAS: dict[str, Callable[[Tensor], Tensor]] = {
     "1": torch.ones_like,
     "1/alpha_bar": torch.reciprocal,
-}
-# By the name that diffusers gives the prediction.
-OBJECTIVES: dict[str, Objective] = {
-    "epsilon": Objective(_eps_target, GAMMAS["1"]),
-    "v_prediction": Objective(_v_target, GAMMAS["1/alpha_bar"]),
 }
 
 
@@ -62,15 +41,15 @@ def denoising_loss(
     ``x_0``    images ``(B, C, H, W)``, pixels in [-1, 1]; ``noise`` eps of the same shape; ``t`` timesteps ``(B,)``.
     ``gamma``  a key of ``GAMMAS``; None for the one under which the network's own squared error is what counts.
     """
-    objective = OBJECTIVES[prediction]
+    kind = find_prediction(prediction)
     alpha_bar = schedule.alpha_bar.to(x_0.device, x_0.dtype)[t].reshape(-1, 1, 1, 1)
     x = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
     output = network(x, t.to(x.dtype)).to(x.dtype)
-    error = (output - objective.target(noise, x_0, alpha_bar)).square().flatten(1).mean(1)
+    error = (output - kind.target(x_0, noise, alpha_bar)).square().flatten(1).mean(1)
     if gamma is None:
         return error
     alpha_bar = alpha_bar.flatten()
-    return error * GAMMAS[gamma](alpha_bar) / objective.own_gamma(alpha_bar)
+    return error * GAMMAS[gamma](alpha_bar) / kind.own_gamma(alpha_bar)
 
 
 def stratified_timesteps(count: int, T: int, generator: torch.Generator) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported, image_size, read_json
+from ddim_ode.processes import PREDICTIONS
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
-from ddim_ode.training.objective import GAMMAS, OBJECTIVES
+from ddim_ode.training.objective import GAMMAS
 
 # By the name on the command line: what diffusers calls them.
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -27,7 +28,7 @@ class Settings:
     """A run ends after ``steps``, or after ``minutes`` in all; one of the two is given.
 
     ``unet``           configuration of diffusers' ``UNet2DModel``.
-    ``prediction``     'epsilon' or 'v_prediction'.
+    ``prediction``     a key of ``processes.PREDICTIONS``.
     ``schedule``       'linear' or 'cosine', with 1000 timesteps.
     ``gamma``          a key of ``objective.GAMMAS``; None for the plain squared error of what is predicted.
     ``batch_size``     of all processes together.
@@ -57,7 +58,7 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("a run needs either a number of steps or of minutes, and not both; pass one of them")
-        for name, allowed in (("prediction", OBJECTIVES), ("schedule", SCHEDULES), ("gamma", GAMMAS)):
+        for name, allowed in (("prediction", PREDICTIONS), ("schedule", SCHEDULES), ("gamma", GAMMAS)):
             value = getattr(self, name)
             if value not in allowed and not (name == "gamma" and value is None):
                 raise ValueError(f"unknown {name} '{value}'; choose one of: {', '.join(sorted(allowed))}")

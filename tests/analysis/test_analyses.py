@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import consistency, convergence, cross_solver, curvature, euler_time, sample_quality, work_precision
-from analysis.common import CIFAR10_TEST, load_images, load_rows, save_figure
+from analysis.figures import save_figure
 from analysis.frechet import TEST_STATISTICS, frechet_to_test
-from analysis.reconstruction import Row as ReconstructionRow
+from analysis.pictures import CIFAR10_TEST, load_images
+from analysis.reconstruction_plot import Row as ReconstructionRow
 from analysis.reference import decoded_references
+from analysis.rows import load_rows
 from analysis.spread import spread
 from ddim_ode import decode, encode, load_model, make_grid
 from ddim_ode.ancestral import seeded_noise

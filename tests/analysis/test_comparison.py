@@ -9,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.common import CIFAR10_TEST, load_images, load_rows
 from analysis.comparison import Row, main, plan
 from analysis.comparison_plot import GOALS, table, verdict
+from analysis.pictures import CIFAR10_TEST, load_images
+from analysis.rows import load_rows
 from analysis.schedulers import invert_with_ddim
 from analysis.spread import Spread
 from ddim_ode.calibration import FILE, Calibration, Entry, save_calibration
@@ -91,9 +92,16 @@ def test_auto_is_what_the_calibration_says(model: Model, tiny_model: Path, tmp_p
     entries = {5: Entry("reab3", grid, ((0.0,),) * 5, ((0.0,),) * 5, {})}
     save_calibration(Calibration(model.fingerprint, entries, {}), folder / FILE)
     calibrated = load_model(str(folder))
-    assert plan(calibrated, "auto", "", 5)[1] == grid
-    assert plan(calibrated, "auto", "", 5)[0].name == "auto"
-    assert plan(calibrated, "auto", "", 6)[0] == SOLVERS[DEFAULT_SOLVER]
+    assert plan(calibrated, "auto", "", 5).grid == grid
+    assert plan(calibrated, "auto", "", 5).solver.name == "auto"
+    assert plan(calibrated, "auto", "", 6).solver == SOLVERS[DEFAULT_SOLVER]
+
+
+def test_a_solver_is_given_a_grid_that_it_can_walk(model: Model) -> None:
+    """As on the command line: above sigma = 0, where the grid's own end is."""
+    found = plan(model, "dpmpp3m", "trailing", 10)
+    assert (found.grid.name, found.grid.clean_end, found.grid.steps) == ("trailing", "sigma-min", 10)
+    assert plan(model, "euler", "trailing", 10).grid.clean_end == "zero"
 
 
 @pytest.mark.parametrize(("value", "word"), [(0.1, "aim"), (0.2, "reached"), (0.5, "reached"), (0.51, "missed")])

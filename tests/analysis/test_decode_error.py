@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.common import load_rows
 from analysis.decode_error import OUR_GRIDS, OURS, Row, competitors, main, table
+from analysis.rows import load_rows
 from analysis.schedulers import THEIRS
 from analysis.spread import spread
 from ddim_ode.codec import decode, draw_latents

@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from analysis.common import load_rows
 from analysis.overhead import Row, main
+from analysis.rows import load_rows
 from analysis.timing import Stopwatch
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.classifier import CLASSES, WEIGHTS, Features, labels, load_features, train
-from analysis.common import CIFAR10_TEST
+from analysis.pictures import CIFAR10_TEST
 from analysis.quality import (
     DistanceRow,
     ErrorRow,

@@ -10,9 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from analysis.common import CIFAR10_TEST, load_images, load_rows
+from analysis.pictures import CIFAR10_TEST, load_images
 from analysis.reconstruction import Row, main, steps_for
 from analysis.reconstruction_plot import plot, table
+from analysis.rows import load_rows
 from ddim_ode import decode, encode, load_model, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE

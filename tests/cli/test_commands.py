@@ -17,12 +17,14 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import DEFAULT_SOLVER, DEFAULT_STEPS, PSNR_CANDIDATES, main
+from cli import main
 from ddim_ode import load_latent, load_model
 from ddim_ode.calibration import Calibration, Entry, save_calibration
 from ddim_ode.grids import GRIDS, make_grid
 from ddim_ode.images import load_image, to_picture
-from solvers import SOLVERS, ReversibleSolver
+from ddim_ode.session.plan import DEFAULT_STEPS
+from ddim_ode.session.search import CANDIDATES
+from solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
@@ -66,7 +68,7 @@ def test_a_check_that_fails_loses_no_latent(cli: Cli, picture: Path, monkeypatch
     def fail(*arguments: object, **named: object) -> None:
         raise RuntimeError("out of patience")
 
-    monkeypatch.setattr("ddim_ode.check.check", fail)
+    monkeypatch.setattr("ddim_ode.session.check.check", fail)
     result = cli("encode", picture, "--steps", "3", "--check")
     assert (result.exit_code, result.stderr) == (1, "Error: out of patience\n")
     assert "photo.latent.pt (dpmpp3m, 3 steps" in result.stdout
@@ -123,7 +125,7 @@ def test_reconstruct_finds_the_fewest_steps_for_a_quality(cli: Cli, picture: Pat
 def test_reconstruct_tries_several_solvers_for_a_quality_and_takes_the_cheapest(cli: Cli, picture: Path) -> None:
     report = ok(cli("reconstruct", picture, "--target-psnr", "45"))
     tried = re.findall(r"tried (\S+), (\d+) steps: (\S+) dB", report)
-    assert {name for name, _, _ in tried} == {DEFAULT_SOLVER if n == "auto" else n for n in PSNR_CANDIDATES}
+    assert {name for name, _, _ in tried} == {DEFAULT_SOLVER if n == "auto" else n for n in CANDIDATES}
     nfe, name = min((SOLVERS[name].nfe(int(steps)), name) for name, steps, dB in tried if float(dB) >= 45)
     assert f"encode {name}, " in report
     assert f", {nfe} NFE" in report

@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddim_ode.models import _DEFAULT_FOLDER, Model, ModelError, load_model
+from ddim_ode.processes import PREDICTIONS
 from ddim_ode.schedule import make_schedule
 
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
 PICKLE = "diffusion_pytorch_model.bin"
+KNOWN = ", ".join(sorted(PREDICTIONS))
 
 
 def make_unet(seed: int = 0, **config: Any) -> UNet2DModel:
@@ -209,7 +211,10 @@ def write(text: str, *parts: str) -> Callable[[Path], object]:
         (unet_config(down_block_types=["NoBlock"]), "cannot load the U-Net of model"),
         (unet_config(block_out_channels=[16]), "cannot load the U-Net of model"),
         (unet_config(sample_size=None), "does not say its image size; write sample_size into its config.json"),
-        (scheduler(prediction_type="sample"), "predicts 'sample', which is not supported yet; supported are: epsilon,"),
+        (
+            scheduler(prediction_type="flow"),
+            f"predicts 'flow', which is not supported yet; supported are: {', '.join(sorted(PREDICTIONS))}",
+        ),
         (scheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr = true is not supported"),
         (scheduler(beta_schedule="laplace"), "unknown schedule 'laplace'; choose one of: linear"),
         (scheduler(beta_end=None), "beta_end must be a number, but it is None"),

@@ -15,6 +15,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
+from ddim_ode.processes import PREDICTIONS
 from ddim_ode.schedule import make_schedule
 from solvers import get_solver
 
@@ -94,7 +95,7 @@ def test_of_the_v_of_diffusers_it_finds_the_noise(t: int) -> None:
     torch.testing.assert_close(ode(SCHEDULE.sigma(t), x_bar), noise, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", [name for name, row in PREDICTIONS.items() if row.at_zero])
 def test_at_sigma_zero_it_is_the_network_on_the_image_at_t_zero(prediction: str) -> None:
     network = Recorder(torch.float64)
     slope = ProbabilityFlowODE(network, SCHEDULE, prediction=prediction)(torch.tensor(0.0), state())
@@ -175,7 +176,8 @@ def test_the_limit_says_how_far_it_got_on_the_way_from_where_to_where() -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown prediction 'sample'; choose one of: epsilon, v_prediction"):
-        ProbabilityFlowODE(gaussian_eps, SCHEDULE, prediction="sample")
+    choices = ", ".join(sorted(PREDICTIONS))
+    with pytest.raises(ValueError, match=f"^unknown prediction 'noise'; choose one of: {choices}$"):
+        ProbabilityFlowODE(gaussian_eps, SCHEDULE, prediction="noise")
     with pytest.raises(ValueError, match="max_nfe must be at least 1, but it is 0"):
         ProbabilityFlowODE(gaussian_eps, SCHEDULE, max_nfe=0)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddim_ode.processes import PREDICTIONS
 from ddim_ode.schedule import NoiseSchedule, make_schedule
-from ddim_ode.training.objective import GAMMAS, OBJECTIVES, denoising_loss, stratified_timesteps
+from ddim_ode.training.objective import GAMMAS, denoising_loss, stratified_timesteps
 
 SD = 0.5
 COUNT = 40_000
@@ -23,10 +24,8 @@ def best_network(schedule: NoiseSchedule, prediction: str) -> Network:
     def network(x: Tensor, t: Tensor) -> Tensor:
         alpha_bar = schedule.alpha_bar[t.long()].reshape(-1, 1, 1, 1)
         eps = (1 - alpha_bar).sqrt() * x / (alpha_bar * SD**2 + 1 - alpha_bar)
-        if prediction == "epsilon":
-            return eps
         x_0 = (x - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
-        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+        return PREDICTIONS[prediction].target(x_0, eps, alpha_bar)
 
     return network
 
@@ -39,16 +38,16 @@ def draw() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("t", [0, 300, 999])
 @pytest.mark.parametrize("gamma", [*GAMMAS, None])
-@pytest.mark.parametrize("prediction", OBJECTIVES)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_loss_of_the_best_network_is_the_variance_that_x_leaves(prediction: str, gamma: str | None, t: int) -> None:
-    """Var(eps | x) = SD^2 / (SD^2 + sigma^2), times gamma; of v it is 1 + sigma^2 = 1 / alpha_bar times as much."""
+    """Var(eps | x) = SD^2 / (SD^2 + sigma^2), times gamma, or times the network's own where none is given."""
     schedule = make_schedule()
     x_0, noise = draw()
     timesteps = torch.full((COUNT,), t)
     found = denoising_loss(best_network(schedule, prediction), schedule, prediction, x_0, timesteps, noise, gamma=gamma)
     sigma = float(schedule.sigma(t))
-    gamma = gamma or {"epsilon": "1", "v_prediction": "1/alpha_bar"}[prediction]
-    weight = {"1": 1.0, "1/alpha_bar": 1 + sigma**2}[gamma]
+    own = float(PREDICTIONS[prediction].own_gamma(schedule.alpha_bar[t]))
+    weight = {"1": 1.0, "1/alpha_bar": 1 + sigma**2, None: own}[gamma]
     assert found.shape == (COUNT,)
     assert float(found.mean()) == pytest.approx(weight * SD**2 / (SD**2 + sigma**2), rel=0.02)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ddim_ode.processes import PREDICTIONS
 from ddim_ode.training.settings import ANNEALED, SCHEDULES, WARM_UP, Settings, load_unet_config
 
 MakeSettings = Callable[..., Settings]
@@ -36,7 +37,7 @@ def test_progress_in_time(make_settings: MakeSettings) -> None:
         ({"steps": None}, "either a number of steps or of minutes"),
         ({"steps": 3, "minutes": 1}, "either a number of steps or of minutes"),
         ({"steps": 0}, "steps must be positive and finite, but it is 0"),
-        ({"prediction": "sample"}, "unknown prediction 'sample'; choose one of: epsilon, v_prediction"),
+        ({"prediction": "noise"}, f"unknown prediction 'noise'; choose one of: {', '.join(sorted(PREDICTIONS))}"),
         ({"schedule": "quadratic"}, "unknown schedule 'quadratic'; choose one of: cosine, linear"),
         ({"gamma": "2"}, "unknown gamma '2'; choose one of: 1, 1/alpha_bar"),
         ({"batch_size": -1}, "batch_size must be positive"),

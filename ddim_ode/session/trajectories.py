@@ -9,16 +9,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddim_ode.codec import to_device
 from ddim_ode.grids import Grid
 from ddim_ode.models import Model
 from solvers.charts import ANGLE, LOG_TAN
+from solvers.fixed import walk as walk_along
 from solvers.multistep import AdamsBashforthStep
 
 # The one step of 'reab3': third order in this chart, one evaluation a step.
@@ -54,11 +54,11 @@ class Trajectories:
         return y * ANGLE.scale(sigma)
 
     def take(self, members: slice) -> Trajectories:
-        """Only some of them."""
+        """The trajectories of some members of the batch alone."""
         return Trajectories(self.u, self.y[:, members], self.slopes[:, members])
 
     def along(self, grid: Grid) -> list[Tensor]:
-        """The states at the nodes of ``grid``, rising in sigma."""
+        """The states at the nodes of ``grid``, rising in sigma, each ``(B, C, H, W)``."""
         return [self.at(sigma) for sigma in grid.sigmas]
 
 
@@ -70,13 +70,13 @@ def join(parts: Sequence[Trajectories]) -> Trajectories:
 
 
 def walk(model: Model, x_bar: Tensor, grid: Grid, *, upward: bool, batch_size: int, label: str) -> Trajectories:
-    """From ``x_bar``, ``(B, C, H, W)``, at one end of ``grid``, which should be fine, to the other; a progress bar.
+    """The trajectories from ``x_bar``, ``(B, C, H, W)``, at one end of ``grid``, which should be fine, to the other.
 
-    One evaluation a step, and one more for the last slope.
+    They cost one evaluation a step, and one more for the last slope. A progress bar shows how far they are.
     """
     parts = [
         _walk(model, batch, grid, upward, f"{label} {i + 1}")
-        for i, batch in enumerate(torch.split(x_bar.double(), batch_size))
+        for i, batch in enumerate(torch.split(to_device(x_bar, model.device), batch_size))
     ]
     return join(parts)
 
@@ -90,14 +90,12 @@ def _walk(model: Model, x_bar: Tensor, grid: Grid, upward: bool, label: str) -> 
         slopes.append(field(u, y))
         return slopes[-1]
 
-    nodes = [torch.tensor(ANGLE.u(sigma), dtype=torch.float64) for sigma in sigmas]
+    nodes = ANGLE.nodes(grid.upward() if upward else grid.downward())
     states = [x_bar / ANGLE.scale(sigmas[0])]
-    memory: Any = None
     with torch.no_grad():
-        for u, u_next in tqdm([*pairwise(nodes)], desc=label, leave=False, disable=None):
-            state, memory = STEP(recorded, u, u_next, states[-1], memory)
-            states.append(state)
+        points = walk_along(STEP, recorded, states[0], nodes)
+        states += [y for _, y, _ in tqdm(points, total=grid.steps, desc=label, leave=False, disable=None)]
         recorded(nodes[-1], states[-1])
     order = slice(None) if upward else slice(None, None, -1)
-    angles = tuple(float(u) for u in nodes)[order]
+    angles = tuple(nodes.tolist())[order]
     return Trajectories(angles, torch.stack(states[order]), torch.stack(slopes[order]))

@@ -22,6 +22,7 @@ Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, for the OD
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,18 +34,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.common import check_same, describe, load_images, rms, save_settings
-from analysis.spread import trimmed_mean
-from analysis.trajectories import Trajectories, join, walk
 from ddim_ode.calibration import Calibration, Entry, Weights
 from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
+from ddim_ode.session.check import mean_square
+from ddim_ode.session.trajectories import Trajectories, join, walk
 from solvers import SOLVERS, Solver, SolverError, correctable, fitted
 from solvers.fitted import fit
 
-CALIBRATION_IMAGES = Path(__file__).parent / "images" / "cifar10_train"
 # From 30 steps on a fit decodes and encodes better than the default, but its round trip is worse: the errors of the
 # default, there and back, cancel.
 BUDGETS = (5, 6, 8, 10, 12, 15, 20)
@@ -61,7 +60,7 @@ MOMENT_FLOOR = 0.005
 
 
 @dataclass(frozen=True)
-class Plan:
+class Effort:
     """How much work: ``latents`` and images are halved; ``reference_steps`` of the trajectories; ``budgets`` in steps.
 
     ``default``  solver and grid that a candidate must not be worse than.
@@ -104,40 +103,61 @@ class Material:
     images: Trajectories
 
 
-def calibrate(model: Model, images: Tensor, plan: Plan, folder: Path) -> Calibration:
+def calibrate(model: Model, images: Tensor, effort: Effort, folder: Path) -> Calibration:
     """The calibration of ``model``, from ``images`` ``(B, C, H, W)`` in [-1, 1], of which half is kept for judging.
 
     ``folder``  keeps the trajectories and each candidate's result; what is there is not done again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    material = gather(model, images, plan, folder)
-    results = [*measure(model, material, plan, folder)]
-    entries = {steps: choose([r for r in results if r.candidate.steps == steps], model, plan) for steps in plan.budgets}
-    settings = {**asdict(plan), "images": len(images), "solver": SOLVER, "grids": GRID_NAMES}
+    material = gather(model, images, effort, folder)
+    results = [*measure(model, material, effort, folder)]
+    entries = {
+        steps: choose([r for r in results if r.candidate.steps == steps], model, effort) for steps in effort.budgets
+    }
+    settings = {**asdict(effort), "images": len(images), "solver": SOLVER, "grids": GRID_NAMES}
     return Calibration(model.fingerprint, entries, settings)
 
 
-def calibrate_in(model: Model, images: Path, plan: Plan, folder: Path) -> Calibration:
-    """``calibrate`` on all pictures in the folder ``images``; a ``folder`` of other settings is refused.
+def calibrate_in(model: Model, pictures: Sequence[Path], effort: Effort, folder: Path) -> Calibration:
+    """``calibrate`` on all ``pictures``; a ``folder`` with the work for other settings is refused.
 
     Raises:
-        ValueError: if ``folder`` holds the work for another model, other images or another plan.
+        ValueError: if there are no pictures, one cannot be read, or ``folder`` holds the work for another model, other
+            pictures or another effort.
     """
-    pixels, names = load_images(images, model)
-    settings = {**describe(model, names, pixels), "plan": json.loads(json.dumps(asdict(plan)))}
+    if not pictures:
+        raise ValueError("there are no pictures to calibrate with; name a folder that holds some")
+    images = torch.cat([model.space.read(path)[0] for path in pictures])
+    settings = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "images": [path.name for path in pictures],
+        "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16],
+        "effort": asdict(effort),
+        "torch": torch.__version__,
+    }
+    _claim(folder, json.loads(json.dumps(settings)))
+    return calibrate(model, images, effort, folder)
+
+
+def _claim(folder: Path, settings: Mapping[str, object]) -> None:
+    """Write ``settings`` into ``folder``, or find them there."""
+    path = folder / "settings.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise ValueError(f"'{folder}' holds the work for another {key}; choose another folder with --work")
     folder.mkdir(parents=True, exist_ok=True)
-    check_same(settings, folder / "settings.json")
-    save_settings(settings, folder / "settings.json")
-    return calibrate(model, pixels, plan, folder)
+    write_file(path, json.dumps(settings, indent=2).encode(), overwrite=True)
 
 
-def gather(model: Model, images: Tensor, plan: Plan, folder: Path) -> Material:
+def gather(model: Model, images: Tensor, effort: Effort, folder: Path) -> Material:
     """Walk the trajectories, or read those that ``folder`` holds."""
-    fine = make_grid(model.schedule, "log-snr", plan.reference_steps, clean_end=CLEAN_END)
-    x_T = draw_latents(plan.latents, (model.channels, model.height, model.width), seed=plan.seed)
+    fine = make_grid(model.schedule, "log-snr", effort.reference_steps, clean_end=CLEAN_END)
+    x_T = draw_latents(effort.latents, model.space.shape, seed=effort.seed)
     x_bar_T = x_T * sqrt(1 + fine.sigma_T**2)
-    latents = _walked(model, x_bar_T, fine, plan, folder / "latents.pt", upward=False)
-    real = _walked(model, images, fine, plan, folder / "images.pt", upward=True)
+    latents = _walked(model, x_bar_T, fine, effort, folder / "latents.pt", upward=False)
+    real = _walked(model, images, fine, effort, folder / "images.pt", upward=True)
     fit_to, judge_by = slice(0, None, 2), slice(1, None, 2)
     return Material(
         join([latents.take(fit_to), real.take(fit_to)]),
@@ -146,24 +166,24 @@ def gather(model: Model, images: Tensor, plan: Plan, folder: Path) -> Material:
     )
 
 
-def _walked(model: Model, x_bar: Tensor, grid: Grid, plan: Plan, path: Path, *, upward: bool) -> Trajectories:
+def _walked(model: Model, x_bar: Tensor, grid: Grid, effort: Effort, path: Path, *, upward: bool) -> Trajectories:
     """The trajectories from ``x_bar``, ``(B, C, H, W)``; from the file ``path``, if it is there."""
     if not path.exists():
         label = f"reference {path.stem}"
-        found = walk(model, x_bar.to(model.device), grid, upward=upward, batch_size=plan.batch_size, label=label)
+        found = walk(model, x_bar, grid, upward=upward, batch_size=effort.batch_size, label=label)
         buffer = io.BytesIO()
         torch.save((found.u, found.y.cpu(), found.slopes.cpu()), buffer)
         write_file(path, buffer.getvalue())
     return Trajectories(*torch.load(path, map_location=model.device, weights_only=True))
 
 
-def measure(model: Model, material: Material, plan: Plan, folder: Path) -> Iterator[Result]:
+def measure(model: Model, material: Material, effort: Effort, folder: Path) -> Iterator[Result]:
     """The result of every candidate, read from ``folder`` if it is there; with a progress bar."""
     candidates = [
         candidate
-        for steps in plan.budgets
+        for steps in effort.budgets
         for candidate in (
-            Candidate(*plan.default, steps, fitted=False),
+            Candidate(*effort.default, steps, fitted=False),
             *(Candidate(SOLVER, grid, steps, fitted=corrected) for grid in GRID_NAMES for corrected in (False, True)),
         )
     ]
@@ -215,13 +235,20 @@ def judge(model: Model, material: Material, solver: Solver, grid: Grid) -> dict[
 
 
 def _rmse(error: Tensor) -> float:
-    return float(trimmed_mean(rms(error)))
+    """The trimmed mean over the images of the root mean square of ``error``, ``(B, C, H, W)``."""
+    return float(trimmed_mean(mean_square(error).sqrt()))
 
 
-def choose(results: Sequence[Result], model: Model, plan: Plan) -> Entry:
+def trimmed_mean(values: Tensor) -> Tensor:
+    """The mean over the last dimension without the largest twentieth, rounded down: of 64 values without three."""
+    count = values.shape[-1]
+    return values.sort(-1).values[..., : count - count // 20].mean(-1)
+
+
+def choose(results: Sequence[Result], model: Model, effort: Effort) -> Entry:
     """The best of the results for one number of steps that is nowhere worse than any that is not fitted."""
     (default,) = [
-        r for r in results if (r.candidate.solver, r.candidate.grid, r.candidate.fitted) == (*plan.default, False)
+        r for r in results if (r.candidate.solver, r.candidate.grid, r.candidate.fitted) == (*effort.default, False)
     ]
     rivals = [result.scores for result in results if not result.candidate.fitted]
     allowed = [result for result in results if all(_nowhere_worse(result.scores, rival) for rival in rivals)]

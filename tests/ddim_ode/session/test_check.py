@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddim_ode.check import MOMENT_TOLERANCE, check
 from ddim_ode.codec import decode, encode, encode_solution
 from ddim_ode.grids import GRIDS, Grid, halved, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.schedule import make_schedule
+from ddim_ode.session.check import MOMENT_TOLERANCE, check
+from ddim_ode.session.walks import Walker
 from solvers import finer, get_solver
 
 SCHEDULE = make_schedule()
@@ -41,7 +42,7 @@ def test_the_estimate_is_the_error_within_a_factor_of_three(name: str) -> None:
     x_0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = make_grid(SCHEDULE, "log-snr", 40)
     x_T = encode(ode, x_0, grid, solver)
-    found = check(ode, x_0, x_T, grid, finer=(finer(solver), halved(grid, SCHEDULE)), back=solver)
+    found = check(Walker(ode), x_0, x_T, grid, finer=(finer(solver), halved(grid, SCHEDULE)), back=solver)
     ratio = found.latent_rmse / error_of(x_T, x_0, grid)
     assert float(ratio.min()) > 1 / 3
     assert float(ratio.max()) < 3
@@ -52,7 +53,7 @@ def test_each_walk_has_the_limit_to_itself() -> None:
     solver, x_0, grid = get_solver("euler"), torch.ones(1, 1, 4, 4).double(), make_grid(SCHEDULE, "log-snr", 5)
     ode = ProbabilityFlowODE(eps, SCHEDULE, max_nfe=10)
     x_T = encode(ode, x_0, grid, solver)
-    check(ode, x_0, x_T, grid, finer=(solver, halved(grid, SCHEDULE)), back=solver)
+    check(Walker(ode), x_0, x_T, grid, finer=(solver, halved(grid, SCHEDULE)), back=solver)
     assert ode.nfe == 5
 
 
@@ -65,7 +66,7 @@ def test_the_second_moment_tells_a_method_that_cannot_encode(name: str, drifts: 
     found = encode_solution(ode, x_0, grid, solver)
     x_T, companion = found.x, found.companion
     finer_way = (finer(solver), halved(grid, SCHEDULE))
-    found = check(ode, x_0, x_T, grid, finer=finer_way, back=solver, companion=companion)
+    found = check(Walker(ode), x_0, x_T, grid, finer=finer_way, back=solver, companion=companion)
     assert torch.equal(found.second_moment, x_T.square().mean((1, 2, 3)))
     assert torch.equal(found.finer_moment, encode(ode, x_0, finer_way[1], solver).square().mean((1, 2, 3)))
     truth = (x_0 / STD).square().mean((1, 2, 3))

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddim_ode import ProbabilityFlowODE, decode, encode, make_grid, make_schedule
-from ddim_ode.budget import least, worst_psnr
 from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.ode import EvaluationLimitError
+from ddim_ode.session.plan import Plan
+from ddim_ode.session.search import least, worst_psnr
+from ddim_ode.session.walks import Walker
 from solvers import get_solver
 
 SCHEDULE = make_schedule()
@@ -46,10 +48,10 @@ def test_worst_psnr_is_that_of_the_worst_image_of_all_batches() -> None:
     images = torch.rand(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images *= torch.tensor([0.1, 1.0, 0.3])[:, None, None, None]
     grid, solver = make_grid(SCHEDULE, "log-snr", 5), get_solver("euler")
-    found = worst_psnr(ode, [images[:2], images[2:]], grid, solver, solver)
+    found = worst_psnr(Walker(ode), [images[:2], images[2:]], Plan(solver, solver, grid))
     free = ProbabilityFlowODE(lambda x, t: x.tanh(), SCHEDULE)
     errors = pixel_mse(images, decode(free, encode(free, images, grid, solver), grid, solver)).tolist()
     assert found == pytest.approx(psnr(max(errors)))
     assert len(set(errors)) == 3
     with pytest.raises(EvaluationLimitError):
-        worst_psnr(ode, [images], make_grid(SCHEDULE, "log-snr", 6), solver, solver)
+        worst_psnr(Walker(ode), [images], Plan(solver, solver, make_grid(SCHEDULE, "log-snr", 6)))

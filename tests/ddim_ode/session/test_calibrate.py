@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis import calibrate as module
-from analysis.calibrate import Candidate, Plan, Result, calibrate, choose
-from analysis.trajectories import walk
 from ddim_ode.codec import draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model
 from ddim_ode.schedule import make_schedule
+from ddim_ode.session import calibrate as module
+from ddim_ode.session.calibrate import Candidate, Effort, Result, calibrate, choose
+from ddim_ode.session.trajectories import walk
 
 SCHEDULE = make_schedule()
 MODES = torch.tensor([-0.8, 0.5], dtype=torch.float64)
@@ -78,15 +78,15 @@ def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
 
 
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
+def effort(monkeypatch: pytest.MonkeyPatch) -> Effort:
     monkeypatch.setattr(module, "SOLVER", "reab2")
-    return Plan(("euler", "log-snr"), budgets=(4,), latents=96, reference_steps=100)
+    return Effort(("euler", "log-snr"), budgets=(4,), latents=96, reference_steps=100)
 
 
-def test_a_calibration_is_better_on_images_of_its_own(plan: Plan, tmp_path: Path) -> None:
+def test_a_calibration_is_better_on_images_of_its_own(effort: Effort, tmp_path: Path) -> None:
     """Judged once more, here, on latents of another seed and against a walk of another number of steps."""
     true = model(Mixture())
-    calibration = calibrate(true, pictures(24), plan, tmp_path)
+    calibration = calibrate(true, pictures(24), effort, tmp_path)
     entry = calibration.entries[4]
     assert calibration.fingerprint == true.fingerprint
     assert entry.fitted
@@ -104,24 +104,24 @@ def test_a_calibration_is_better_on_images_of_its_own(plan: Plan, tmp_path: Path
     assert entry.scores["decode of the default"] == pytest.approx(errors["default"], rel=0.5)
 
 
-def test_what_is_worse_than_an_uncalibrated_rival_is_refused(plan: Plan) -> None:
+def test_what_is_worse_than_an_uncalibrated_rival_is_refused(effort: Effort) -> None:
     weights = ((0.1, 0.2),) * 4
     results = [
         Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
         Result(Candidate("reab2", "capped-50", 4, False), (), (), {**GOOD, "latent": 0.01, "moment": 0.5}),
         Result(Candidate("reab2", "capped-50", 4, True), weights, weights, {**GOOD, "decode": 0.05, "latent": 0.02}),
     ]
-    assert choose(results, model(Mixture()), plan).solver == "euler"
-    assert choose([results[0], results[2]], model(Mixture()), plan).solver == "reab2"
+    assert choose(results, model(Mixture()), effort).solver == "euler"
+    assert choose([results[0], results[2]], model(Mixture()), effort).solver == "reab2"
 
 
-def test_work_is_not_done_twice(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_not_done_twice(effort: Effort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = model(Mixture())
-    first = calibrate(true, pictures(8), plan, tmp_path)
+    first = calibrate(true, pictures(8), effort, tmp_path)
     assert {"latents.pt", "images.pt"} <= {path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr(module, "walk", None)
     monkeypatch.setattr(module, "try_out", None)
-    assert calibrate(true, pictures(8), plan, tmp_path) == first
+    assert calibrate(true, pictures(8), effort, tmp_path) == first
 
 
 GOOD = {"decode": 0.1, "latent": 0.1, "round_trip": 0.1, "moment": 0.02}
@@ -137,17 +137,17 @@ GOOD = {"decode": 0.1, "latent": 0.1, "round_trip": 0.1, "moment": 0.02}
         ({**GOOD, "decode": 0.05, "moment": 0.02}, "reab2"),
     ],
 )
-def test_what_is_worse_anywhere_is_refused(plan: Plan, scores: dict[str, float], chosen: str) -> None:
+def test_what_is_worse_anywhere_is_refused(effort: Effort, scores: dict[str, float], chosen: str) -> None:
     results = [
         Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
         Result(Candidate("reab2", "quad", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, scores),
     ]
-    entry = choose(results, model(Mixture()), plan)
+    entry = choose(results, model(Mixture()), effort)
     assert entry.solver == chosen
     assert entry.scores["decode of the default"] == 0.1
 
 
-def test_decoding_counts_as_much_as_what_encoding_takes_part_in(plan: Plan) -> None:
+def test_decoding_counts_as_much_as_what_encoding_takes_part_in(effort: Effort) -> None:
     """Half the error of decoding is worth more than two fifths of that of the latents."""
     results = [
         Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
@@ -159,7 +159,7 @@ def test_decoding_counts_as_much_as_what_encoding_takes_part_in(plan: Plan) -> N
         ),
     ]
     for order in (results, results[::-1]):
-        assert choose(order, model(Mixture()), plan).grid.name == "capped-200"
+        assert choose(order, model(Mixture()), effort).grid.name == "capped-200"
 
 
 def test_a_candidate_that_blows_up_is_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:

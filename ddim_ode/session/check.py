@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddim_ode.codec import Method, S, Solve, decode_solution, encode
 from ddim_ode.grids import Grid
 from ddim_ode.images import pixel_mse
-from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.session.walks import Walker
+from solvers import Solver
 
 # How far the second moment of a latent may be off, relative to that of the finer one.
 MOMENT_TOLERANCE = 0.03
@@ -24,7 +24,7 @@ MOMENT_TOLERANCE = 0.03
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """Of each latent: all of shape ``(B,)``.
+    """What was found of each latent: all of shape ``(B,)``, on the CPU.
 
     ``latent_rmse``         estimated RMSE per dimension of x_T, which has about unit variance.
     ``second_moment``       mean square of x_T.
@@ -44,13 +44,13 @@ class Check:
 
 
 def check(
-    ode: ProbabilityFlowODE,
+    walker: Walker,
     x_0: Tensor,
     x_T: Tensor,
     grid: Grid,
     *,
-    finer: tuple[Solve, Grid],
-    back: Method[S],
+    finer: tuple[Solver, Grid],
+    back: Solver,
     companion: Tensor | None = None,
 ) -> Check:
     """The quality of ``x_T``, encoded from ``x_0`` on ``grid``, both ``(B, C, H, W)``; pixels of x_0 in [-1, 1].
@@ -59,16 +59,15 @@ def check(
     ``back``       the method to decode with, on ``grid``.
     ``companion``  that of x_T, if there is one.
 
-    Each of the two walks has the ODE's limit to itself. Errors are those of ``encode``.
+    Each of the two walks has the ODE's limit to itself. Errors are those of ``codec.encode``.
     """
     solver, fine_grid = finer
-    ode.reset()
-    fine = encode(ode, x_0, fine_grid, solver)
-    ode.reset()
-    error = pixel_mse(x_0, decode_solution(ode, x_T, grid, back, companion).x)
-    return Check(_mean_square(fine - x_T).sqrt(), _mean_square(x_T), _mean_square(fine), error)
+    fine, _ = walker.encode(x_0, fine_grid, solver, label="check")
+    again, _ = walker.decode(x_T, grid, back, companion=companion, label="check")
+    error = pixel_mse(x_0, again.x)
+    return Check(mean_square(fine.x - x_T).sqrt(), mean_square(x_T), mean_square(fine.x), error)
 
 
-def _mean_square(x: Tensor) -> Tensor:
-    """Of each member of ``x``, ``(B, C, H, W)``; shape ``(B,)``."""
-    return x.square().flatten(1).mean(1)
+def mean_square(x: Tensor) -> Tensor:
+    """The mean square of each member of ``x``, ``(B, C, H, W)``; shape ``(B,)``, on the CPU."""
+    return x.square().flatten(1).mean(1).cpu()

@@ -1,4 +1,4 @@
-"""What the scripts share: images from a folder, rows in a CSV file, settings in a JSON file, and curves in colour.
+"""What a measurement leaves: rows in a CSV file, and in a JSON file the settings that they were made with.
 
 A row is a frozen dataclass of str, int and float fields, and of dataclasses of these; a file of rows has one column for
 each, and for each field of a dataclass in it: ``mse_mean`` for ``row.mse.mean``.
@@ -11,66 +11,18 @@ import hashlib
 import io
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
 from ddim_ode.files import write_file
-from ddim_ode.images import load_image
 from ddim_ode.models import Model
-from solvers import SOLVERS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    from analysis.spread import Spread
-
-CIFAR10_TEST = Path(__file__).parent / "images" / "cifar10_test"
-# Where solutions to measure others against are kept, for all scripts.
-REFERENCES = Path("demo/references")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-# The names of solvers whose evaluations are known beforehand.
-FIXED_STEP = sorted(name for name, solver in SOLVERS.items() if solver.nfe(1))
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart; yellow, too pale for a line, is left out.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 Row = TypeVar("Row")
-
-
-def load_images(folder: Path, model: Model, count: int | None = None) -> tuple[Tensor, list[str]]:
-    """The pictures in ``folder`` by name, as ``(B, C, H, W)`` of the model's size, pixels in [-1, 1]; and the names.
-
-    ``count``  only so many of them, spread evenly over the folder; None for all.
-
-    Raises:
-        ValueError: if there are fewer than ``count`` pictures, or none.
-    """
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-    wanted = len(paths) if count is None else count
-    if not 0 < wanted <= len(paths):
-        raise ValueError(f"'{folder}' holds {len(paths)} pictures, but {max(wanted, 1)} are wanted")
-    chosen = [paths[i] for i in spread_over(wanted, len(paths))]
-    images = [load_image(path, model.channels, model.height, model.width)[0] for path in chosen]
-    return torch.cat(images), [path.name for path in chosen]
-
-
-def spread_over(count: int, total: int) -> list[int]:
-    """``count`` of ``total`` indices, at even distances."""
-    return [i * total // count for i in range(count)]
-
-
-def rms(x: Tensor) -> Tensor:
-    """Root mean square of each of ``x``, ``(B, C, H, W)``; shape ``(B,)``."""
-    return x.square().flatten(1).mean(1).sqrt()
 
 
 def save_rows(rows: Sequence[Any], path: Path) -> None:
@@ -215,48 +167,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
-
-
-def label_counts(axes: Axes, counts: Sequence[int]) -> None:
-    """Ticks of a logarithmic x axis at ``counts`` alone, as plain numbers."""
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.set_xticks([], minor=True)
-
-
-def shade(axes: Axes, xs: Sequence[float], spreads: Sequence[Spread], of: str, colour: str) -> None:
-    """The 95 % interval of the mean, median or trimmed mean, whatever ``of`` names, along ``xs``."""
-    low, high = ([getattr(spread, f"{of}_{end}") for spread in spreads] for end in ("low", "high"))
-    axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def mark_accuracy(axes: Axes, accuracy: float) -> Line2D:
-    """A line at the RMSE of the reference to a coarser one: much below it an error says nothing."""
-    label = "how far the reference is from a coarser one"
-    return axes.axhline(accuracy, color="0.6", linewidth=1, linestyle="-.", label=label)
-
-
-def round_counts(values: Iterable[float]) -> list[int]:
-    """Those of 1, 2, 5, 10, 20, 50, ... that lie in the range of the ``values``, which are at least 1."""
-    low, high = min(values := list(values)), max(values)
-    return [n for n in (m * 10**e for e in range(len(str(int(high)))) for m in (1, 2, 5)) if low <= n <= high]
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as a PNG file, in place of an older one; above it and in the file stands what it was made with,
-    according to the ``settings.json`` beside it.
-    """
-    settings = load_settings(path.parent / "settings.json")
-    figure.text(0.01, 1.01, _caption(settings), va="bottom", fontsize="x-small", color="0.4")
-    buffer = io.BytesIO()
-    about = {"ddim-ode": json.dumps(settings)}
-    figure.savefig(buffer, format="png", dpi=150, metadata=about, bbox_inches="tight")  # with what stands above it
-    write_file(path, buffer.getvalue(), overwrite=True)
-
-
-def _caption(settings: Mapping[str, Any]) -> str:
-    """Model, images and seed, as far as the ``settings`` name them."""
-    weights = settings.get("models", {settings.get("model"): settings.get("fingerprint")})
-    parts = [f"model '{model}', weights {fingerprint[:12]}" for model, fingerprint in weights.items() if fingerprint]
-    parts += [f"{len(settings['images'])} images"] if settings.get("images") else []
-    parts += [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
-    return ", ".join(parts)

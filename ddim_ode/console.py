@@ -1,0 +1,183 @@
+"""What the commands share: errors in one line, warnings, inputs that fail one by one, outputs, progress bars."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from ddim_ode.grids import GRIDS
+from ddim_ode.session.plan import PlanError
+
+if TYPE_CHECKING:
+    from ddim_ode.session.walks import Progress
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Device to compute on; 'auto' is the fastest there is.",
+)
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end with one clear line, not with a traceback, where input or machine are to blame."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; ValueError, OSError, RuntimeError and MemoryError become one line and exit status 1.
+
+        Wishes that do not go together end it with exit status 2, like any wrong usage.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", UserWarning)
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except click.UsageError as error:
+            error.ctx = None  # or else click puts two lines of usage before the one that matters
+            raise
+        except PlanError as error:
+            raise click.UsageError(one_line(error)) from error
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            raise click.ClickException(one_line(error)) from error
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, UserWarning):
+        warn(str(message))
+
+
+def warn(*messages: str) -> None:
+    """Print each of the ``messages`` as a warning."""
+    for message in messages:
+        click.echo(f"Warning: {message}", err=True)
+
+
+def one_line(error: BaseException) -> str:
+    """What ``error`` says, in a line; of an error of the system also which file it is about."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"'{error.filename}': "
+        text = f"{name}{error.strerror}"
+    return " ".join(text.split()) or type(error).__name__
+
+
+class Failures:
+    """The inputs that failed: each is reported at once, the others go on, and the exit status tells in the end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def report(self, error: Exception) -> None:
+        """Print ``error`` as one line, and count it."""
+        self.count += 1
+        click.echo(f"Error: {one_line(error)}", err=True)
+
+    @contextmanager
+    def caught(self, *more: type[Exception]) -> Iterator[None]:
+        """Report a ValueError, OSError or one of ``more`` from inside, and go on."""
+        kinds: tuple[type[Exception], ...] = (ValueError, OSError, *more)
+        try:
+            yield
+        except kinds as error:
+            self.report(error)
+
+    def exit(self) -> None:
+        """Leave with status 1 if anything failed."""
+        if self.count:
+            sys.exit(1)
+
+
+class Bar:
+    """A progress bar of network evaluations, on a terminal, for one walk after another."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Show ``progress``, and take the bar away at the end of a walk."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=progress.total, desc=progress.label, unit="NFE", leave=False, disable=None)
+        self._bar.update(progress.nfe - self._bar.n)
+        if progress.done:
+            self._bar.close()
+            self._bar = None
+
+
+class GridName(click.ParamType):  # type: ignore[type-arg]
+    """The name of a grid, or an explicit list of timesteps such as 0,250,500,999."""
+
+    name = "grid"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(sorted(GRIDS))}|T,T,...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value in GRIDS:
+            return value
+        try:
+            return tuple(float(t) for t in value.split(","))
+        except ValueError:
+            self.fail(f"unknown grid '{value}'; choose one of: {', '.join(sorted(GRIDS))}, or timesteps T,T,...")
+
+
+def find_targets(
+    paths: Sequence[Path], output: Path | None, suffix: str, overwrite: bool, failures: Failures
+) -> list[tuple[Path, Path]]:
+    """Each input with the file to write, checked before any work: beside the input, or in ``output``.
+
+    Nothing is made yet, not even a folder.
+    """
+    from ddim_ode.files import check_writable
+    from ddim_ode.images import check_image_path
+
+    check = check_image_path if suffix.endswith(".png") else check_writable
+    into_folder = output is not None and (output.is_dir() or len(paths) > 1)
+    if output and into_folder and output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"'{output}' is a file; name a folder for several inputs")
+    targets: dict[Path, Path] = {}
+    for path in paths:
+        name = path.name.removesuffix(".pt").removesuffix(".latent") if suffix == ".decoded.png" else path.stem
+        target = path.with_name(name + suffix)
+        if output:
+            target = output / target.name if into_folder else output
+        with failures.caught():
+            if target in targets:
+                raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
+            if not into_folder or target.parent.is_dir():
+                check(target, overwrite=overwrite)
+            targets[target] = path
+    return [(path, target) for target, path in targets.items()]
+
+
+def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[Path]:
+    """The files in ``folder`` for so many images beside their ``sheet``, checked before any work."""
+    from ddim_ode.files import check_writable
+
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"'{folder}' is a file; name a folder for the frames")
+    targets = [folder / f"{i:04}.png" for i in range(count)]
+    if sheet.resolve() in (target.resolve() for target in targets):
+        raise ValueError(f"'{sheet}' would be one of the frames too; name another file, or another folder for them")
+    if folder.is_dir():
+        for target in targets:
+            check_writable(target, overwrite=overwrite)
+    return targets

@@ -1,0 +1,68 @@
+"""The predictor: a network and a process make eps(sigma, x_bar), the slope of the ODE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ddim_ode.processes import VariancePreserving
+
+# eps(x, t): x (B, C, H, W) and timesteps t (B,) to the prediction (B, C, H, W).
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class MemberNetwork(Protocol):
+    """A network that is told more of each member of a batch than x and t, such as its class."""
+
+    def of(self, members: Tensor) -> Network:
+        """The network for some ``members``, by their places in the batch: int64, shape ``(A,)``, on the CPU."""
+
+
+class Predictor(nn.Module):
+    """eps as a function of sigma and x_bar.
+
+    ``network``  module or function ``(x, t)``: x ``(B, C, H, W)``, t ``(B,)``, to ``(B, C, H, W)``. A module is called
+                 in the dtype of its parameters; a function in that of the state.
+    ``process``  how it wants to be asked, and what it answers.
+    """
+
+    def __init__(self, network: Network, process: VariancePreserving) -> None:
+        super().__init__()
+        self.network = network
+        self.process = process
+
+    def forward(self, sigma: Tensor, x_bar: Tensor) -> Tensor:
+        """eps at ``sigma``, shape ``()`` or ``(B,)``, and ``x_bar``, ``(B, C, H, W)``; like x_bar in shape and dtype.
+
+        Raises:
+            ValueError: at sigma = 0, if the process has no slope there.
+        """
+        self._check_slope(sigma)
+        t = self.process.label(sigma).expand(x_bar.shape[0])
+        level = sigma.to(x_bar).reshape(-1, *[1] * (x_bar.ndim - 1))
+        x = x_bar / self.process.scale(level)
+        return self.process.eps(self._call(x, t), x, level)
+
+    def of(self, members: Tensor) -> Predictor:
+        """The predictor for some ``members`` of the batch, int64 ``(A,)``; itself if the network treats all alike."""
+        network = self.network
+        return Predictor(network.of(members), self.process) if isinstance(network, MemberNetwork) else self
+
+    def _check_slope(self, sigma: Tensor) -> None:
+        if not self.process.at_zero and bool((sigma == 0).any()):
+            raise ValueError(
+                "a network that predicts x_0 has no slope at sigma = 0, where it would be 0 / 0; take the clean end "
+                "'sigma-min', or a solver that does not evaluate there"
+            )
+
+    def _call(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output in the dtype of ``x``, ``(B, C, H, W)``, computed in the network's own."""
+        parameter = next(self.parameters(), None)
+        dtype = x.dtype if parameter is None else parameter.dtype
+        # float32 holds every timestep to 1e-4 of an index; half precision would not.
+        time = t.to(torch.float32 if dtype.itemsize < 8 else dtype).to(x.device)
+        return self.network(x.to(dtype), time).to(x.dtype)

@@ -1,0 +1,33 @@
+"""Any number of inputs, one after another and in batches, no more of them in memory than a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from typing import TypeVar
+
+# What is told of an input that fails, while the others go on.
+OnError = Callable[[Exception], object]
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+def each(inputs: Iterable[Item], make: Callable[[Item], T], on_error: OnError | None) -> Iterator[tuple[int, T]]:
+    """What ``make`` makes of each of the ``inputs``, with its number; those that fail are left out and reported."""
+    for index, source in enumerate(inputs):
+        try:
+            made = make(source)
+        except (ValueError, OSError) as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield index, made
+
+
+def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda item: None) -> Iterator[Sequence[T]]:
+    """Runs of neighbours for which ``alike`` says the same, ``size`` at most."""
+    for _, run in groupby(items, alike):
+        while batch := list(islice(run, size)):
+            yield batch

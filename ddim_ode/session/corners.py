@@ -1,0 +1,108 @@
+"""What to interpolate between: pictures, which are encoded first, latents, and random latents by their seeds.
+
+All tensors of one corner are ``(1, C, H, W)`` of the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddim_ode.codec import draw_latents, to_device
+from ddim_ode.images import pixel_mse
+from ddim_ode.latents import Latent, load_latent
+from ddim_ode.models import Model
+from ddim_ode.session.plan import Plan
+from ddim_ode.session.walks import Walk, Walker
+from ddim_ode.spaces import Readable
+
+
+@dataclass(frozen=True, eq=False)
+class Corner:
+    """One end of an interpolation: a ``picture`` with pixels in [-1, 1], a ``latent``, or ``noise`` from a seed.
+
+    ``name``  what people call it: the file or the seed.
+    """
+
+    name: str
+    picture: Tensor | None = None
+    latent: Latent | None = None
+    noise: Tensor | None = None
+
+
+def count_images(corners: int, count: int) -> int:
+    """How many images there are between so many corners, ``count`` in a row.
+
+    Raises:
+        ValueError: if there are neither two corners nor four.
+    """
+    if corners not in (2, 4):
+        raise ValueError(
+            f"interpolation is between two pictures, latent files or seeds, or four for a sheet, "
+            f"but there are {corners}"
+        )
+    return count if corners == 2 else count * count
+
+
+def load_corners(inputs: Sequence[Readable | Latent], seeds: Sequence[int], model: Model) -> list[Corner]:
+    """Two corners or four: the ``inputs``, latents where a file's name ends with .pt, then those of ``seeds``.
+
+    The noise of a seed is the first one that ``draw_latents`` draws.
+
+    Raises:
+        ValueError: for another number of corners, or a file that is no picture or no latent of this model.
+    """
+    count_images(len(inputs) + len(seeds), 1)
+    corners = [_load(source, model) for source in inputs]
+    return corners + [Corner(f"seed {seed}", noise=draw_latents(1, model.space.shape, seed=seed)) for seed in seeds]
+
+
+def _load(source: Readable | Latent, model: Model) -> Corner:
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path and path.suffix == ".pt":
+        source = load_latent(path)
+    if isinstance(source, Latent):
+        source.check_fits(model)
+        return Corner(path.name if path else f"latent of {source.source.name}", latent=source)
+    picture, about = model.space.read(source)
+    return Corner(about.name, picture=picture)
+
+
+def encode_corners(walker: Walker, corners: Sequence[Corner], plan: Plan, device: torch.device) -> tuple[Tensor, Walk]:
+    """Their latents x_T, ``(len(corners), C, H, W)``, on the ``device`` of the network, and what that took.
+
+    Pictures go through the ODE together, and the companions of latents are left out.
+
+    Raises:
+        LatentError: if a latent lies at another noise level than the end of the grid.
+        EvaluationLimitError, RuntimeError: as ``codec.encode`` does.
+    """
+    for corner in corners:
+        if corner.latent is not None:
+            corner.latent.check_reaches(plan.grid)
+    pictures = [corner.picture for corner in corners if corner.picture is not None]
+    encoded: list[Tensor] = []
+    walk = Walk(plan.solver, plan.grid, 0, 0.0)
+    if pictures:
+        solution, walk = walker.encode(to_device(torch.cat(pictures), device), plan.grid, plan.solver)
+        encoded += torch.split(solution.x, 1)
+    known = (corner.noise if corner.latent is None else corner.latent.x_T for corner in corners)
+    return torch.cat([encoded.pop(0) if x_T is None else to_device(x_T, device) for x_T in known]), walk
+
+
+def corner_errors(corners: Sequence[Corner], images: Tensor) -> list[float]:
+    """MSE per dimension, on the scale [0, 1], of the ends of an interpolation against the pictures they were.
+
+    ``images`` is all that was decoded from ``interpolation.span``, ``(B, C, H, W)``. Of other corners there is none.
+    """
+    count = len(images) if len(corners) == 2 else round(len(images) ** 0.5)
+    places = (0, count - 1, len(images) - count, len(images) - 1)
+    return [
+        float(pixel_mse(corner.picture, images[place : place + 1]))
+        for corner, place in zip(corners, places, strict=False)
+        if corner.picture is not None
+    ]

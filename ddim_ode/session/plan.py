@@ -1,0 +1,292 @@
+"""Plans: which solver and which grid, for what somebody wishes of a model, and why. The one place that decides it.
+
+What a request leaves open is filled in, in this order: by the latent that is to be decoded, by the model's calibration
+for the number of steps, by the defaults. Where that is not what one would expect, the plan says so in ``why``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ddim_ode.grids import DEFAULT_GRID, ENDS, GRIDS, full_range, grid_of_timesteps, make_grid
+from solvers import (
+    AUTO,
+    DEFAULT_SOLVER,
+    ReversibleSolver,
+    Solver,
+    exact_inverse,
+    fitted,
+    get_solver,
+    solver_from,
+    way_back,
+)
+
+if TYPE_CHECKING:
+    from ddim_ode.calibration import Entry
+    from ddim_ode.grids import Grid
+    from ddim_ode.latents import Latent
+    from ddim_ode.models import Model
+
+DEFAULT_STEPS = 50
+# The grid of sampling with noise, whose steps are those of DDPM.
+NOISE_GRID = "trailing"
+
+
+class PlanError(ValueError):
+    """Wishes that do not go together; the message says which, and what to ask for instead."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody wishes; None leaves a wish open.
+
+    ``solver``      a key of ``solvers.SOLVERS``, or 'auto' for what the calibration of the model says.
+    ``steps``       number of steps, at least 1; for solvers that do not choose their own.
+    ``grid``        a key of ``GRIDS``, or the timesteps themselves, rising.
+    ``clean_end``   noise level at which the image is taken: 'zero' or 'sigma-min'.
+    ``rtol, atol``  tolerances of an adaptive solver.
+    ``exact``       for encoding: undo exactly what decoding with ``solver``, or with euler, will do.
+
+    Raises:
+        PlanError: if ``steps`` is below 1.
+    """
+
+    solver: str | None = None
+    steps: int | None = None
+    grid: str | tuple[float, ...] | None = None
+    clean_end: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise PlanError(f"steps must be at least 1, but it is {self.steps}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done.
+
+    ``solver``  the one to encode with; ``back`` the one to decode with.
+    ``grid``    the nodes of the walk, in both directions.
+    ``exact``   whether decoding begins with both states of a reversible solver, and so leads back exactly.
+    ``why``     sentences about what is not as one might expect, for people to read.
+    """
+
+    solver: Solver
+    back: Solver
+    grid: Grid
+    exact: bool = False
+    why: tuple[str, ...] = ()
+
+
+def plan_encoding(request: Request, model: Model) -> Plan:
+    """The plan to encode pictures with ``model``, and to decode them again.
+
+    Raises:
+        ValueError: if wishes do not go together, with one another (PlanError) or with the model.
+    """
+    plan = plan_sampling(request, model)
+    if plan.grid.sigmas[0] == 0 and not model.process.at_zero:
+        raise PlanError(
+            f"model '{model.name}' predicts x_0 and has no slope at sigma = 0, where encoding would begin; "
+            "take the clean end sigma-min"
+        )
+    return plan
+
+
+def plan_sampling(request: Request, model: Model) -> Plan:
+    """The plan to decode random latents with ``model``. Errors are those of ``plan_encoding``."""
+    entry, why = _calibrated(request, model, request.steps or DEFAULT_STEPS)
+    if entry:
+        solver = _solver_of(entry)
+        return Plan(solver, way_back(solver), entry.grid, why=why)
+    solver = _solver(request)
+    grid, more = _grid(request, model, solver, t_end=None)
+    return Plan(solver, way_back(solver), grid, isinstance(solver, ReversibleSolver), why + more)
+
+
+def plan_noise(request: Request, model: Model) -> Plan:
+    """The plan for sampling with noise in each step, whose cost and grid are those of Euler's method.
+
+    Raises:
+        PlanError: if a solver is asked for.
+    """
+    if request.solver:
+        raise PlanError(f"--eta and --sigma-hat are steps of their own; leave out --solver {request.solver}")
+    solver = replace(_solver(replace(request, solver="euler")), name="ancestral")
+    # Noise is added to what a step predicts, and so there is no evaluation at sigma = 0.
+    grid, _ = _grid(replace(request, grid=request.grid or NOISE_GRID), model, solver, t_end=None, evaluates_end=False)
+    return Plan(solver, solver, grid)
+
+
+def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
+    """The plan to decode ``latent`` as it was encoded, but for what is asked for.
+
+    Raises:
+        ValueError: as ``plan_encoding``; LatentError if the latent was made with a calibration that the model does not
+            have now, or lies at another noise level than the one where the grid begins.
+    """
+    steps = DEFAULT_STEPS if latent.grid.name == ENDS else latent.grid.steps
+    why: tuple[str, ...] = ()
+    if AUTO in (request.solver, latent.solver["name"]):
+        as_encoded = latent.solver["name"] == AUTO and request.steps in (None, steps)
+        entry, why = _calibrated(request, model, request.steps or steps)
+        if as_encoded and _agrees(request, latent.grid):
+            solver = _calibrated_way_back(latent, model)
+            return Plan(solver, solver, latent.grid)
+        if entry and latent.reached_by(entry.grid):
+            solver = _solver_of(entry)
+            return Plan(solver, solver, entry.grid, why=(*why, *_left_behind(latent)))
+        if entry:
+            why = (f"{AUTO} is {DEFAULT_SOLVER}: the calibration for {entry.grid.steps} steps ends at another sigma",)
+    own = _solver(request, latent)
+    solver = own if request.solver not in (None, AUTO) else way_back(own)
+    grid = latent.grid
+    if (grid.name == ENDS and not solver.adaptive) or request.steps or request.grid or request.clean_end:
+        wished = replace(
+            request,
+            grid=request.grid or (None if solver.adaptive else grid.name if grid.name in GRIDS else DEFAULT_GRID),
+            clean_end=request.clean_end or grid.clean_end,
+        )
+        grid, more = _grid(wished, model, solver, steps=steps, t_end=latent.grid.timesteps[-1])
+        why += more
+    latent.check_reaches(grid)
+    _check_clean_end(solver, grid)
+    same = solver.settings == {**solver.settings, **latent.solver} and grid == latent.grid
+    exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
+    why += () if exact else _left_behind(latent)
+    return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why)
+
+
+def plan_interpolation(request: Request, latents: Sequence[Latent], model: Model) -> Plan:
+    """The plan to interpolate between pictures and ``latents``: that of the first latent, if there is one.
+
+    Companions play no part, since what lies between has none. Errors are those of ``plan_decoding``.
+    """
+    if not latents:
+        return plan_encoding(request, model)
+    plan = plan_decoding(request, latents[0], model)
+    without = ("without the companion: what lies between latents has none",) if plan.exact else ()
+    return replace(plan, exact=False, why=(*plan.why, *without))
+
+
+def _agrees(request: Request, grid: Grid) -> bool:
+    """Whether a calibrated solver on ``grid`` is what the request asks for, whatever its steps."""
+    return (
+        request.solver in (None, AUTO)
+        and request.grid in (None, grid.name)
+        and request.clean_end in (None, grid.clean_end)
+        and request.rtol is None
+        and request.atol is None
+    )
+
+
+def _calibrated(request: Request, model: Model, steps: int) -> tuple[Entry | None, tuple[str, ...]]:
+    """What the calibration of ``model`` says for so many steps, if it is asked; and why it is not followed."""
+    if request.exact or request.solver not in (None, AUTO):
+        return None, ()
+    entry = model.calibration.entries.get(steps) if model.calibration else None
+    falls_back = f"{AUTO} is {DEFAULT_SOLVER}"
+    if not isinstance(request.grid, str | None):
+        return None, (f"{falls_back}: the calibration has grids of its own, and not these timesteps",)
+    if entry is None:
+        return None, (f"{falls_back}: model '{model.name}' is not calibrated for {steps} steps",)
+    for what, wish, own in (
+        ("grid", request.grid, entry.grid.name),
+        ("clean end", request.clean_end, entry.grid.clean_end),
+    ):
+        if wish not in (None, own):
+            return None, (f"{falls_back}: the calibration for {steps} steps is for the {what} '{own}', not '{wish}'",)
+    # What takes fixed steps refuses a tolerance, and so does the default solver.
+    return (entry if _agrees(request, entry.grid) else None), ()
+
+
+def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
+    from ddim_ode.latents import LatentError
+
+    entry = model.calibration.entries.get(latent.grid.steps) if model.calibration else None
+    solver = _solver_of(entry) if entry else None
+    if solver is None or solver.settings != latent.solver:
+        raise LatentError(
+            f"the latent was encoded with a calibration for {latent.grid.steps} steps that model '{model.name}' does "
+            f"not have now; name a solver, such as --solver {DEFAULT_SOLVER}"
+        )
+    return solver
+
+
+def _solver_of(entry: Entry) -> Solver:
+    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+
+
+def _left_behind(latent: Latent) -> tuple[str, ...]:
+    """That a companion plays no part, if ``latent`` has one."""
+    if latent.companion is None:
+        return ()
+    own = f"{latent.solver['name']} in {latent.grid.steps} steps on {latent.grid.name}"
+    return (f"without the companion, which leads back exactly with {own} alone",)
+
+
+def _solver(request: Request, latent: Latent | None = None) -> Solver:
+    """The solver of the request; where it names none, that of ``latent``, and else the default."""
+    if request.exact:
+        return exact_inverse(request.solver or "euler")
+    settings = latent.solver if latent and request.solver in (None, latent.solver["name"]) else {}
+    name = request.solver or settings.get("name", AUTO)
+    if name == AUTO:
+        return get_solver(DEFAULT_SOLVER, rtol=request.rtol, atol=request.atol)
+    wished = {key: value for key, value in (("rtol", request.rtol), ("atol", request.atol)) if value is not None}
+    tuned = solver_from({"name": name, **settings})
+    return get_solver(tuned.name, **wished) if wished and not tuned.adaptive else tuned.tuned(wished)
+
+
+def _grid(
+    request: Request,
+    model: Model,
+    solver: Solver,
+    *,
+    steps: int = DEFAULT_STEPS,
+    t_end: float | None,
+    evaluates_end: bool = True,
+) -> tuple[Grid, tuple[str, ...]]:
+    """The grid of the request, up to the timestep ``t_end`` (the last one if None); and what is to be said of it."""
+    clean_end = request.clean_end or ("sigma-min" if solver.positive else None)
+    why: tuple[str, ...] = ()
+    name = request.grid or DEFAULT_GRID
+    if clean_end is None and evaluates_end and not model.process.at_zero:
+        clean_end = "sigma-min"
+        why = _moved_end(name)
+    if solver.adaptive:
+        if request.steps or request.grid:
+            raise PlanError(
+                f"solver '{solver.name}' chooses its own steps and takes no --steps or --grid; "
+                "set --rtol and --atol instead"
+            )
+        return full_range(model.schedule, clean_end=clean_end or "sigma-min", t_end=t_end), ()
+    if isinstance(name, tuple):
+        grid = grid_of_timesteps(model.schedule, name, clean_end=clean_end or "zero")
+        if request.steps not in (None, grid.steps):
+            raise PlanError(f"these timesteps make {grid.steps} steps, not {request.steps}; leave out --steps")
+    else:
+        grid = make_grid(model.schedule, name, request.steps or steps, clean_end=clean_end, t_end=t_end)
+    _check_clean_end(solver, grid)
+    return grid, why
+
+
+def _moved_end(grid: str | tuple[float, ...]) -> tuple[str, ...]:
+    """That the clean end is not the grid's own, for a network without a slope at sigma = 0."""
+    own = "zero" if isinstance(grid, tuple) or grid not in GRIDS else GRIDS[grid].clean_end
+    if own == "sigma-min":
+        return ()
+    return ("the image is taken at sigma-min: a network that predicts x_0 has no slope at sigma = 0",)
+
+
+def _check_clean_end(solver: Solver, grid: Grid) -> None:
+    if solver.positive and grid.sigmas[0] == 0:
+        raise PlanError(
+            f"solver '{solver.name}' cannot reach sigma = 0, where the clean end 'zero' is; "
+            "pass --clean-end sigma-min, or take another solver"
+        )

@@ -1,0 +1,175 @@
+"""What a session gives: pictures and latents, each with the plan and the walks that made it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddim_ode.images import png, psnr, save_image, tile, to_picture
+from ddim_ode.latents import Latent
+from ddim_ode.session.check import Check
+from ddim_ode.session.plan import Plan
+from ddim_ode.session.walks import Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An ``image``, ``(C, H, W)`` on the CPU, pixels in [-1, 1] up to overshoot, with the ``settings`` that made it.
+
+    ``zoom``  each pixel becomes a square of this side in the file.
+    """
+
+    image: Tensor
+    settings: Mapping[str, object]
+    zoom: int = 1
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a PNG file that carries the settings. Errors are those of ``images.save_image``."""
+        save_image(self.image, Path(path), settings=self.settings, zoom=self.zoom, overwrite=overwrite)
+
+    def to_bytes(self) -> bytes:
+        """The content of that file."""
+        return png(self.image, settings=self.settings, zoom=self.zoom)
+
+    def to_pil(self) -> Image.Image:
+        """The picture for Pillow and notebooks, with 8 bits a channel."""
+        return Image.open(io.BytesIO(self.to_bytes())) if self.zoom > 1 else to_picture(self.image)
+
+
+def sheet(pictures: Sequence[Picture], columns: int, settings: Mapping[str, object]) -> Picture:
+    """All ``pictures`` in one, row by row, each at least 64 pixels high."""
+    images = torch.stack([picture.image for picture in pictures])
+    return Picture(tile(images, columns=columns), settings, zoom=-(-64 // images.shape[-2]))
+
+
+def describe(plan: Plan, walk: Walk, member: int | None = None) -> str:
+    """What was done, what it cost, and why, in a line; of a ``member`` of the batch, or of the batch."""
+    return "; ".join((walk.report(member), *plan.why))
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The ``latent`` of the input number ``index``, which was the number ``member`` of its batch."""
+
+    index: int
+    member: int
+    latent: Latent
+    plan: Plan
+    walk: Walk
+
+    def report(self) -> str:
+        """How it was encoded, in a line."""
+        return describe(self.plan, self.walk, self.member)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBatch:
+    """Latents that were encoded together; ``check`` says how good they are, for four times their evaluations."""
+
+    latents: Sequence[Encoded]
+    walk: Walk
+    check: Callable[[], Check]
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return iter(self.latents)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The ``picture`` that ``latent``, the input number ``index`` and number ``member`` of its batch, decodes to."""
+
+    index: int
+    member: int
+    picture: Picture
+    latent: Latent
+    plan: Plan
+    walk: Walk
+
+    def report(self) -> str:
+        """How it was decoded, in a line."""
+        return describe(self.plan, self.walk, self.member)
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructed:
+    """The picture number ``index``, named ``name``, there and back; it was the number ``member`` of its batch.
+
+    ``image, decoded``  before and after, ``(C, H, W)`` on the CPU, pixels in [-1, 1].
+    ``mse``             between the two, per dimension, pixels in [0, 1]; ``mse_alone`` without the companion, if there
+                        is one.
+    ``there, back``     the two walks of the batch.
+    """
+
+    index: int
+    member: int
+    name: str
+    image: Tensor
+    decoded: Tensor
+    mse: float
+    mse_alone: float | None
+    plan: Plan
+    there: Walk
+    back: Walk
+    settings: Mapping[str, object]
+
+    @property
+    def picture(self) -> Picture:
+        """Both side by side, large enough to be looked at."""
+        pair = tile(torch.stack([self.image, self.decoded]), columns=2)
+        return Picture(pair, self.settings, zoom=-(-256 // self.image.shape[-2]))
+
+    def report(self) -> str:
+        """What was lost, and how it was encoded and decoded, in a line."""
+        alone = "" if self.mse_alone is None else f" ({self.mse_alone:.3g} from x_T alone)"
+        return (
+            f"MSE {self.mse:.3g} on [0, 1]{alone}, PSNR {psnr(self.mse):.2f} dB, encode "
+            f"{describe(self.plan, self.there, self.member)}, decode {self.back.report(self.member)}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A new image as a ``picture``, decoded from a random latent; ``walk`` is that of its batch."""
+
+    picture: Picture
+    plan: Plan
+    walk: Walk
+
+    def report(self) -> str:
+        """How the batch was decoded, in a line."""
+        return describe(self.plan, self.walk)
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """The way from one corner to the next, or between four, as pictures, row by row.
+
+    ``names``        of the corners; ``errors`` the MSE, pixels in [0, 1], of those of them that were pictures.
+    ``there, back``  the walk of the pictures to their latents, and that of the last batch decoded.
+    """
+
+    pictures: Sequence[Picture]
+    columns: int
+    names: Sequence[str]
+    errors: Sequence[float]
+    plan: Plan
+    there: Walk
+    back: Walk
+    settings: Mapping[str, object]
+
+    @property
+    def sheet(self) -> Picture:
+        """All of them in one picture."""
+        return sheet(self.pictures, self.columns, self.settings)
+
+    def report(self) -> str:
+        """How the corners were encoded, if any were, what they lost, and how all was decoded, in a line."""
+        ends = f"MSE of the ends {', '.join(f'{mse:.3g}' for mse in self.errors)} on [0, 1], "
+        encoded = f"{ends}encode {self.there.report()}, " if self.errors else ""
+        return f"{encoded}decode {describe(self.plan, self.back)}"

@@ -1,0 +1,121 @@
+"""What a wanted quality costs: the least effort that reaches it, found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache, partial
+from math import inf
+
+from torch import Tensor
+
+from ddim_ode.grids import GRIDS, Tau
+from ddim_ode.images import pixel_mse, psnr
+from ddim_ode.models import Model
+from ddim_ode.ode import EvaluationLimitError
+from ddim_ode.session.plan import Plan, PlanError, Request, plan_encoding
+from ddim_ode.session.walks import Walker
+from solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
+
+# The solvers that are looked through for the cheapest, where none is named.
+CANDIDATES = (AUTO, "dpmpp2m", "reab2")
+
+
+def least(quality: Callable[[int], float], target: float, most: int) -> int | None:
+    """The least effort in [1, ``most``] whose ``quality`` is ``target`` or more; None if none that it tries is so good.
+
+    By doubling and then halving. What is returned has been tried; a lesser one is missed if between it and this one
+    the quality is below the target once more.
+    """
+    failed, effort = 0, min(1, most)
+    while effort > failed and not quality(effort) >= target:
+        failed, effort = effort, min(2 * effort, most)
+    if effort <= failed:
+        return None
+    while effort - failed > 1:
+        middle = (failed + effort) // 2
+        if quality(middle) >= target:
+            effort = middle
+        else:
+            failed = middle
+    return effort
+
+
+def worst_psnr(walker: Walker, batches: Iterable[Tensor], plan: Plan) -> float:
+    """The PSNR, in dB, of the image that comes back worst, encoded and decoded by ``plan``.
+
+    ``batches``  of images, each ``(B, C, H, W)``, pixels in [-1, 1]. Errors are those of ``codec.encode``.
+    """
+    errors: list[float] = []
+    for x_0 in batches:
+        found, _ = walker.encode(x_0, plan.grid, plan.solver)
+        back, _ = walker.decode(found.x, plan.grid, plan.back, companion=found.companion)
+        errors += pixel_mse(x_0, back.x).tolist()
+    return min(map(psnr, errors))
+
+
+def cheapest(
+    request: Request,
+    model: Model,
+    walker: Walker,
+    batches: Callable[[], Iterable[Tensor]],
+    target: float,
+    *,
+    max_nfe: int,
+    tried: Callable[[str], object],
+) -> Request:
+    """The request with the solver and the number of steps that bring every image back well at the least cost.
+
+    ``batches``  gives the images anew at each call, in batches ``(B, C, H, W)``.
+    ``target``   the PSNR, in dB, that every image must reach, in at most ``max_nfe`` evaluations one way.
+    ``tried``    is told of each setting that was tried, in a line.
+
+    Raises:
+        ValueError: if there is no such setting, or the request fixes the number of steps (PlanError).
+    """
+    if request.steps or isinstance(request.grid, tuple):
+        raise PlanError("--target-psnr finds the number of steps; leave out --steps and lists of timesteps")
+    reached_of: list[float] = []
+
+    @cache
+    def reached(name: str, steps: int) -> float:
+        plan = plan_encoding(replace(request, solver=name, steps=steps), model)
+        try:
+            reached_of.append(worst_psnr(walker, batches(), plan))
+        except (SolverError, EvaluationLimitError) as error:
+            tried(f"tried {plan.solver.name}, {steps} steps: {' '.join(str(error).split())}")
+            return -inf
+        tried(f"tried {plan.solver.name}, {steps} steps: {reached_of[-1]:.2f} dB")
+        return reached_of[-1]
+
+    found, limit = None, max_nfe
+    for name in (request.solver,) if request.solver else CANDIDATES:
+        most = _most_steps(replace(request, solver=name), model, limit)
+        if most and found and reached(name, most) < target:
+            continue  # not the cheapest, so there is no need to begin from one step
+        steps = least(partial(reached, name), target, most)
+        if steps:
+            found = replace(request, solver=name, steps=steps)
+            limit = (_fixed(name, steps) or 0) - 1
+    if found is None:
+        best = f"the best one tried reached {max(reached_of):.2f} dB" if reached_of else "nothing came back"
+        raise ValueError(
+            f"no setting within --max-nfe {max_nfe} brings every picture back at {target:g} dB; {best}; "
+            "ask for less, or raise the limit"
+        )
+    return found
+
+
+def _fixed(name: str, steps: int) -> int | None:
+    """What ``steps`` of the solver called ``name`` cost; a calibrated one costs what the default does."""
+    return get_solver(DEFAULT_SOLVER if name == AUTO else name).nfe(steps)
+
+
+def _most_steps(request: Request, model: Model, nfe: int) -> int:
+    """The most steps that the solver of the request can take for ``nfe`` evaluations, and on its grid."""
+    name = request.solver or AUTO
+    if name != AUTO and get_solver(name).adaptive:
+        raise PlanError(f"solver '{name}' chooses its own steps; leave out --target-psnr")
+    affordable = (steps for steps in range(nfe, 0, -1) if (_fixed(name, steps) or 0) <= nfe)
+    of_timesteps = isinstance(request.grid, str) and isinstance(GRIDS.get(request.grid), Tau)
+    return min(next(affordable, 0), len(model.schedule) - 1 if of_timesteps else nfe)

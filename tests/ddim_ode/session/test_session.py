@@ -1,0 +1,239 @@
+"""A session does what the command line does, for one input and for any number, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import pickle
+import resource
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from cli import main
+from ddim_ode import Latent, PlanError, Progress, Request, Session, load_latent
+from ddim_ode.images import load_image, to_picture
+from ddim_ode.models import ModelError
+from ddim_ode.spaces import PixelSpace
+from solvers import SOLVERS
+
+# Cheap, and enough to tell one solver from another.
+WISHES = {name: {"rtol": 1e-2, "atol": 1e-2} if s.adaptive else {"steps": 6} for name, s in SOLVERS.items()}
+
+
+@pytest.fixture(scope="module")
+def session(tiny_model: Path) -> Session:
+    return Session(tiny_model)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return write_picture(tmp_path / "photo.png", seed=0)
+
+
+def write_picture(path: Path, seed: int) -> Path:
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def command(*words: object) -> None:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_five_lines_do_what_the_command_line_does(
+    name: str, session: Session, picture: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The same files, bit for bit: the latent but for its name, and the picture."""
+    session.encode(picture, solver=name, **WISHES[name]).save(tmp_path / "python.pt")
+    session.decode(tmp_path / "python.pt").save(tmp_path / "python.png")
+    options = [text for option, value in WISHES[name].items() for text in (f"--{option}", str(value))]
+    command("encode", picture, "-o", tmp_path / "cli.pt", "--model", tiny_model, "--solver", name, *options)
+    command("decode", tmp_path / "cli.pt", "-o", tmp_path / "cli.png", "--model", tiny_model)
+    ours, theirs = load_latent(tmp_path / "python.pt"), load_latent(tmp_path / "cli.pt")
+    assert ours.x_T.equal(theirs.x_T)
+    assert (ours.companion is None) == (theirs.companion is None)
+    assert ours.companion is None or ours.companion.equal(theirs.companion)
+    assert (ours.grid, ours.solver, ours.nfe, ours.source) == (theirs.grid, theirs.solver, theirs.nfe, theirs.source)
+    assert (tmp_path / "python.png").read_bytes() == (tmp_path / "cli.png").read_bytes()
+
+
+def test_what_comes_in_as_bytes_goes_out_as_bytes(session: Session, picture: Path) -> None:
+    """Or as an open picture, or as a latent; and names are those of files, where there are any."""
+    by_path = session.encode(picture, steps=2)
+    by_bytes = session.encode(picture.read_bytes(), steps=2)
+    with Image.open(picture) as opened:
+        by_picture = session.encode(opened, steps=2)
+    assert by_path.x_T.equal(by_bytes.x_T)
+    assert by_path.x_T.equal(by_picture.x_T)
+    assert [latent.source.name for latent in (by_path, by_bytes, by_picture)] == ["photo.png", "picture", "picture"]
+    decoded = session.decode(by_path.to_bytes())
+    assert decoded.image.equal(session.decode(by_path).image)
+    with Image.open(io.BytesIO(decoded.to_bytes())) as file:
+        assert json.loads(file.text["ddim-ode"]) == json.loads(json.dumps(decoded.settings))
+        assert file.tobytes() == decoded.to_pil().tobytes() == to_picture(decoded.image).tobytes()
+
+
+def test_a_photograph_is_turned_as_its_file_says(session: Session, tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "photo.png", seed=0)
+    with Image.open(path) as upright:
+        exif = upright.getexif()
+        exif[0x0112] = 6
+        upright.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        found = [session.model.space.read(source)[0] for source in (tmp_path / "turned.png", opened)]
+    assert found[0].equal(found[1])
+    assert not found[0].equal(session.model.space.read(path)[0])
+
+
+def test_reconstruction_is_encoding_and_decoding(session: Session, picture: Path) -> None:
+    found = session.reconstruct(picture, solver="heun", steps=4)
+    decoded = session.decode(session.encode(picture, solver="heun", steps=4))
+    assert found.decoded.equal(decoded.image)
+    image = load_image(picture, 3, 8, 8)[0][0]
+    assert found.image.equal(image)
+    assert found.mse == pytest.approx(float(((image - decoded.image) / 2).square().mean()))
+    assert found.mse_alone is None
+    exact = session.reconstruct(picture, solver="reversible-heun", steps=4)
+    assert exact.mse < 1e-15 < 1e-8 < (exact.mse_alone or 0)
+    assert found.picture.image.shape == (3, 8, 18)
+
+
+def test_samples_do_not_depend_on_how_many_there_are(session: Session, tiny_model: Path) -> None:
+    few = [sample.picture.image for sample in session.sample(2, seed=3, steps=2)]
+    many = [sample.picture.image for sample in Session(tiny_model, batch_size=2).sample(5, seed=3, steps=2)]
+    assert len(many) == 5
+    torch.testing.assert_close(torch.stack(few), torch.stack(many[:2]), rtol=0, atol=1e-5)
+    noisy = [sample.picture for sample in session.sample(1, seed=3, steps=2, eta=0.5)]
+    assert noisy[0].settings["eta"] == 0.5
+    assert not noisy[0].image.allclose(few[0])
+
+
+def test_interpolation_has_its_ends_where_they_were(session: Session, picture: Path) -> None:
+    latent = session.encode(picture, solver="heun", steps=20)
+    found = session.interpolate([latent, picture], count=3)
+    assert list(found.names) == ["latent of photo.png", "photo.png"]
+    assert len(found.pictures) == 3
+    assert found.pictures[0].image.allclose(found.pictures[2].image)
+    assert found.errors[0] < 1e-3
+    assert found.sheet.image.shape == (3, 8, 28)
+    assert session.interpolate(seeds=(1, 2), count=2, steps=2).errors == []
+
+
+def test_many_are_done_in_batches_and_those_that_fail_are_reported(
+    session: Session, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Each with its number; without somebody to report to, the first failure ends it."""
+    paths: list[Path | bytes] = [write_picture(tmp_path / f"{i}.png", seed=i) for i in range(5)]
+    paths.insert(2, b"no picture")
+    failures: list[Exception] = []
+    small = Session(tiny_model, batch_size=2)
+    batches = list(small.encode_batches(paths, Request(steps=2), on_error=failures.append))
+    assert [[encoded.index for encoded in batch] for batch in batches] == [[0, 1], [3, 4], [5]]
+    assert [str(failure) for failure in failures] == ["'picture' is not a picture that Pillow can open"]
+    assert len(batches[0].check().latent_rmse) == 2
+    latents: list[Latent | bytes] = [encoded.latent for batch in batches for encoded in batch]
+    latents.insert(1, b"")
+    decoded = list(small.decode_all(latents, on_error=failures.append))
+    assert [found.index for found in decoded] == [0, 2, 3, 4, 5]
+    assert str(failures[-1]) == "'latent' is empty"
+    back = list(small.reconstruct_all(paths, Request(steps=2), on_error=failures.append))
+    assert [found.index for found in back] == [0, 1, 3, 4, 5]
+    with pytest.raises(ValueError, match="'picture' is not a picture"):
+        list(session.encode_all(paths, Request(steps=2)))
+
+
+def test_latents_that_are_decoded_alike_go_together(session: Session, picture: Path) -> None:
+    made = [session.encode(picture, solver=name, steps=2) for name in ("heun", "heun", "euler", "heun")]
+    seen = [found.walk for found in session.decode_all(made)]
+    assert seen[0] is seen[1]
+    assert len({id(walk) for walk in seen}) == 3
+    assert [walk.solver.name for walk in seen] == ["heun", "heun", "euler", "heun"]
+
+
+def test_progress_is_told_of_every_evaluation(tiny_model: Path, picture: Path) -> None:
+    told: list[Progress] = []
+    Session(tiny_model, progress=told.append).encode(picture, solver="heun", steps=3)
+    assert [(p.nfe, p.total, p.done) for p in told] == [*((n, 6, False) for n in range(7)), (6, 6, True)]
+    assert {p.label for p in told} == {"encode"}
+
+
+def test_what_is_wrong_is_a_value_error(tiny_model: Path, session: Session, picture: Path) -> None:
+    with pytest.raises(ModelError, match="there is no model folder 'nowhere'"):
+        Session("nowhere")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, but it is 0"):
+        Session(tiny_model, batch_size=0)
+    with pytest.raises(ValueError, match="max_nfe must be at least 1, but it is 0"):
+        Session(tiny_model, max_nfe=0)
+    with pytest.raises(PlanError, match="chooses its own steps"):
+        session.encode(picture, solver="scipy-RK45", steps=3)
+    with pytest.raises(ValueError, match="count must be at least 1, but it is 0"):
+        session.sample(0)
+    with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], from DDIM to DDPM, but it is 2"):
+        session.sample(1, eta=2.0)
+    with pytest.raises(ValueError, match="but there are 1"):
+        session.interpolate([picture])
+    for wrong in (session.encode_all, session.encode_batches, session.reconstruct_all):
+        with pytest.raises(ValueError, match="unknown solver 'huen'"):
+            wrong([], Request(solver="huen"))
+
+
+def test_a_companion_of_another_solver_is_left_behind(session: Session, picture: Path) -> None:
+    """A file may claim what it likes: a method of one state decodes x_T alone, and the plan says so."""
+    latent = session.encode(picture, solver="reversible-heun", steps=3)
+    vars(latent)["solver"] = SOLVERS["euler"].settings
+    (found,) = session.decode_all([latent])
+    assert not found.plan.exact
+    assert "without the companion" in found.report()
+
+
+def test_a_thousand_pictures_take_no_more_memory_than_a_few(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than a batch of them is alive at any time: counted, and in bytes."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+    read = PixelSpace.read
+
+    def counting(space: PixelSpace, source: bytes) -> tuple[torch.Tensor, object]:
+        nonlocal most
+        image, about = read(space, source)
+        alive.add(image)
+        most = max(most, len(alive))
+        return image, about
+
+    monkeypatch.setattr(PixelSpace, "read", counting)
+    session = Session(tiny_model, batch_size=8)
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 3), dtype=np.uint8)
+
+    def contents() -> Iterator[bytes]:
+        for pixels in noise:
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, format="PNG")
+            yield file.getvalue()
+
+    for work in (session.encode_all, session.reconstruct_all):
+        peaks = []
+        for i, _ in enumerate(work(contents(), Request(solver="euler", steps=1))):
+            if i in (100, 999):
+                gc.collect()
+                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        assert i == 999
+        assert peaks[1] - peaks[0] < 4 * 1024, "kilobytes"
+    assert most <= 2 * 8 + 1
+
+
+def test_a_session_is_not_needed_to_know_what_a_solver_was(session: Session, picture: Path) -> None:
+    """Plans travel between processes."""
+    (encoded,) = session.encode_all([picture], Request(solver="mccallum-foster-rk4", steps=3))
+    assert pickle.loads(pickle.dumps(encoded.plan)) == encoded.plan
+
+
+def test_a_model_stays_on_its_device(session: Session, make_model: Callable[..., Path]) -> None:
+    assert Session(session.model).model is session.model
