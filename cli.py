@@ -27,9 +27,10 @@ from ddim_ode.console import (
     find_targets,
     warn,
 )
-from ddim_ode.grids import CLEAN_ENDS, DEFAULT_GRID, GRIDS
+from ddim_ode.grids import CLEAN_ENDS
 from ddim_ode.processes import PREDICTIONS
 from ddim_ode.session.plan import DEFAULT_STEPS, Request
+from ddim_ode.spacings import DEFAULT_GRID, GRIDS
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, Solver
 
 if TYPE_CHECKING:

@@ -52,10 +52,11 @@ from analysis.rows import Results, describe
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
 from analysis.spread import spread
 from ddim_ode.codec import draw_latents
-from ddim_ode.grids import DEFAULT_GRID, GRIDS, make_grid
+from ddim_ode.grids import make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
 from ddim_ode.session.plan import Plan, Request, plan_encoding
+from ddim_ode.spacings import DEFAULT_GRID, GRIDS
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, SolverError
 
 # Not that of the latents which solvers are calibrated on.

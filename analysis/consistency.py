@@ -28,9 +28,10 @@ from analysis.spread import Spread, spread
 from analysis.tables import markdown
 from ddim_ode.codec import draw_latents
 from ddim_ode.files import write_file
-from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.grids import make_grid
 from ddim_ode.images import tile
 from ddim_ode.models import Model
+from ddim_ode.spacings import GRIDS
 from solvers import SOLVERS
 
 STEPS = (10, 20, 50, 100, 1000)

@@ -37,9 +37,10 @@ from analysis.pictures import load_images
 from analysis.rows import Results, describe
 from analysis.spread import Spread, spread
 from analysis.tables import markdown
-from ddim_ode.grids import GRIDS, Grid, make_grid
+from ddim_ode.grids import Grid, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
+from ddim_ode.spacings import GRIDS
 from solvers import SOLVERS, SolverError
 
 DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2", "reab2", "dpmpp3m", "reversible-heun")

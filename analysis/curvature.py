@@ -27,9 +27,10 @@ from analysis.options import ModelChoice, count_option, errors_in_a_line, images
 from analysis.pictures import load_images, rms
 from analysis.rows import Results, describe
 from analysis.tables import markdown
-from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.grids import make_grid
 from ddim_ode.models import Model
 from ddim_ode.session.trajectories import Trajectories, walk
+from ddim_ode.spacings import GRIDS
 from solvers import SOLVERS
 from solvers.charts import ANGLE, Chart
 

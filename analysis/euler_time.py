@@ -30,7 +30,7 @@ from analysis.pictures import load_images
 from analysis.reconstruction import make_cases, run
 from analysis.reconstruction_plot import Row, plot
 from analysis.tables import markdown
-from ddim_ode.grids import GRIDS
+from ddim_ode.spacings import GRIDS
 
 SOLVERS = ("euler", "variance-euler")
 STEPS = (5, 10, 20, 50, 100, 200)

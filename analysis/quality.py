@@ -33,9 +33,10 @@ from analysis.tables import markdown
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.devices import find_device
 from ddim_ode.files import write_file
-from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.grids import make_grid
 from ddim_ode.images import save_image, tile, to_uint8
 from ddim_ode.models import Model, load_model
+from ddim_ode.spacings import GRIDS
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.objective import denoising_loss
 from solvers import SOLVERS, get_solver

@@ -49,10 +49,11 @@ from analysis.reference import REFERENCES, End, Reference, end_of, make_referenc
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.rows import Results, describe, load_rows, load_settings
 from analysis.spread import spread
-from ddim_ode.grids import CLEAN_ENDS, GRIDS, Grid
+from ddim_ode.grids import CLEAN_ENDS, Grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
 from ddim_ode.session.plan import Request, plan_encoding
+from ddim_ode.spacings import GRIDS
 from solvers import SOLVERS, SolverError, way_back
 
 

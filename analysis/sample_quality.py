@@ -34,9 +34,10 @@ from analysis.tables import markdown
 from analysis.timing import Stopwatch, machine
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import decode, draw_latents
-from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.grids import make_grid
 from ddim_ode.images import to_uint8
 from ddim_ode.models import Model
+from ddim_ode.spacings import GRIDS
 
 SIGMA_HAT = "sigma-hat"
 ETAS = ("0", "0.2", "0.5", "1", SIGMA_HAT)

@@ -125,9 +125,13 @@ def draw_latents(count: int, shape: tuple[int, int, int], *, seed: int) -> Tenso
     return torch.stack([torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)])
 
 
+# The kinds of devices that have no float64.
+WITHOUT_FLOAT64 = {"mps"}
+
+
 def state_dtype(device: torch.device) -> torch.dtype:
-    """float64 where ``device`` has it, else float32."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """The dtype of states on ``device``: float64 where there is such a thing, else float32."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from ddim_ode.grids import GRIDS
 from ddim_ode.session.plan import PlanError
+from ddim_ode.spacings import GRIDS
 
 if TYPE_CHECKING:
     from ddim_ode.session.walks import Progress

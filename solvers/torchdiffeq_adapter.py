@@ -15,9 +15,13 @@ from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
 from solvers.base import Solution, Solver, SolverError, check_finite, refuse_companion
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from solvers.base import Field
+
+# The kinds of devices that have no float64.
+WITHOUT_FLOAT64 = {"mps"}
 
 _SOURCE = "torchdiffeq, method '{}'"
 
@@ -58,7 +62,11 @@ class TorchdiffeqAdaptiveSolver(AdaptiveSolver):
         watch = Watch(field, self.name, grid)
         ends = self.chart.nodes(grid[[0, -1]])
         # Without step_t it steps over the end and interpolates back; without first_step it probes beyond it.
-        options = {"step_t": ends[-1:].to(x.device), "first_step": FIRST_STEP * float(abs(ends[1] - ends[0]))}
+        options = {
+            "dtype": _clock(x),
+            "step_t": ends[-1:].to(_clock(x)).to(x.device),
+            "first_step": FIRST_STEP * float(abs(ends[1] - ends[0])),
+        }
         try:
             y = _odeint(
                 self.chart.pull_back(watch),
@@ -90,14 +98,21 @@ def _odeint(
     wherever the device has float64; the field still sees, and the caller still gets, the dtype of ``x``."""
     from torchdiffeq import odeint
 
-    clock = x.dtype if x.device.type == "mps" else ends.dtype
+    clock = _clock(x)
 
     def func(sigma: Tensor, state: Tensor) -> Tensor:
-        return field(sigma.double().cpu() if clock == ends.dtype else sigma, state.to(x.dtype)).to(clock)
+        return field(sigma.cpu().double(), state.to(x.dtype)).to(clock)
 
-    ends = ends.to(x.device, clock)
+    ends = ends.to(clock).to(x.device)
     states: Tensor = odeint(func, x.to(clock), ends, method=method, options=options, rtol=rtol, atol=atol)
     return states[-1].to(x.dtype)
+
+
+def _clock(x: Tensor) -> torch.dtype:
+    """The dtype in which torchdiffeq counts the time for the state ``x``, ``(B, ...)``."""
+    import torch
+
+    return x.dtype if x.device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def _fixed(method: str, order: int, nfe_per_step: int) -> TorchdiffeqFixedSolver:

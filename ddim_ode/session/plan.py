@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ddim_ode.grids import DEFAULT_GRID, ENDS, GRIDS, full_range, grid_of_timesteps, make_grid
+from ddim_ode.grids import ENDS, full_range, grid_of_timesteps, make_grid
+from ddim_ode.spacings import DEFAULT_GRID, GRIDS
 from solvers import (
     AUTO,
     DEFAULT_SOLVER,

@@ -9,12 +9,12 @@ from math import inf
 
 from torch import Tensor
 
-from ddim_ode.grids import GRIDS, Tau
 from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
 from ddim_ode.session.plan import Plan, PlanError, Request, plan_encoding
 from ddim_ode.session.walks import Walker
+from ddim_ode.spacings import GRIDS, Tau
 from solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
 
 # The solvers that are looked through for the cheapest, where none is named.

@@ -13,10 +13,20 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from limited_device import limited_device
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis import consistency, convergence, cross_solver, curvature, euler_time, sample_quality, work_precision
+from analysis import (
+    consistency,
+    convergence,
+    cross_solver,
+    curvature,
+    euler_time,
+    options,
+    sample_quality,
+    work_precision,
+)
 from analysis.figures import save_figure
 from analysis.frechet import TEST_STATISTICS, frechet_to_test
 from analysis.pictures import CIFAR10_TEST, load_images
@@ -24,12 +34,12 @@ from analysis.reconstruction_plot import Row as ReconstructionRow
 from analysis.reference import decoded_references
 from analysis.rows import load_rows
 from analysis.spread import spread
-from ddim_ode import decode, encode, load_model, make_grid
+from ddim_ode import codec, decode, encode, load_model, make_grid
 from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import UNet
-from solvers import SOLVERS
+from solvers import SOLVERS, torchdiffeq_adapter
 
 
 def run(command: click.Command, model: Path | str, out: Path, *options: str) -> str:
@@ -71,17 +81,17 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_second_run_measures_nothing(name: str, tiny_model: Path, tmp_path: Path, evaluations: list[int]) -> None:
-    module, options = SMALL[name]
+    module, chosen = SMALL[name]
     model = "default" if name == "sample_quality" else str(tiny_model)  # whose features are for 32 x 32 pixels
     out = tmp_path / "out"
-    first = run(module.main, model, out, *options)
+    first = run(module.main, model, out, *chosen)
     rows = (out / "rows.csv").read_text()
     assert list(out.glob("*.png"))
     assert evaluations
     evaluations.clear()
     if (tmp_path / "references").exists():
         shutil.rmtree(tmp_path / "references")
-    assert run(module.main, model, out, *options) == first
+    assert run(module.main, model, out, *chosen) == first
     assert evaluations == []
     assert (out / "rows.csv").read_text() == rows
     result = CliRunner().invoke(module.main, ["--model", model, "--out", str(out), "--count", "4"])
@@ -176,8 +186,8 @@ def test_both_eulers_are_measured(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_evaluations_of_each_image_are_counted(tiny_model: Path, tmp_path: Path) -> None:
-    module, options = SMALL["work_precision"]
-    run(module.main, tiny_model, tmp_path, *options)
+    module, chosen = SMALL["work_precision"]
+    run(module.main, tiny_model, tmp_path, *chosen)
     rows = load_rows(work_precision.Row, tmp_path / "rows.csv")
     fixed = {row.setting.steps: row for row in rows if row.setting.steps}
     assert {steps: row.nfe for steps, row in fixed.items()} == {steps: steps for steps in work_precision.STEPS}
@@ -281,3 +291,20 @@ def test_samples_of_sigma_hat_are_those_of_the_papers_formula(tiny_model: Path) 
 def test_table_has_the_papers_figures_beside() -> None:
     rows = [sample_quality.Row("0", 10, 12.349, 1.0, 0.5), sample_quality.Row("0", 7, 2.0, 1.0, 0.5)]
     assert "| 0 | 2.00 | 12.35 (13.36) |" in sample_quality.table(rows)
+
+
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"sample_quality"}))
+def test_the_same_on_a_device_without_float64(
+    name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as float32 goes; the device is made up, for there is none here."""
+    module, chosen = SMALL[name]
+    run(module.main, tiny_model, tmp_path / "here", *chosen)
+    with limited_device() as device:
+        for holder in (codec, torchdiffeq_adapter):
+            monkeypatch.setattr(holder, "WITHOUT_FLOAT64", {device.type})
+        monkeypatch.setattr(options, "find_device", lambda _: device)
+        run(module.main, tiny_model, tmp_path / "there", *chosen, "--device", "mps")
+    here, there = ((tmp_path / place / "rows.csv").read_text().splitlines() for place in ("here", "there"))
+    assert len(here) == len(there) > 1
+    assert here[0] == there[0]

@@ -20,10 +20,11 @@ from PIL import Image
 from cli import main
 from ddim_ode import load_latent, load_model
 from ddim_ode.calibration import Calibration, Entry, save_calibration
-from ddim_ode.grids import GRIDS, make_grid
+from ddim_ode.grids import make_grid
 from ddim_ode.images import load_image, to_picture
 from ddim_ode.session.plan import DEFAULT_STEPS
 from ddim_ode.session.search import CANDIDATES
+from ddim_ode.spacings import GRIDS
 from solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver
 
 Cli = Callable[..., Result]

@@ -12,10 +12,11 @@ from flows import relative_error
 from torch import Tensor
 
 from ddim_ode.codec import decode, encode
-from ddim_ode.grids import GRIDS, Tau, make_grid
+from ddim_ode.grids import make_grid
 from ddim_ode.models import _DEFAULT_FOLDER, Model, load_model
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.schedule import NoiseSchedule, make_schedule
+from ddim_ode.spacings import GRIDS, Tau
 from solvers import get_solver
 
 EULER = get_solver("euler")

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddim_ode.codec import decode, encode, encode_solution
-from ddim_ode.grids import GRIDS, Grid, halved, make_grid
+from ddim_ode.grids import Grid, halved, make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.check import MOMENT_TOLERANCE, check
 from ddim_ode.session.walks import Walker
+from ddim_ode.spacings import GRIDS
 from solvers import finer, get_solver
 
 SCHEDULE = make_schedule()

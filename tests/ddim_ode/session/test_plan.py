@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ddim_ode.calibration import Calibration, Entry
-from ddim_ode.grids import GRIDS, Grid, Spacing, full_range, make_grid
+from ddim_ode.grids import Grid, full_range, make_grid
 from ddim_ode.images import Source
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.models import Model
@@ -28,6 +28,7 @@ from ddim_ode.session.plan import (
     plan_noise,
     plan_sampling,
 )
+from ddim_ode.spacings import GRIDS, Spacing
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, get_solver, way_back
 
 SCHEDULE = make_schedule()
