@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.codec import decode, decode_solution, encode, encode_solution
-from analysis.comparison_plot import Row, plot, table
+from analysis.comparison_plot import ComparisonRow, plot, table
 from analysis.figures import save_figure
 from analysis.options import (
     ModelChoice,
@@ -81,14 +81,14 @@ INVERSE_SPACINGS = ("trailing", "leading")
 class Material:
     """A model with what to measure it on.
 
-    ``images, few``  pictures and some of them, ``(B, C, H, W)`` in [-1, 1].
+    ``images, subset``  pictures and some of them, ``(B, C, H, W)`` in [-1, 1].
     ``x_T``          latents from N(0, I), ``(B, C, H, W)``.
     ``truth``        latents of the pictures by where they end; ``decoded`` the images of ``x_T`` by the clean end.
     """
 
     model: Model
     images: Tensor
-    few: Tensor
+    subset: Tensor
     x_T: Tensor
     truth: Mapping[End, Tensor]
     decoded: Mapping[str, Tensor]
@@ -104,7 +104,7 @@ class Task:
     name: str
     grid: str
     steps: int
-    run: Callable[[Material, Task], list[Row]]
+    run: Callable[[Material, Task], list[ComparisonRow]]
 
 
 def plan(model: Model, name: str, grid: str, steps: int) -> Plan:
@@ -112,15 +112,15 @@ def plan(model: Model, name: str, grid: str, steps: int) -> Plan:
     return plan_encoding(Request(name, steps, grid or None), model)
 
 
-def screening(rows: Sequence[Row]) -> Iterator[Task]:
-    """All of diffusers' schedulers, on a few latents; whatever ``rows`` there are."""
+def screening(rows: Sequence[ComparisonRow]) -> Iterator[Task]:
+    """Give the tasks for all of diffusers' schedulers, on a few latents, whatever ``rows`` there are."""
     for steps in DECODE_BUDGETS:
         for label, spacing, kind, options in schedulers():
             yield Task("screen", "diffusers", label, spacing, steps, partial(_decode_theirs, kind, options, SCREENED))
 
 
-def tasks(rows: Sequence[Row]) -> Iterator[Task]:
-    """All that is measured, the cheap first, where ``rows`` are those of the screening."""
+def tasks(rows: Sequence[ComparisonRow]) -> Iterator[Task]:
+    """Give all that is measured, the cheap first, where ``rows`` are those of the screening."""
     for steps in BUDGETS:
         for spacing in INVERSE_SPACINGS:
             yield Task("round_trip", "diffusers", "DDIM", spacing, steps, _trip)
@@ -143,8 +143,8 @@ def tasks(rows: Sequence[Row]) -> Iterator[Task]:
     yield Task("few", "diffusers", "DDIM", "trailing", LONG, _few)
 
 
-def not_far_behind(rows: Sequence[Row], steps: int) -> set[tuple[str, str]]:
-    """Names and spacings of the schedulers that, in so many evaluations, are worth measuring on all latents."""
+def not_far_behind(rows: Sequence[ComparisonRow], steps: int) -> set[tuple[str, str]]:
+    """The schedulers, by name and spacing, that are worth measuring on all latents in so many evaluations."""
     screened = [row for row in rows if (row.measure, row.steps) == ("screen", steps)]
     least = min((row.error.mean for row in screened), default=0.0)
     return {(row.name, row.grid) for row in screened if row.error.mean <= CLOSE * least}
@@ -158,7 +158,7 @@ def calibrated(model: Model) -> dict[str, str]:
 
 
 def ends(model: Model) -> set[End]:
-    """Where the walks of the round trips begin and end."""
+    """The ends between which the walks of the round trips lead."""
     grids = [plan(model, AUTO, "", steps).grid for steps in BUDGETS]
     grids += [
         make_grid(model.schedule, name, steps, clean_end=GRIDS[name].clean_end)
@@ -168,8 +168,8 @@ def ends(model: Model) -> set[End]:
     return {end_of(grid) for grid in grids}
 
 
-def _trip(material: Material, task: Task) -> list[Row]:
-    """There and back, and on the way the latents."""
+def _trip(material: Material, task: Task) -> list[ComparisonRow]:
+    """Measure images there and back, and on the way their latents."""
     x_T, x_0, end, nfe = _there_and_back(material, task, material.images)
     truth = material.truth[end]
     moment = (x_T.square().mean() / truth.square().mean() - 1).abs()
@@ -180,10 +180,10 @@ def _trip(material: Material, task: Task) -> list[Row]:
     ]
 
 
-def _few(material: Material, task: Task) -> list[Row]:
-    """There and back with a few images."""
-    _, x_0, _, nfe = _there_and_back(material, task, material.few)
-    return [_row(task, "few", nfe, pixel_mse(material.few, x_0))]
+def _few(material: Material, task: Task) -> list[ComparisonRow]:
+    """Measure a few images there and back."""
+    _, x_0, _, nfe = _there_and_back(material, task, material.subset)
+    return [_row(task, "few", nfe, pixel_mse(material.subset, x_0))]
 
 
 def _there_and_back(material: Material, task: Task, images: Tensor) -> tuple[Tensor, Tensor, End, int]:
@@ -212,20 +212,20 @@ def _our_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, Tensor,
         return lost, lost, end_of(grid), ode.nfe
 
 
-def _two_states(material: Material, task: Task) -> list[Row]:
+def _two_states(material: Material, task: Task) -> list[ComparisonRow]:
     made = plan(material.model, task.name, task.grid, task.steps)
     ode, nfe = material.model.ode(), 0
     try:
-        found = encode_solution(ode, material.few, made.grid, made.solver)
+        found = encode_solution(ode, material.subset, made.grid, made.solver)
         nfe = ode.nfe
         kept = found.map(lambda x: x.float())
         x_0 = decode_solution(ode, kept.x, made.grid, made.back, kept.companion).x
     except SolverError:
-        x_0 = torch.full_like(material.few.double(), inf)
-    return [_row(task, "two_states", nfe, pixel_mse(material.few, x_0))]
+        x_0 = torch.full_like(material.subset.double(), inf)
+    return [_row(task, "two_states", nfe, pixel_mse(material.subset, x_0))]
 
 
-def _decode(material: Material, task: Task) -> list[Row]:
+def _decode(material: Material, task: Task) -> list[ComparisonRow]:
     named = task.name != AUTO
     steps = steps_for(task.name, task.steps) if named else task.steps
     found = plan(material.model, task.name, task.grid, steps)
@@ -237,20 +237,20 @@ def _decode(material: Material, task: Task) -> list[Row]:
 
 def _decode_theirs(
     kind: str, options: Mapping[str, object], count: int | None, material: Material, task: Task
-) -> list[Row]:
-    """Of the first ``count`` latents; None for all."""
+) -> list[ComparisonRow]:
+    """Measure what a scheduler makes of the first ``count`` latents; of all if it is None."""
     batches = torch.split(material.x_T[:count], material.batch_size)
     runs = [decode_with_scheduler(material.model, batch, kind, options, task.steps) for batch in batches]
     images = torch.cat([run[0] for run in runs])
     return [_row(task, task.measure, runs[0][2], rms(images - material.decoded[runs[0][1]][:count]))]
 
 
-def _row(task: Task, measure: str, nfe: int, values: Tensor) -> Row:
-    return Row(measure, task.family, task.name, task.grid, task.steps, nfe, len(values), spread(values))
+def _row(task: Task, measure: str, nfe: int, values: Tensor) -> ComparisonRow:
+    return ComparisonRow(measure, task.family, task.name, task.grid, task.steps, nfe, len(values), spread(values))
 
 
-def missing(every: Iterable[Task], rows: Sequence[Row]) -> list[Task]:
-    """Those of the tasks that have no rows yet."""
+def missing(every: Iterable[Task], rows: Sequence[ComparisonRow]) -> list[Task]:
+    """The tasks that have no rows yet."""
     known = {(row.measure, row.family, row.name, row.grid, row.steps) for row in rows}
     return [task for task in every if (task.measure, task.family, task.name, task.grid, task.steps) not in known]
 
@@ -278,7 +278,7 @@ def main(
     loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated(loaded)}
-    results = Results(Row, out, describe(loaded, names, pixels) | about)
+    results = Results(ComparisonRow, out, describe(loaded, names, pixels) | about)
     material = None
     for stage in (screening, tasks):
         todo = missing(stage(results.rows), results.rows)

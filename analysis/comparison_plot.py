@@ -23,7 +23,7 @@ DDIM = (("DDIM", "trailing"), ("DDIM", "leading"))
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One figure of one competitor; ``nfe`` evaluations one way, of the encoder where there are two ways.
 
     ``family``  "diffusers" or "ddim-ode".
@@ -115,7 +115,7 @@ def verdict(value: float, least: float, aim: float) -> str:
     return "aim" if value <= aim else "reached" if value <= least else "missed"
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ComparisonRow]) -> str:
     """Markdown: a line for each goal that there are rows for, by the trimmed means; ratios also of median and mean.
 
     Goals are given as ratios too; where there is no ratio, the goal is for the figure itself.
@@ -125,7 +125,7 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(heads, [*lines, *_steps_line(rows)], words=(0, 2, 3, 9))
 
 
-def _line(rows: Sequence[Row], goal: Goal) -> list[str] | None:
+def _line(rows: Sequence[ComparisonRow], goal: Goal) -> list[str] | None:
     ours, base = _best(rows, goal.measure, goal.steps, "ddim-ode", (goal.ours,)), _baseline(rows, goal)
     alone = goal.absolute == BOTH
     if ours is None or (base is None and not alone):
@@ -148,7 +148,7 @@ def _line(rows: Sequence[Row], goal: Goal) -> list[str] | None:
     ]
 
 
-def _baseline(rows: Sequence[Row], goal: Goal) -> Row | None:
+def _baseline(rows: Sequence[ComparisonRow], goal: Goal) -> ComparisonRow | None:
     """The best of what the goal is against; nothing for two states, which diffusers has not."""
     if goal.against:
         return _best(rows, goal.measure, goal.steps, None, goal.against)
@@ -156,9 +156,9 @@ def _baseline(rows: Sequence[Row], goal: Goal) -> Row | None:
 
 
 def _best(
-    rows: Sequence[Row], measure: str, steps: int, family: str | None, names: Sequence[tuple[str, str]]
-) -> Row | None:
-    """By the trimmed mean, among those of ``family`` and of ``names`` where these are given."""
+    rows: Sequence[ComparisonRow], measure: str, steps: int, family: str | None, names: Sequence[tuple[str, str]]
+) -> ComparisonRow | None:
+    """The best row by the trimmed mean, among those of ``family`` and of ``names`` where these are given."""
     found = [
         row
         for row in rows
@@ -169,7 +169,7 @@ def _best(
     return min(found, key=lambda row: row.error.trimmed, default=None)
 
 
-def _steps_line(rows: Sequence[Row]) -> list[list[str]]:
+def _steps_line(rows: Sequence[ComparisonRow]) -> list[list[str]]:
     """How many steps lose as little as DDIM in a thousand."""
     few = sorted((row for row in rows if row.measure == "few"), key=lambda row: row.steps)
     long = [row for row in few if row.family == "diffusers"]
@@ -191,7 +191,7 @@ def _steps_line(rows: Sequence[Row]) -> list[list[str]]:
     return [[*cells, "", "", *limits, verdict(steps, MOST_STEPS, AIM_STEPS)]]
 
 
-def plot(rows: Sequence[Row]) -> Figure:
+def plot(rows: Sequence[ComparisonRow]) -> Figure:
     """Round trip, latents and decoding against evaluations, for ours and the best of diffusers."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     for axes, (measure, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
@@ -205,7 +205,7 @@ def plot(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     steps = sorted({row.steps for row in rows})
     best = [row for s in steps if (row := _best(rows, rows[0].measure, s, "diffusers", ()))]
     _curve(axes, best, "best of diffusers", "0.3", "o--")
@@ -223,7 +223,7 @@ def _draw(axes: Axes, rows: Sequence[Row]) -> None:
     axes.grid(visible=True, which="major", alpha=0.3)
 
 
-def _curve(axes: Axes, rows: Sequence[Row], label: str, colour: str, style: str) -> None:
+def _curve(axes: Axes, rows: Sequence[ComparisonRow], label: str, colour: str, style: str) -> None:
     """The trimmed means of ``rows`` along their steps, and their intervals."""
     steps = [row.steps for row in rows]
     axes.loglog(steps, [row.error.trimmed for row in rows], style, color=colour, label=label)

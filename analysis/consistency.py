@@ -38,7 +38,7 @@ STEPS = (10, 20, 50, 100, 1000)
 
 
 @dataclass(frozen=True)
-class Row:
+class ConsistencyRow:
     """The distance of images of ``steps`` steps from those of the most steps, over the latents."""
 
     steps: int
@@ -54,14 +54,14 @@ def decode_each(model: Model, x_T: Tensor, steps: Sequence[int], solver: str, gr
     return [images[str(count)] for count in steps]
 
 
-def rows_of(images: Mapping[int, Tensor]) -> list[Row]:
+def rows_of(images: Mapping[int, Tensor]) -> list[ConsistencyRow]:
     """A row for each number of steps but the largest, from the images by that number, each ``(B, C, H, W)``."""
     most = max(images)
     distances = {steps: rms(images[steps] - images[most]) / 2 for steps in images}
-    return [Row(steps, spread(distances[steps])) for steps in sorted(images) if steps != most]
+    return [ConsistencyRow(steps, spread(distances[steps])) for steps in sorted(images) if steps != most]
 
 
-def plot(rows: Sequence[Row], most: int) -> Figure:
+def plot(rows: Sequence[ConsistencyRow], most: int) -> Figure:
     """The distances against the steps."""
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -80,7 +80,7 @@ def plot(rows: Sequence[Row], most: int) -> Figure:
     return figure
 
 
-def table(rows: Sequence[Row], most: int) -> str:
+def table(rows: Sequence[ConsistencyRow], most: int) -> str:
     """Markdown: a line for each number of steps."""
     lines = []
     for row in rows:
@@ -115,7 +115,7 @@ def main(model: ModelChoice, solver: str, grid: str, steps: tuple[int, ...], cou
         raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
     loaded = model.load()
     about = {**describe(loaded), "solver": solver, "grid": grid, "count": count, "seed": seed}
-    results = Results(Row, out, about)
+    results = Results(ConsistencyRow, out, about)
     if not results.rows:
         results.note()  # before there are images
     x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)

@@ -55,7 +55,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Row:
+class ConvergenceRow:
     """RMSE per dimension of x_bar at the upper end, of a solver of declared ``order``."""
 
     problem: str
@@ -66,7 +66,7 @@ class Row:
 
 
 def closed_field(sigma: Tensor, x_bar: Tensor) -> Tensor:
-    """sin(x_bar) / sigma; along it tan(x_bar / 2) grows like sigma."""
+    """The slope sin(x_bar) / sigma of ``x_bar``, ``(B, ...)``: along it tan(x_bar / 2) grows like sigma, ``()``."""
     return x_bar.sin() / sigma
 
 
@@ -86,13 +86,13 @@ class Problem:
     end: Tensor
 
 
-def missing(problem: str, solvers: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, int]]:
+def missing(problem: str, solvers: Sequence[str], rows: Sequence[ConvergenceRow]) -> list[tuple[str, int]]:
     """The solvers and numbers of steps that ``rows`` lack of ``problem``."""
     known = {(row.solver, row.steps) for row in rows if row.problem == problem}
     return [(name, steps) for name in solvers for steps in STEPS[problem] if (name, steps) not in known]
 
 
-def measure(problem: Problem, solvers: Sequence[str], results: Results[Row]) -> None:
+def measure(problem: Problem, solvers: Sequence[str], results: Results[ConvergenceRow]) -> None:
     """Add a row for each solver and number of steps that ``results`` lacks; with a progress bar."""
     for name, steps in tqdm(missing(problem.name, solvers, results.rows), desc=problem.name, disable=None):
         try:
@@ -101,10 +101,10 @@ def measure(problem: Problem, solvers: Sequence[str], results: Results[Row]) -> 
             error = float((found - problem.end).square().mean().sqrt())
         except SolverError:
             error = inf
-        results.add(Row(problem.name, name, SOLVERS[name].order, steps, error))
+        results.add(ConvergenceRow(problem.name, name, SOLVERS[name].order, steps, error))
 
 
-def slope(rows: Sequence[Row]) -> float:
+def slope(rows: Sequence[ConvergenceRow]) -> float:
     """Minus the slope of log error over log steps, by least squares over the last ``FITTED`` errors above rounding.
 
     NaN where there are too few.
@@ -116,7 +116,7 @@ def slope(rows: Sequence[Row]) -> float:
     return -linear_regression(xs, ys).slope
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ConvergenceRow]) -> str:
     """Markdown: declared order and measured slopes."""
     lines = []
     for name in dict.fromkeys(row.solver for row in rows):
@@ -127,7 +127,7 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(["solver", "order", "slope, closed solution", "slope, network"], lines)
 
 
-def plot(rows: Sequence[Row]) -> Figure:
+def plot(rows: Sequence[ConvergenceRow]) -> Figure:
     """A panel for each problem, with lines of slope 1 to 4; of more curves than colours only the default ones."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -173,14 +173,16 @@ def main(model: ModelChoice, solvers: tuple[str, ...], t: int, images: Path, cou
         last = len(loaded.schedule) - 2
         raise ValueError(f"there is no stretch from timestep {t} to the next; choose --timestep from 0 to {last}")
     pixels, names = load_images(images, loaded, count)
-    results = Results(Row, out, {**describe(loaded, names, pixels), "timestep": t, "seed": seed})
+    results = Results(ConvergenceRow, out, {**describe(loaded, names, pixels), "timestep": t, "seed": seed})
     run(loaded, pixels, t, solvers, seed, results)
     save_figure(plot(results.rows), out / "convergence.png")
     click.echo(table(results.rows))
 
 
-def run(model: Model, images: Tensor, t: int, solvers: Sequence[str], seed: int, results: Results[Row]) -> None:
-    """Both problems, that of the network from timestep ``t`` on; ``images`` are ``(B, C, H, W)``, in [-1, 1]."""
+def run(
+    model: Model, images: Tensor, t: int, solvers: Sequence[str], seed: int, results: Results[ConvergenceRow]
+) -> None:
+    """Measure both problems, the network from timestep ``t`` on, with ``images``, ``(B, C, H, W)``, in [-1, 1]."""
     noise = draw_latents(len(images), (model.channels, model.height, model.width), seed=seed)
     low, high = CLOSED_SIGMAS
     start, end = 2 * noise.atan(), 2 * (noise * high / low).atan()

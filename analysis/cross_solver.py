@@ -47,7 +47,7 @@ DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2",
 
 
 @dataclass(frozen=True)
-class Row:
+class CrossSolverRow:
     """The error over the images, infinite where a solver left the finite numbers; ``nfe`` could be spent each way."""
 
     encoder: str
@@ -58,7 +58,7 @@ class Row:
 
 def run(
     model: Model, images: Tensor, names: Sequence[str], solvers: Sequence[str], grid_name: str, nfe: int, folder: Path
-) -> list[Row]:
+) -> list[CrossSolverRow]:
     """Measure the pairs that have no row in ``folder`` yet, save each at once, and return all rows. Shows progress.
 
     ``images``  ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
@@ -66,7 +66,9 @@ def run(
     Raises:
         ValueError: if the folder has rows of other settings.
     """
-    results = Results(Row, folder, {**describe(model, names, images), "grid": grid_name, "nfe": nfe, "seed": None})
+    results = Results(
+        CrossSolverRow, folder, {**describe(model, names, images), "grid": grid_name, "nfe": nfe, "seed": None}
+    )
     known = {(row.encoder, row.decoder) for row in results.rows}
     for encoder in tqdm(solvers, desc="encoders", disable=None):
         missing = [name for name in solvers if not SOLVERS[name].undoes and (encoder, name) not in known]
@@ -74,7 +76,7 @@ def run(
         for decoder in missing:
             decoded = _convert(model, x_T, decoder, _grid(model, grid_name, decoder, nfe), up=False)
             errors = pixel_mse(images, decoded).nan_to_num(inf, inf)
-            results.add(Row(encoder, decoder, nfe, spread(errors)))
+            results.add(CrossSolverRow(encoder, decoder, nfe, spread(errors)))
     return results.rows
 
 
@@ -89,7 +91,7 @@ def _convert(model: Model, x: Tensor, solver: str, grid: Grid, *, up: bool) -> T
         return torch.full_like(x, inf)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[CrossSolverRow]) -> str:
     """Markdown: the trimmed mean of the error of every pair; a line for each encoder."""
     decoders = list(dict.fromkeys(row.decoder for row in rows))
     errors = {(row.encoder, row.decoder): f"{row.mse.trimmed:.2g}" for row in rows}
@@ -100,7 +102,7 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(["encoded with, decoded with:", *decoders], lines)
 
 
-def plot(rows: Sequence[Row]) -> Figure:
+def plot(rows: Sequence[CrossSolverRow]) -> Figure:
     """The median error of every pair, as colours and as exponents of 10."""
     encoders, decoders = (list(dict.fromkeys(getattr(row, end) for row in rows)) for end in ("encoder", "decoder"))
     errors = {(row.encoder, row.decoder): row.mse.median for row in rows}

@@ -41,8 +41,8 @@ CHARTS = ("sigma", "angle")
 
 
 @dataclass(frozen=True)
-class Row:
-    """At one sigma in one chart."""
+class CurvatureRow:
+    """What was found at one sigma in one chart."""
 
     chart: str
     sigma: float
@@ -52,14 +52,14 @@ class Row:
     error_sd: float
 
 
-def measure(model: Model, found: Trajectories, sigmas: Sequence[float], results: Results[Row]) -> None:
+def measure(model: Model, found: Trajectories, sigmas: Sequence[float], results: Results[CurvatureRow]) -> None:
     """Add the rows that ``results`` lacks, along ``found``; with a progress bar."""
     known = {(row.chart, row.sigma) for row in results.rows}
     cases = [(name, sigma) for sigma in sigmas for name in CHARTS if (name, sigma) not in known]
     for name, sigma in tqdm(cases, desc="curvature", disable=None):
         bend = _bend(model, found, sigma, ANGLE if name == "angle" else None)
         error = _step_error(model, found, sigma, "angle-euler" if name == "angle" else "euler")
-        results.add(Row(name, sigma, *_mean_and_sd(bend), *_mean_and_sd(error)))
+        results.add(CurvatureRow(name, sigma, *_mean_and_sd(bend), *_mean_and_sd(error)))
 
 
 def _bend(model: Model, found: Trajectories, sigma: float, chart: Chart | None) -> Tensor:
@@ -77,7 +77,7 @@ def _bend(model: Model, found: Trajectories, sigma: float, chart: Chart | None) 
 
 
 def _step_error(model: Model, found: Trajectories, sigma: float, solver: str) -> Tensor:
-    """Of one step of STEP around ``sigma``, of each image relative to the state; ``(B,)``."""
+    """The error of one step of STEP around ``sigma``, for each image relative to its state; ``(B,)``."""
     grid = torch.tensor([sigma / exp(STEP / 2), sigma * exp(STEP / 2)], dtype=torch.float64)
     with torch.no_grad():
         reached = SOLVERS[solver](model.ode(), found.at(float(grid[0])), grid)
@@ -89,7 +89,7 @@ def _mean_and_sd(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std(correction=0))
 
 
-def plot(rows: Sequence[Row], model: Model) -> Figure:
+def plot(rows: Sequence[CurvatureRow], model: Model) -> Figure:
     """Bend, local error, and the nodes of every grid, over one axis of sigma."""
     figure = Figure(figsize=(8, 9), layout="constrained")
     figure.suptitle(
@@ -122,7 +122,7 @@ def plot(rows: Sequence[Row], model: Model) -> Figure:
     return figure
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[CurvatureRow]) -> str:
     """Markdown: bend and error in each chart, means over the images, at some of the noise levels."""
     heads = ["sigma", *(f"{what}, {name}" for name in CHARTS for what in ("bend", "error"))]
     lines = []
@@ -136,7 +136,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def run(
     model: Model, images: Tensor, names: Sequence[str], points: int, reference_steps: int, folder: Path
-) -> list[Row]:
+) -> list[CurvatureRow]:
     """Measure what has no row in ``folder`` yet, at ``points`` noise levels along trajectories, and return all rows.
 
     ``images``  ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
@@ -145,7 +145,7 @@ def run(
         ValueError: if the folder has rows of other settings.
     """
     about = {**describe(model, names, images), "points": points, "reference_steps": reference_steps, "seed": None}
-    results = Results(Row, folder, about)
+    results = Results(CurvatureRow, folder, about)
     if len(results.rows) == points * len(CHARTS):
         return results.rows
     fine = make_grid(model.schedule, "log-snr", reference_steps, clean_end="sigma-min")

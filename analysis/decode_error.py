@@ -51,7 +51,7 @@ OUR_GRIDS = ("log-snr", "karras", "quad")
 
 
 @dataclass(frozen=True)
-class Row:
+class DecodeErrorRow:
     """One competitor at one cost; errors are RMSE per dimension, pixels in [-1, 1], over the latents."""
 
     family: str
@@ -86,8 +86,10 @@ def _ours(model: Model, x_T: Tensor, name: str, grid_name: str, budget: int) -> 
     return decode(ode, x_T, grid, solver), grid.clean_end, ode.nfe
 
 
-def missing(model: Model, x_T: Tensor, known: Sequence[Row], budgets: Sequence[int]) -> list[tuple[Competitor, int]]:
-    """Each competitor and budget that has no row in ``known``."""
+def missing(
+    model: Model, x_T: Tensor, known: Sequence[DecodeErrorRow], budgets: Sequence[int]
+) -> list[tuple[Competitor, int]]:
+    """Each competitor, for the latents ``x_T``, ``(B, C, H, W)``, and budget that has no row in ``known``."""
     done = {(row.family, row.name, row.spacing, row.budget) for row in known}
     return [
         (competitor, budget)
@@ -97,7 +99,7 @@ def missing(model: Model, x_T: Tensor, known: Sequence[Row], budgets: Sequence[i
     ]
 
 
-def measure(jobs: Sequence[tuple[Competitor, int]], references: Mapping[str, Tensor]) -> Iterator[Row]:
+def measure(jobs: Sequence[tuple[Competitor, int]], references: Mapping[str, Tensor]) -> Iterator[DecodeErrorRow]:
     """A row for each competitor and budget, with an infinite error where it fails; shows progress.
 
     ``references``  images ``(B, C, H, W)`` by the clean end.
@@ -108,7 +110,7 @@ def measure(jobs: Sequence[tuple[Competitor, int]], references: Mapping[str, Ten
         except SolverError:
             images, clean_end, nfe = torch.full_like(references["zero"], torch.inf), "zero", budget
         rmse = rms(images - references[clean_end])
-        yield Row(
+        yield DecodeErrorRow(
             competitor.family,
             competitor.name,
             competitor.spacing,
@@ -118,11 +120,11 @@ def measure(jobs: Sequence[tuple[Competitor, int]], references: Mapping[str, Ten
         )
 
 
-def _best(rows: Sequence[Row], family: str, budget: int) -> Row:
+def _best(rows: Sequence[DecodeErrorRow], family: str, budget: int) -> DecodeErrorRow:
     return min((row for row in rows if (row.budget, row.family) == (budget, family)), key=lambda row: row.rmse.mean)
 
 
-def plot(rows: Sequence[Row], accuracy: float) -> Figure:
+def plot(rows: Sequence[DecodeErrorRow], accuracy: float) -> Figure:
     """The error of every competitor against its cost, and the best of either family.
 
     ``accuracy``  RMSE of the reference images to coarser ones; much below it an error says nothing.
@@ -145,7 +147,7 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
     return figure
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[DecodeErrorRow]) -> str:
     """Markdown: for each budget the best of either family, and the error of ours in parts of theirs."""
     lines = []
     for budget in sorted({row.budget for row in rows}):
@@ -172,7 +174,7 @@ def main(model: ModelChoice, budgets: tuple[int, ...], count: int, stride: int, 
         "seed": SEED,
         "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
     }
-    results = Results(Row, out, settings)
+    results = Results(DecodeErrorRow, out, settings)
     if jobs := missing(loaded, x_T, results.rows, budgets):
         truth = decoded_references(loaded, x_T, folder=references, stride=stride)
         results.note(reference_rmse=truth.accuracy)

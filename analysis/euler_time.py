@@ -28,7 +28,7 @@ from analysis.options import (
 )
 from analysis.pictures import load_images
 from analysis.reconstruction import make_cases, run
-from analysis.reconstruction_plot import Row, plot
+from analysis.reconstruction_plot import ReconstructionRow, plot
 from analysis.tables import markdown
 from ddim_ode.spacings import GRIDS
 
@@ -36,7 +36,7 @@ SOLVERS = ("euler", "variance-euler")
 STEPS = (5, 10, 20, 50, 100, 200)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ReconstructionRow]) -> str:
     """Markdown: what each of the two loses, in the mean, and how far off its latents are."""
     lines = []
     found = {(row.grid, row.steps, row.solver): row for row in rows}

@@ -42,7 +42,7 @@ def mark_accuracy(axes: Axes, accuracy: float) -> Line2D:
 
 
 def round_counts(values: Iterable[float]) -> list[int]:
-    """Those of 1, 2, 5, 10, 20, 50, ... that lie in the range of the ``values``, which are at least 1."""
+    """The numbers of 1, 2, 5, 10, 20, 50, ... that lie in the range of the ``values``, which are at least 1."""
     low, high = min(values := list(values)), max(values)
     return [n for n in (m * 10**e for e in range(len(str(int(high)))) for m in (1, 2, 5)) if low <= n <= high]
 

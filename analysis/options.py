@@ -43,7 +43,7 @@ class ModelChoice:
 
 
 def model_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Which model, and on which device: handed to the command as one ``model``."""
+    """The options --model and --device, handed to the command as one ``model``."""
 
     @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
     @device_option
@@ -78,7 +78,7 @@ references_option = click.option(
 
 
 def count_option(default: int | None = None) -> Callable[[Any], Any]:
-    """How many of the images to take; all of them if there is no ``default``."""
+    """The option for the number of images to take; all of them if there is no ``default``."""
     return click.option(
         "--count",
         type=click.IntRange(min=1),
@@ -89,7 +89,7 @@ def count_option(default: int | None = None) -> Callable[[Any], Any]:
 
 
 def out_option(name: str) -> Callable[[Any], Any]:
-    """Where the script ``name`` writes, unless told otherwise."""
+    """The option for the folder that the script ``name`` writes into."""
     return click.option(
         "--out",
         type=_FOLDER,
@@ -109,7 +109,7 @@ def errors_in_a_line() -> Iterator[None]:
 
 
 def steps_for(solver: str, nfe: int) -> int:
-    """As many steps of the fixed-step ``solver`` as ``nfe`` evaluations pay for, but one at least."""
+    """The number of steps of the fixed-step ``solver`` that ``nfe`` evaluations pay for, but one at least."""
     steps = 1
     while (SOLVERS[solver].nfe(steps + 1) or 0) <= nfe:
         steps += 1

@@ -36,7 +36,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Row:
+class OverheadRow:
     """One solve; all times are wall times in seconds.
 
     ``bare``    median time of one call of the bare network, before and after the solve.
@@ -68,7 +68,7 @@ class Stub(nn.Module):
 
 
 def measure(
-    model: Model, solvers: Sequence[str], *, steps: int, batch_size: int, repeats: int, results: Results[Row]
+    model: Model, solvers: Sequence[str], *, steps: int, batch_size: int, repeats: int, results: Results[OverheadRow]
 ) -> None:
     """``repeats`` rows for each of ``solvers``, interleaved, for encoding random images in ``steps`` steps.
 
@@ -87,7 +87,7 @@ def measure(
         results.add(_measure(model, images, grid, solver, repeat))
 
 
-def _measure(model: Model, images: Tensor, grid: Grid, solver: str, repeat: int) -> Row:
+def _measure(model: Model, images: Tensor, grid: Grid, solver: str, repeat: int) -> OverheadRow:
     stub = Stub(torch.zeros_like(images, dtype=torch.float32)).to(model.device)
     nfe = SOLVERS[solver].nfe(grid.steps) or 0
     bare = _bare_calls(model, images, nfe // 2 + 1)
@@ -96,7 +96,7 @@ def _measure(model: Model, images: Tensor, grid: Grid, solver: str, repeat: int)
     bare += _bare_calls(model, images, nfe // 2 + 1)
     answered = ProbabilityFlowODE(stub, model.schedule, prediction=model.prediction)
     stubbed = _time(lambda: encode(answered, images, grid, SOLVERS[solver]), model.device)
-    return Row(solver, grid.steps, nfe, repeat, median(bare), solve, watch.seconds, stubbed)
+    return OverheadRow(solver, grid.steps, nfe, repeat, median(bare), solve, watch.seconds, stubbed)
 
 
 def _bare_calls(model: Model, images: Tensor, count: int) -> list[float]:
@@ -114,7 +114,7 @@ def _time(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[OverheadRow]) -> str:
     """Markdown: for each solver the median of each figure and, in brackets, its quartiles; overheads in per cent."""
     lines = []
     for solver, nfe in dict.fromkeys((row.solver, row.nfe) for row in rows):
@@ -149,7 +149,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 @errors_in_a_line()
 def main(model: ModelChoice, solvers: tuple[str, ...], steps: int, batch_size: int, repeats: int, out: Path) -> None:
     loaded = model.load()
-    results = Results(Row, out, {**describe(loaded), **machine(), "batch_size": batch_size, "seed": SEED})
+    results = Results(OverheadRow, out, {**describe(loaded), **machine(), "batch_size": batch_size, "seed": SEED})
     measure(loaded, solvers, steps=steps, batch_size=batch_size, repeats=repeats, results=results)
     click.echo(table(results.rows))
 

@@ -33,10 +33,10 @@ def load_images(folder: Path, model: Model, count: int | None = None) -> tuple[T
 
 
 def spread_over(count: int, total: int) -> list[int]:
-    """``count`` of ``total`` indices, at even distances."""
+    """Choose ``count`` of ``total`` indices, at even distances."""
     return [i * total // count for i in range(count)]
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square of each of ``x``, ``(B, C, H, W)``; shape ``(B,)``."""
+    """The root mean square of each of ``x``, ``(B, C, H, W)``; shape ``(B,)``."""
     return x.square().flatten(1).mean(1).sqrt()

@@ -44,7 +44,7 @@ from analysis.options import (
     stride_option,
 )
 from analysis.pictures import load_images, rms
-from analysis.reconstruction_plot import PAPER, Case, Row, plot, table
+from analysis.reconstruction_plot import PAPER, Case, ReconstructionRow, plot, table
 from analysis.reference import REFERENCES, End, Reference, end_of, make_references
 from analysis.reference import SOLVER as REFERENCE_SOLVER
 from analysis.rows import Results, describe, load_rows, load_settings
@@ -59,13 +59,15 @@ from solvers import SOLVERS, SolverError, way_back
 
 def measure(
     model: Model, images: Tensor, cases: Sequence[Case], references: Mapping[End, Reference], batch_size: int
-) -> Iterator[Row]:
+) -> Iterator[ReconstructionRow]:
     """A row for each case, as soon as it is measured, on ``images``, ``(B, C, H, W)`` in [-1, 1]."""
     for case in tqdm(cases, desc="cases", disable=None):
         yield _measure(model, images, case, references, batch_size)
 
 
-def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, Reference], batch_size: int) -> Row:
+def _measure(
+    model: Model, images: Tensor, case: Case, references: Mapping[End, Reference], batch_size: int
+) -> ReconstructionRow:
     grid = _grid(model, case)
     begin = time.perf_counter()
     trips = [_round_trip(model, batch, case, grid) for batch in torch.split(images, batch_size)]
@@ -74,7 +76,7 @@ def _measure(model: Model, images: Tensor, case: Case, references: Mapping[End, 
     x_T, x_0 = (torch.cat(parts) for parts in zip(*(trip[:2] for trip in trips), strict=True))
     decoded = torch.cat([_decode(model, batch, case, grid) for batch in torch.split(truth, batch_size)])
     moments, true_moments = (latents.square().flatten(1).mean(1) for latents in (x_T, truth))
-    return Row(
+    return ReconstructionRow(
         model.name,
         len(images),
         case.solver,
@@ -128,7 +130,7 @@ def run(
     stride: int = 1,
     references: Path = REFERENCES,
     batch_size: int = 16,
-) -> list[Row]:
+) -> list[ReconstructionRow]:
     """Measure the ``cases`` that have no row in ``folder`` yet, save each at once, and return all rows.
 
     ``images``      ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
@@ -143,7 +145,7 @@ def run(
         "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
         "seed": None,
     }
-    results = Results(Row, folder, settings)
+    results = Results(ReconstructionRow, folder, settings)
     known = {row.case for row in results.rows}
     missing = [case for case in cases if case not in known]
     if missing:
@@ -162,7 +164,7 @@ def report(folder: Path) -> None:
     Raises:
         ValueError: if there are none.
     """
-    rows = load_rows(Row, folder / "rows.csv")
+    rows = load_rows(ReconstructionRow, folder / "rows.csv")
     if not rows:
         raise ValueError(f"there are no rows in '{folder}' to plot; measure some first")
     settings = load_settings(folder / "settings.json")

@@ -34,7 +34,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Row:
+class ReconstructionRow:
     """One case on one set of images.
 
     ``nfe``      network evaluations of each image in one direction.
@@ -79,7 +79,7 @@ _PANELS: tuple[tuple[str, str, Callable[[int], int]], ...] = (
 )
 
 
-def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
+def plot(rows: Sequence[ReconstructionRow], accuracy: float | None = None) -> Figure:
     """Round trip, encoding and decoding against NFE, all logarithmic, with the slopes that theory has.
 
     Of many curves only the best are drawn, and Euler's: those whose round trips lose least.
@@ -114,17 +114,17 @@ def plot(rows: Sequence[Row], accuracy: float | None = None) -> Figure:
     return figure
 
 
-def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def _curves(rows: Sequence[ReconstructionRow]) -> dict[str, list[ReconstructionRow]]:
     """The rows by what tells them apart beside the steps, in the order of NFE."""
     common = _shared(rows)
-    curves: dict[str, list[Row]] = {}
+    curves: dict[str, list[ReconstructionRow]] = {}
     for row in sorted(rows, key=lambda row: row.nfe):
         curves.setdefault(", ".join(part for part in _parts(row) if part not in common), []).append(row)
     return dict(sorted(curves.items()))
 
 
-def _best_curves(curves: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
-    """As many as can be told apart, by their mean loss in the logarithm; Euler's are always among them."""
+def _best_curves(curves: Mapping[str, list[ReconstructionRow]]) -> dict[str, list[ReconstructionRow]]:
+    """The best curves by their mean loss in the logarithm, as many as can be told apart, Euler's always among them."""
 
     def loss(label: str) -> float:
         return sum(log(row.mse.mean or 1e-300) for row in curves[label]) / len(curves[label])
@@ -133,23 +133,23 @@ def _best_curves(curves: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
     return {label: curves[label] for label in sorted(first[: len(COLOURS)])}
 
 
-def _parts(row: Row) -> tuple[str, str, str]:
+def _parts(row: ReconstructionRow) -> tuple[str, str, str]:
     return row.solver, f"grid {row.grid}", f"clean end {row.clean_end}"
 
 
-def _shared(rows: Sequence[Row]) -> list[str]:
-    """Of grid and clean end, what all rows have in common."""
+def _shared(rows: Sequence[ReconstructionRow]) -> list[str]:
+    """The part of grid and clean end that all rows have in common."""
     columns = zip(*(_parts(row)[1:] for row in rows), strict=True)
     return [column[0] for column in columns if len(set(column)) == 1]
 
 
 def _draw(
     axes: Axes,
-    curves: Mapping[str, Sequence[Row]],
+    curves: Mapping[str, Sequence[ReconstructionRow]],
     column: str,
     exponent: Callable[[int], int],
 ) -> None:
-    """Mean and median of ``column``, or itself, for each of ``curves``, and the slope of each order among them."""
+    """Draw mean and median of ``column``, or itself, for each of ``curves``, and the slope of each order among them."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     for i, (label, rows) in enumerate(curves.items()):
@@ -167,7 +167,7 @@ def _draw(
     draw_slopes(axes, begin, {row.order: exponent(row.order) for rows in curves.values() for row in rows})
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ReconstructionRow]) -> str:
     """Markdown: reconstruction MSE by S for the paper, Euler here, and the best other solver here at the same NFE.
 
     There is a line for each S of the paper that is measured here.
@@ -188,16 +188,16 @@ def table(rows: Sequence[Row]) -> str:
     return markdown(heads, lines, words=())
 
 
-def _by_S(rows: Sequence[Row]) -> dict[int, Row]:
-    """Those of the ``rows`` of one curve that pay for as many evaluations as the paper's S."""
+def _by_S(rows: Sequence[ReconstructionRow]) -> dict[int, ReconstructionRow]:
+    """The ``rows`` of one curve that pay for as many evaluations as the paper's S, by S."""
     return {S: row for row in rows for S in PAPER if S - row.nfe // row.steps < row.nfe <= S}
 
 
-def _solver(by_S: Mapping[int, Row]) -> str:
+def _solver(by_S: Mapping[int, ReconstructionRow]) -> str:
     return next(iter(by_S.values())).solver
 
 
-def _best(curves: Mapping[str, Mapping[int, Row]]) -> str | None:
+def _best(curves: Mapping[str, Mapping[int, ReconstructionRow]]) -> str | None:
     """The label of the best curve; None if there is none."""
     full = max((len(by_S) for by_S in curves.values()), default=0)
     scores = {

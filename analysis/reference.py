@@ -52,7 +52,7 @@ class ReferenceImages:
 
 
 def end_of(grid: Grid) -> End:
-    """Where ``grid`` begins and ends."""
+    """The two ends of ``grid``."""
     return grid.clean_end, round(grid.timesteps[-1])
 
 
@@ -138,7 +138,7 @@ def _solve(model: Model, x_bar: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:
-    """From the states x_bar of both walks at ``sigma``."""
+    """The reference made of the states x_bar of both walks at ``sigma``, ``(B, C, H, W)``."""
     scale = sqrt(1 + sigma**2)
     accuracy = (fine[: len(coarse)] - coarse).square().mean().sqrt() / scale
     return Reference(fine / scale, float(accuracy))

@@ -55,7 +55,7 @@ PAPER = {
 
 
 @dataclass(frozen=True)
-class Row:
+class SampleQualityRow:
     """Samples of one eta, or of 'sigma-hat', with one number of steps."""
 
     eta: str
@@ -84,17 +84,23 @@ def draw(model: Model, eta: str, steps: int, grid: str, count: int, seed: int) -
 
 
 def measure(
-    model: Model, etas: Sequence[str], steps: Sequence[int], grid: str, count: int, seed: int, results: Results[Row]
+    model: Model,
+    etas: Sequence[str],
+    steps: Sequence[int],
+    grid: str,
+    count: int,
+    seed: int,
+    results: Results[SampleQualityRow],
 ) -> None:
     """Add a row for each eta and number of steps that ``results`` lacks; with a progress bar."""
     known = {(row.eta, row.steps) for row in results.rows}
     cases = [(eta, S) for S, eta in product(steps, etas) if (eta, S) not in known]
     for eta, S in tqdm(cases, desc="samples", disable=None):
         pixels, seconds, network_seconds = draw(model, eta, S, grid, count, seed)
-        results.add(Row(eta, S, frechet_to_test(pixels), seconds, network_seconds))
+        results.add(SampleQualityRow(eta, S, frechet_to_test(pixels), seconds, network_seconds))
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[SampleQualityRow]) -> str:
     """Markdown: the distance by eta and S, and in brackets the paper's FID."""
     steps = sorted({row.steps for row in rows})
     lines = []
@@ -106,7 +112,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join([markdown(["eta", *(f"S = {S}" for S in steps)], lines), _times(rows)])
 
 
-def _times(rows: Sequence[Row]) -> str:
+def _times(rows: Sequence[SampleQualityRow]) -> str:
     """A table of the time by S, over all etas."""
     lines = []
     for S in sorted({row.steps for row in rows}):
@@ -116,7 +122,7 @@ def _times(rows: Sequence[Row]) -> str:
     return markdown(["S", "seconds, for all samples", "in the network"], lines, words=())
 
 
-def plot(rows: Sequence[Row], count: int) -> Figure:
+def plot(rows: Sequence[SampleQualityRow], count: int) -> Figure:
     """The distance against the steps, a curve for each eta; and the time against the steps, with the network's part."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -161,7 +167,7 @@ def main(
     loaded = model.load()
     check_size(loaded)
     about = {**describe(loaded), **machine(), "grid": grid, "count": count, "seed": seed}
-    results = Results(Row, out, about)
+    results = Results(SampleQualityRow, out, about)
     measure(loaded, etas, steps, grid, count, seed, results)
     save_figure(plot(results.rows, count), out / "sample_quality.png")
     click.echo(table(results.rows))

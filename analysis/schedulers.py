@@ -42,7 +42,7 @@ THEIRS: tuple[tuple[str, dict[str, object], tuple[str, ...]], ...] = (
 
 
 def schedulers() -> Iterator[tuple[str, str, str, dict[str, object]]]:
-    """For each scheduler and spacing: a label, the name of the spacing, the class in diffusers, and its settings."""
+    """Give each scheduler and spacing as a label, the name of the spacing, the class in diffusers, and its settings."""
     for kind, settings, spacings in THEIRS:
         label = " ".join([kind.removesuffix("Scheduler"), *(str(value) for value in settings.values())])
         for spacing in spacings:

@@ -31,7 +31,7 @@ class Spread:
 
 
 def spread(values: Tensor) -> Spread:
-    """That of ``values``, shape ``(B,)``; the same for the same values."""
+    """The spread of ``values``, shape ``(B,)``; it is the same for the same values."""
     count = len(values)
     chosen = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
     resampled = values.cpu()[chosen]
@@ -44,7 +44,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _median(values: Tensor) -> Tensor:
-    """Over the last dimension; of an even number the mean of the two in the middle, infinities included."""
+    """The median over the last dimension; of an even number the mean of the two in the middle, infinities included."""
     ordered, count = values.sort(-1).values, values.shape[-1]
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
 

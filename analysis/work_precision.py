@@ -80,7 +80,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class WorkPrecisionRow:
     """One solver at one setting."""
 
     setting: Setting
@@ -90,7 +90,7 @@ class Row:
 
 
 def make_settings(adaptive: Sequence[str], tolerances: Sequence[float], fixed: Sequence[str]) -> list[Setting]:
-    """Those of all ``adaptive`` and ``fixed`` solvers."""
+    """The settings for all ``adaptive`` and ``fixed`` solvers."""
     pairs = [(name, ADAPTIVE[name].chart.name) for name in adaptive]
     if BY_BATCH in adaptive and BY_SAMPLE in adaptive:
         pairs.append((BY_BATCH, ADAPTIVE[BY_SAMPLE].chart.name))
@@ -100,8 +100,8 @@ def make_settings(adaptive: Sequence[str], tolerances: Sequence[float], fixed: S
     ]
 
 
-def missing(settings: Sequence[Setting], rows: Sequence[Row]) -> list[Setting]:
-    """Those of the ``settings`` that have no row yet."""
+def missing(settings: Sequence[Setting], rows: Sequence[WorkPrecisionRow]) -> list[Setting]:
+    """The ``settings`` that have no row yet."""
     known = {row.setting for row in rows}
     return [setting for setting in settings if setting not in known]
 
@@ -112,7 +112,7 @@ def measure(
     settings: Sequence[Setting],
     truth: Tensor,
     max_nfe: int,
-    results: Results[Row],
+    results: Results[WorkPrecisionRow],
 ) -> None:
     """Add a row for each of the ``settings`` that ``results`` lacks; with a progress bar.
 
@@ -134,7 +134,7 @@ def measure(
         except (SolverError, EvaluationLimitError):
             errors = torch.full((len(images),), inf)
         seconds = time.perf_counter() - begin
-        results.add(Row(setting, seen[0] / len(images), seconds, spread(errors)))
+        results.add(WorkPrecisionRow(setting, seen[0] / len(images), seconds, spread(errors)))
 
 
 def _count_samples(ode: torch.nn.Module) -> list[int]:
@@ -148,7 +148,7 @@ def _count_samples(ode: torch.nn.Module) -> list[int]:
     return seen
 
 
-def plot(rows: Sequence[Row], accuracy: float) -> Figure:
+def plot(rows: Sequence[WorkPrecisionRow], accuracy: float) -> Figure:
     """Error against evaluations and against seconds; adaptive solvers in full lines, fixed steps dashed.
 
     ``accuracy``  RMSE of the reference latents to coarser ones; much below it an error says nothing.
@@ -178,7 +178,7 @@ def plot(rows: Sequence[Row], accuracy: float) -> Figure:
     return figure
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[WorkPrecisionRow]) -> str:
     """Markdown: a line for each setting."""
     lines = []
     for row in rows:
@@ -225,7 +225,7 @@ def main(
     loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     about = {**describe(loaded, names, pixels), **machine(), "stride": stride, "max_nfe": max_nfe, "seed": None}
-    results = Results(Row, out, about)
+    results = Results(WorkPrecisionRow, out, about)
     settings = make_settings(adaptive, tolerances, fixed)
     if missing(settings, results.rows):
         end = (CLEAN_END, len(loaded.schedule) - 1)

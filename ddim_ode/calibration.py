@@ -54,13 +54,16 @@ class Entry:
 
     @property
     def fitted(self) -> bool:
-        """Whether there are corrections."""
+        """Whether the steps of the solver are corrected."""
         return bool(self.up)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """For the weights of this ``fingerprint``, an entry for each number of steps; ``settings`` of how it was made."""
+    """The entries, one for each number of steps, that hold for the weights of this ``fingerprint``.
+
+    ``settings``  say how it was made.
+    """
 
     fingerprint: str
     entries: Mapping[int, Entry]

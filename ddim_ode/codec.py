@@ -30,14 +30,14 @@ class Solved(Protocol):
 
     @property
     def x(self) -> Tensor:
-        """The state at the end."""
+        """The state at the end, ``(B, C, H, W)``."""
 
     @property
     def companion(self) -> Tensor | None:
-        """The second state of a reversible method."""
+        """The second state of a reversible method, ``(B, C, H, W)``; None from all others."""
 
     def map(self: S, function: Callable[[Tensor], Tensor]) -> S:
-        """The same with both states changed by ``function``."""
+        """The same with both states, each ``(B, C, H, W)``, changed by ``function``."""
 
 
 S = TypeVar("S", bound=Solved)
@@ -48,7 +48,7 @@ class Method(Protocol[S_co]):
     """What integrates the ODE and says all that it found; every ``solvers.Solver`` is one."""
 
     def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> S_co:
-        """From ``x``, ``(B, C, H, W)``, and perhaps its companion, along ``grid``, ``(steps + 1,)``."""
+        """Integrate ``x``, ``(B, C, H, W)``, and perhaps its companion, along ``grid``, ``(steps + 1,)``."""
 
 
 def encode(
@@ -157,7 +157,7 @@ def _integrate(ode: ProbabilityFlowODE, x_bar: Tensor, sigmas: Tensor, solver: S
 
 @contextmanager
 def _walking(sigmas: Tensor, *, differentiable: bool) -> Iterator[None]:
-    """With or without a graph; a limit that is reached says between which of the ``sigmas``, ``(steps + 1,)``."""
+    """Integrate with or without a graph; an error says between which of the ``sigmas``, ``(steps + 1,)``, it was."""
     with torch.set_grad_enabled(differentiable):
         try:
             yield

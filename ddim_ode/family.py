@@ -85,7 +85,7 @@ class ForwardProcess:
                 raise ValueError(f"the noise of step {t} must lie in [0, {most:g}], but it is {up:g}")
 
     def __len__(self) -> int:
-        """T."""
+        """The number T of steps."""
         return len(self.sigmas)
 
     def alpha_bar(self, t: int) -> float:
@@ -97,18 +97,18 @@ class ForwardProcess:
         return kept_noise(self.sigmas[t - 2], self.ups[t - 1]) if t > 1 else 0.0
 
     def marginal(self, x_0: Tensor, t: int) -> tuple[Tensor, float]:
-        """Mean and standard deviation of x_t given x_0: sqrt(alpha_bar_t) x_0 and sqrt(1 - alpha_bar_t)."""
+        """The mean of x_t given x_0, sqrt(alpha_bar_t) x_0, ``(B, C, H, W)``; its deviation, sqrt(1 - alpha_bar_t)."""
         alpha_bar = self.alpha_bar(t)
         return sqrt(alpha_bar) * x_0, sqrt(1 - alpha_bar)
 
     def posterior(self, x_t: Tensor, x_0: Tensor, t: int) -> tuple[Tensor, float]:
-        """Mean and standard deviation of x_{t-1} given x_t and x_0: Eq. (7)."""
+        """The mean, ``(B, C, H, W)``, and the standard deviation of x_{t-1} given x_t and x_0: Eq. (7)."""
         x_bar = x_t / sqrt(self.alpha_bar(t))
         scale = sqrt(self.alpha_bar(t - 1))
         return scale * (x_0 + self.down(t) / self.sigmas[t - 1] * (x_bar - x_0)), scale * self.ups[t - 1]
 
     def sample(self, x_0: Tensor, noise: Noise) -> Iterator[Tensor]:
-        """Draw x_T, ..., x_1, in this order."""
+        """Draw x_T, ..., x_1, in this order, each ``(B, C, H, W)``."""
         mean, std = self.marginal(x_0, len(self))
         x_t = mean + std * noise()
         yield x_t

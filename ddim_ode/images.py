@@ -27,7 +27,7 @@ FIT = "exif-rotate, alpha over white, center-crop to the model's aspect, lanczos
 
 @dataclass(frozen=True)
 class Source:
-    """Where an image came from: the file's name, the picture's ``(width, height)``, and how it was fitted."""
+    """The origin of an image: the file's ``name``, the picture's ``size`` (width, height), and how it was fitted."""
 
     name: str
     size: tuple[int, int]
@@ -172,7 +172,7 @@ def png(image: Tensor, *, settings: Mapping[str, object], zoom: int = 1) -> byte
 
 
 def pixel_mse(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared error of each image, ``(B,)``, on the scale [0, 1], of images ``(B, C, H, W)`` in [-1, 1].
+    """The mean squared error of each image, ``(B,)``, on the scale [0, 1], of images ``(B, C, H, W)`` in [-1, 1].
 
     It is float64 on the CPU, wherever the images are.
     """

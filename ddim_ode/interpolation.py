@@ -1,4 +1,4 @@
-"""From one latent to another along a great circle, on which every point looks like a draw from N(0, I).
+"""Ways from one latent to another along a great circle, on which every point looks like a draw from N(0, I).
 
 Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985; for latents: Song et al., "Denoising Diffusion
 Implicit Models", arXiv 2010.02502, Section 5.3.
@@ -85,7 +85,7 @@ def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _aside(u: Tensor, v: Tensor) -> Tensor:
-    """Of unit vectors ``(B, D)``: the one at a right angle to ``u``, in the plane of u and ``v`` and on its side."""
+    """The unit vector at a right angle to ``u``, in the plane of u and ``v`` and on its side; all are ``(B, D)``."""
     across = v - (u * v).sum(1, keepdim=True) * u
     across = across - (u * across).sum(1, keepdim=True) * u  # once more, for what rounding left of u in it
     least = 8 * torch.finfo(u.dtype).eps

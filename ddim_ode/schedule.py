@@ -42,7 +42,7 @@ class NoiseSchedule:
         self._log_sigma = ((1 - alpha_bar) / alpha_bar).log() / 2
 
     def __len__(self) -> int:
-        """T, the number of timesteps of training."""
+        """The number T of timesteps of training."""
         return len(self.alpha_bar)
 
     @property
@@ -81,7 +81,7 @@ class NoiseSchedule:
         return right - 1 + (log_sigma - low) / (high - low)
 
     def matches(self, other: NoiseSchedule) -> bool:
-        """True if both have the same table, up to the rounding of its making."""
+        """Whether both have the same table, up to the rounding of its making."""
         return len(self) == len(other) and torch.allclose(self.alpha_bar, other.alpha_bar, rtol=1e-9, atol=0)
 
 

@@ -200,12 +200,12 @@ def column(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def rows(x: Tensor) -> Tensor:
+def by_member(x: Tensor) -> Tensor:
     """``x``, ``(B, ...)``, as ``(B, D)``; also if B is 0."""
     return x.reshape(len(x), x.shape[1:].numel())
 
 
-def plus(x: Tensor, h: Tensor | float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+def combine(x: Tensor, h: Tensor | float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + h sum_j weights_j slopes_j; ``x`` and every slope have one shape ``(B, ...)``."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight != 0.0:

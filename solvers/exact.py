@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from solvers.base import SolverError, check_finite, check_within, column, refuse_companion, rows
+from solvers.base import SolverError, by_member, check_finite, check_within, column, refuse_companion
 from solvers.charts import ANGLE
 from solvers.fixed import FixedStepSolver, WalkingSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -139,13 +139,13 @@ class _Anderson:
         if len(self._moves) == self._depth:
             self._moves, self._changes, self._last = [], [], None
         if self._last is not None:
-            self._moves.append(rows(guess - self._last[0]))
-            self._changes.append(rows(residual - self._last[1]))
+            self._moves.append(by_member(guess - self._last[0]))
+            self._changes.append(by_member(residual - self._last[1]))
         self._last = guess, residual
         if not self._moves:
             return guess + residual
         changes = torch.stack(self._changes, -1)
-        weights = _least_squares(changes.detach(), rows(residual.detach()))
+        weights = _least_squares(changes.detach(), by_member(residual.detach()))
         moved = (torch.stack(self._moves, -1) + changes) @ weights
         better: Tensor = guess + residual - moved.reshape(guess.shape)
         return better
@@ -167,8 +167,8 @@ def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
 
 
 def _rms(x: Tensor) -> Tensor:
-    """Root mean square of each member of ``x``, ``(B, ...)``; ``(B,)``."""
-    size: Tensor = rows(x.detach()).square().mean(1).sqrt()
+    """The root mean square of each member of ``x``, ``(B, ...)``; shape ``(B,)``."""
+    size: Tensor = by_member(x.detach()).square().mean(1).sqrt()
     return size
 
 

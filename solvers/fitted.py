@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import Solution, Solver, check_grid, plus
+from solvers.base import Solution, Solver, check_grid, combine
 from solvers.fixed import FixedStepSolver
 
 if TYPE_CHECKING:
@@ -83,14 +83,17 @@ class FittedSolver(Solver):
 
     @property
     def settings(self) -> dict[str, str | float]:
-        """With a digest of the fit, by which another one can be told from it."""
+        """The name, and a digest of the fit, which tells it from any other."""
         content = repr((self.base.name, self.nodes, self.up, self.down))
         return {"name": self.name, "fit": sha256(content.encode()).hexdigest()[:12]}
 
 
 @dataclass(frozen=True)
 class _CorrectedStep:
-    """A step and then its correction; the state of the walk is the number of the step, the inner state, and slopes."""
+    """A step that is followed by its correction.
+
+    The state of the walk is the number of the step, the state of the inner step, and the slopes that are known.
+    """
 
     inner: Step
     corrections: Corrections
@@ -105,7 +108,7 @@ class _CorrectedStep:
                 f"the corrections of step {n + 1} must be {len(terms)}, of {len(slopes)} slopes and the state, "
                 f"but there are {len(weights)}; fit them anew"
             )
-        return plus(x_next, 1.0, weights, terms), (n + 1, inner, slopes)
+        return combine(x_next, 1.0, weights, terms), (n + 1, inner, slopes)
 
 
 def fit(
@@ -116,14 +119,14 @@ def fit(
     *,
     slopes: int = 4,
     ridge: float = 1e-3,
-    kept: float = 0.9,
+    share: float = 0.9,
 ) -> Corrections:
     """Corrections of ``base`` on ``grid``, shape ``(steps + 1,)``, from known solutions of ``field``.
 
     ``solutions``  the states at each node of the grid, in its order, each ``(B, ...)``.
     ``slopes``     as many of the newest ones take part, or as many as are known.
     ``ridge``      relative to the mean square of each term.
-    ``kept``       the part of the solutions, those nearest to what the method does anyway, that takes part in a step.
+    ``share``      the part of the solutions, those nearest to what the method does anyway, that takes part in a step.
 
     Raises:
         ValueError: if there is not one solution for each node.
@@ -131,7 +134,7 @@ def fit(
     check_grid(grid)
     if len(solutions) != len(grid):
         raise ValueError(f"there must be a state for each of the {len(grid)} nodes, but there are {len(solutions)}")
-    step = _FittingStep(base, list(solutions), grid.tolist(), slopes, ridge, kept, [])
+    step = _FittingStep(base, list(solutions), grid.tolist(), slopes, ridge, share, [])
     replace(base, step=step)(field, solutions[0], grid)
     return tuple(step.found)
 
@@ -145,7 +148,7 @@ class _FittingStep:
     grid: list[float]
     slopes: int
     ridge: float
-    kept: float
+    share: float
     found: list[tuple[float, ...]]
 
     def __call__(self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -157,15 +160,15 @@ class _FittingStep:
         if self.base.chart:
             target = self.base.chart.enter(target, torch.tensor(self.grid[n + 1], dtype=torch.float64))
         terms = _terms(u_next - u, x, slopes)
-        weights = _least_squares(terms, target - x_next, self.ridge, self.kept)
+        weights = _least_squares(terms, target - x_next, self.ridge, self.share)
         self.found.append(weights)
-        return plus(x_next, 1.0, weights, terms), (n + 1, inner, slopes)
+        return combine(x_next, 1.0, weights, terms), (n + 1, inner, slopes)
 
 
 def _uncorrected(
-    step: Step, field: Field, u: Tensor, u_next: Tensor, x: Tensor, inner: Any, slopes: tuple[Tensor, ...], kept: int
+    step: Step, field: Field, u: Tensor, u_next: Tensor, x: Tensor, inner: Any, slopes: tuple[Tensor, ...], most: int
 ) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
-    """The step itself, its new state, and the slopes known after it, newest first, ``kept`` at most."""
+    """What the step alone leads to, its new state, and at most ``most`` slopes known after it, newest first."""
     seen: list[Tensor] = []
 
     def watched(u: Tensor, x: Tensor) -> Tensor:
@@ -173,14 +176,14 @@ def _uncorrected(
         return seen[-1]
 
     x_next, inner = step(watched, u, u_next, x, inner)
-    return x_next, inner, (*reversed(seen), *slopes)[:kept]
+    return x_next, inner, (*reversed(seen), *slopes)[:most]
 
 
 def _terms(h: Tensor, x: Tensor, slopes: Sequence[Tensor]) -> list[Tensor]:
     return [*(h * slope for slope in slopes), x]
 
 
-def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, kept: float) -> tuple[float, ...]:
+def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, share: float) -> tuple[float, ...]:
     """Weights that make sum_j weight_j terms_j about ``residual``, all ``(B, ...)``; each is weighed with a ridge.
 
     A term that is zero everywhere has weight 0.
@@ -189,7 +192,7 @@ def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, kept
 
     columns = torch.stack([term.flatten(1) for term in terms], dim=-1)
     target = residual.flatten(1)
-    nearest = target.square().mean(1).argsort()[: max(1, round(kept * len(target)))]
+    nearest = target.square().mean(1).argsort()[: max(1, round(share * len(target)))]
     columns, target = columns[nearest].flatten(0, 1), target[nearest].flatten()
     gram = columns.T @ columns
     sizes = gram.diagonal()

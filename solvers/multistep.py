@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from solvers.base import plus
+from solvers.base import combine
 from solvers.charts import ANGLE, DATA, LOG, LOG_TAN, NONE, VP_TIME, Chart, Stretch
 from solvers.fixed import FixedStepSolver
 
@@ -41,13 +41,13 @@ FirstMoment = Callable[[Stretch, float, float], float]
 
 
 def moment_bh1(stretch: Stretch, begin: float, end: float) -> float:
-    """As if v(u) had the slope of its end everywhere: the choice B_1(h) = h of UniPC, arXiv 2302.04867, Section 3."""
+    """The moment as if v(u) had the slope of its end everywhere: B_1(h) = h of UniPC, arXiv 2302.04867, Section 3."""
     rise = stretch.v(end) - stretch.v(begin)
     return rise * rise * stretch.du_dv(stretch.v(end)) / 2
 
 
 def moment_bh2(stretch: Stretch, begin: float, end: float) -> float:
-    """As if v(u) were linear: B_2(h) = e^h - 1 of UniPC, and the second-order term of DPM-Solver++(2M)."""
+    """The moment as if v(u) were linear: B_2(h) = e^h - 1 of UniPC, and the last term of DPM-Solver++(2M)."""
     return (stretch.v(end) - stretch.v(begin)) * (end - begin) / 2
 
 
@@ -67,7 +67,10 @@ def integration_weights(
 
 
 def _exact_weights(nodes: tuple[float, ...], begin: float, end: float, stretch: Stretch) -> list[float]:
-    """By Gauss's rule in v. The last weight follows from the others, which makes constants exact whatever the rule."""
+    """The exact weights, by Gauss's rule in v.
+
+    The last one follows from the others, which makes constants exact whatever the rule.
+    """
     known = [stretch.v(node) for node in nodes]
     v_begin, v_end = stretch.v(begin), stretch.v(end)
     weights = [0.0] * (len(nodes) - 1)
@@ -122,7 +125,7 @@ class AdamsBashforthStep:
         starting = len(nodes) < self.slopes
         u_base, x_base = past.start if starting else here
         weights = integration_weights(nodes, u_base, float(u_next), self.stretch, self.moment)
-        x_next = plus(x_base, 1.0, weights, slopes)
+        x_next = combine(x_base, 1.0, weights, slopes)
         if not starting:
             return x_next, _History(here, past.taken + 1, nodes[1:], slopes[1:])
         if past.taken == 1 and self.slopes > 3:
@@ -167,7 +170,7 @@ class PredictorCorrectorStep:
         return x_next, _Corrected((float(u), x), nodes[-kept:], slopes[-kept:])
 
     def _extend(self, x: Tensor, begin: float, end: float, nodes: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-        return plus(x, 1.0, integration_weights(nodes, begin, end, self.stretch, self.moment), slopes)
+        return combine(x, 1.0, integration_weights(nodes, begin, end, self.stretch, self.moment), slopes)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class ConstantAdamsBashforthStep:
         self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         slopes = (*(state or ()), field(u, x))
-        return plus(x, u_next - u, _EQUAL_STEPS[len(slopes)], slopes), slopes[-3:]
+        return combine(x, u_next - u, _EQUAL_STEPS[len(slopes)], slopes), slopes[-3:]
 
 
 # By the number of slopes, oldest first. HNW, III.1, Eq. (1.5).

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from solvers.adaptive import AdaptiveSolver
-from solvers.base import Cost, Solution, SolverError, check_grid, column, field_of, plus, refuse_companion, rows
+from solvers.base import Cost, Solution, SolverError, by_member, check_grid, column, combine, field_of, refuse_companion
 from solvers.charts import ANGLE
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class PerSampleSolver(AdaptiveSolver):
         return Solution(self.chart.leave(y, grid[-1]), cost=Cost(accepted, rejected, evaluations))
 
     def _begin(self, slopes: _Slopes, y: Tensor) -> _Walk:
-        """All members at the beginning, with their first slopes, and first steps by HNW, II.4, "Starting Step Size".
+        """The walk at its beginning: all members, their first slopes, and steps by HNW, II.4, "Starting Step Size".
 
         The probe of that rule is kept inside the interval.
         """
@@ -126,10 +126,10 @@ class PerSampleSolver(AdaptiveSolver):
 
         stages, y = [walk.slope], walk.y
         for row in self.pair.a:
-            y = plus(walk.y, column(h, y), row, stages)
+            y = combine(walk.y, column(h, y), row, stages)
             stages.append(slopes(walk.u + sum(row) * h, y, walk.member))
         with torch.no_grad():
-            estimate = plus(torch.zeros_like(y), column(h, y), self.pair.error, stages)
+            estimate = combine(torch.zeros_like(y), column(h, y), self.pair.error, stages)
             allowed = self.atol + self.rtol * torch.maximum(walk.y.abs(), y.abs())
         return y, stages[-1], _norm(estimate / allowed)
 
@@ -169,9 +169,9 @@ class _Slopes:
         self._name = name
 
     def __call__(self, u: Tensor, y: Tensor, member: Tensor) -> Tensor:
-        """At ``u``, ``(A,)``, and ``y``, ``(A, ...)``, of the members ``member``; SolverError if it is not finite."""
+        """The slopes at ``u``, ``(A,)``, and ``y``, ``(A, ...)``, of the ``member``s; SolverError if not finite."""
         slope = field_of(self._field, member)(u, y)
-        finite = rows(slope).isfinite().all(dim=1).cpu()
+        finite = by_member(slope).isfinite().all(dim=1).cpu()
         for i in (~finite).nonzero().flatten().tolist():
             raise SolverError(
                 f"{self._name}: the slope is not finite at sigma = {self._chart.sigma(float(u[i])):.6g}; "
@@ -192,7 +192,7 @@ class _Slopes:
 
 def _norm(values: Tensor) -> Tensor:
     """The root mean square of each member of ``values``, ``(A, ...)``; float64 ``(A,)`` on the CPU, without a graph."""
-    return rows(values.detach()).square().mean(dim=1).sqrt().cpu().double()
+    return by_member(values.detach()).square().mean(dim=1).sqrt().cpu().double()
 
 
 # Pair and chart were chosen by the latents of 8 images of CIFAR-10 with a small network: it is too rough in t for

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import copysign
 from typing import TYPE_CHECKING
 
-from solvers.base import plus
+from solvers.base import combine
 from solvers.charts import VP_TIME, vp_sigma
 from solvers.fixed import FixedStepSolver
 from solvers.multistep import ConstantAdamsBashforthStep
@@ -28,7 +28,7 @@ STARTING_STEPS = 3
 
 
 def middle_in_time(sigma: float, sigma_next: float) -> float:
-    """Half way between two sigmas, of one sign, in the time of the variance-preserving SDE."""
+    """The sigma that lies, in the time of the variance-preserving SDE, half way between two of one sign."""
     time = (VP_TIME.v(sigma) + VP_TIME.v(sigma_next)) / 2
     return copysign(vp_sigma(time), sigma + sigma_next)
 
@@ -57,7 +57,7 @@ class PseudoNumericalStep:
         second = field(middle, x + (middle - sigma) * first)
         third = field(middle, x + (middle - sigma) * second)
         fourth = field(sigma_next, x + h * third)
-        return plus(x, h, (1 / 6, 1 / 3, 1 / 3, 1 / 6), (first, second, third, fourth)), (*known, first)
+        return combine(x, h, (1 / 6, 1 / 3, 1 / 3, 1 / 6), (first, second, third, fourth)), (*known, first)
 
 
 PSEUDO_SOLVERS: tuple[FixedStepSolver, ...] = (

@@ -150,7 +150,7 @@ def _rescaled_slope(field: Field, sigma: Tensor, sigma_next: Tensor, x_next: Ten
 
 @dataclass(frozen=True, kw_only=True)
 class McCallumFoster(CoupledSolver):
-    """Any one-step method made reversible, for twice its evaluations: arXiv 2410.11648.
+    """A one-step method of any kind made reversible, for twice its evaluations: arXiv 2410.11648.
 
     ``base``      the method, without a chart of its own.
     ``coupling``  the part lambda of itself that x keeps in a step; near 1. Away from 0 the states part by 1 / lambda.
@@ -200,7 +200,7 @@ class TwoStepSolver(ReversibleSolver):
 
     @abstractmethod
     def coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """a, b and c of the step from ``last`` over ``sigma`` to ``sigma_next``, three points on the way to 0."""
+        """a, b and c, each ``()``, of the step from ``last`` over ``sigma`` to ``sigma_next``, on the way to 0."""
 
     def nfe(self, steps: int) -> int:
         return steps

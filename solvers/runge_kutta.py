@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import isclose
 from typing import TYPE_CHECKING
 
-from solvers.base import plus
+from solvers.base import combine
 from solvers.fixed import FixedStepSolver
 
 if TYPE_CHECKING:
@@ -43,12 +43,15 @@ class RungeKuttaStep:
         h = sigma_next - sigma
         slopes: list[Tensor] = []
         for row in self.a:
-            slopes.append(field(sigma.lerp(sigma_next, sum(row)), plus(x, h, row, slopes)))
-        return plus(x, h, self.b, slopes), None
+            slopes.append(field(sigma.lerp(sigma_next, sum(row)), combine(x, h, row, slopes)))
+        return combine(x, h, self.b, slopes), None
 
 
 def geometric_midpoint(field: Field, sigma: Tensor, sigma_next: Tensor, x: Tensor, state: None) -> tuple[Tensor, None]:
-    """The slope half way in log sigma, taken for the whole step: DPM-Solver-2, arXiv 2206.00927, Algorithm 1."""
+    """Step by the slope half way in log sigma: DPM-Solver-2, arXiv 2206.00927, Algorithm 1.
+
+    ``sigma`` and ``sigma_next`` are ``()``, and ``x`` is ``(B, ...)``.
+    """
     middle = (sigma * sigma_next).sqrt()
     x_middle = x + (middle - sigma) * field(sigma, x)
     return x + (sigma_next - sigma) * field(middle, x_middle), None

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 def predicted_target(
     field: Field, sigma: Tensor, sigma_next: Tensor, x: Tensor, slope: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Go to the target with the last slope, take the slope there, and go with that; at first stay where you are."""
+    """Go to the target with the last slope, take the slope there, and go with that; at first stay where you are.
+
+    ``sigma`` and ``sigma_next`` are ``()``; ``x`` and the last ``slope`` are ``(B, ...)``.
+    """
     h = sigma_next - sigma
     guess = x if slope is None else x + h * slope
     slope = field(sigma_next, guess)
@@ -30,7 +33,10 @@ def predicted_target(
 
 
 def rescaled_target(field: Field, sigma: Tensor, sigma_next: Tensor, x: Tensor, state: None) -> tuple[Tensor, None]:
-    """Take x / sqrt(1 + sigma^2), what a network sees, as what it sees at the target too: diffusers' inversion."""
+    """Take x / sqrt(1 + sigma^2), what a network sees, as what it sees at the target too: diffusers' inversion.
+
+    ``sigma`` and ``sigma_next`` are ``()``, and ``x`` is ``(B, ...)``.
+    """
     guess = x * ((1 + sigma_next**2) / (1 + sigma**2)).sqrt()
     return x + (sigma_next - sigma) * field(sigma_next, guess), None
 

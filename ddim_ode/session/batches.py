@@ -1,4 +1,4 @@
-"""Any number of inputs, one after another and in batches, no more of them in memory than a batch."""
+"""Inputs of any number are taken one after another and in batches; no more of them are in memory than a batch."""
 
 from __future__ import annotations
 

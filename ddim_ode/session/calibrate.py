@@ -76,7 +76,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Names of a solver and a grid, with or without corrections, on so many steps."""
+    """A solver and a grid, by their names, with or without corrections, on so many steps."""
 
     solver: str
     grid: str
@@ -86,7 +86,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a candidate."""
+    """The corrections that were fitted for a candidate, and its errors."""
 
     candidate: Candidate
     up: Weights
@@ -152,7 +152,7 @@ def _claim(folder: Path, settings: Mapping[str, object]) -> None:
 
 
 def gather(model: Model, images: Tensor, effort: Effort, folder: Path) -> Material:
-    """Walk the trajectories, or read those that ``folder`` holds."""
+    """Walk the trajectories of ``images``, ``(B, C, H, W)``, and of random latents, or read those in ``folder``."""
     fine = make_grid(model.schedule, "log-snr", effort.reference_steps, clean_end=CLEAN_END)
     x_T = draw_latents(effort.latents, model.space.shape, seed=effort.seed)
     x_bar_T = x_T * sqrt(1 + fine.sigma_T**2)
@@ -240,7 +240,10 @@ def _rmse(error: Tensor) -> float:
 
 
 def trimmed_mean(values: Tensor) -> Tensor:
-    """The mean over the last dimension without the largest twentieth, rounded down: of 64 values without three."""
+    """The mean of ``values``, ``(..., B)``, over the last dimension without the largest twentieth, rounded down.
+
+    Of 64 values it leaves out three. The shape is ``(...)``.
+    """
     count = values.shape[-1]
     return values.sort(-1).values[..., : count - count // 20].mean(-1)
 

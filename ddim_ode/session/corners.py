@@ -1,4 +1,4 @@
-"""What to interpolate between: pictures, which are encoded first, latents, and random latents by their seeds.
+"""Corners, which one interpolates between: pictures, which are encoded first, latents, and random latents by seeds.
 
 All tensors of one corner are ``(1, C, H, W)`` of the model's size.
 """
@@ -73,7 +73,7 @@ def _load(source: Readable | Latent, model: Model) -> Corner:
 
 
 def encode_corners(walker: Walker, corners: Sequence[Corner], plan: Plan, device: torch.device) -> tuple[Tensor, Walk]:
-    """Their latents x_T, ``(len(corners), C, H, W)``, on the ``device`` of the network, and what that took.
+    """The latents x_T of ``corners``, ``(len(corners), C, H, W)``, on the network's ``device``, and what that took.
 
     Pictures go through the ODE together, and the companions of latents are left out.
 

@@ -224,7 +224,7 @@ def _solver_of(entry: Entry) -> Solver:
 
 
 def _left_behind(latent: Latent) -> tuple[str, ...]:
-    """That a companion plays no part, if ``latent`` has one."""
+    """Say that the companion plays no part, if ``latent`` has one."""
     if latent.companion is None:
         return ()
     own = f"{latent.solver['name']} in {latent.grid.steps} steps on {latent.grid.name}"
@@ -278,7 +278,7 @@ def _grid(
 
 
 def _moved_end(grid: str | tuple[float, ...]) -> tuple[str, ...]:
-    """That the clean end is not the grid's own, for a network without a slope at sigma = 0."""
+    """Say that the clean end is not the grid's own, if it is not, for a network without a slope at sigma = 0."""
     own = "zero" if isinstance(grid, tuple) or grid not in GRIDS else GRIDS[grid].clean_end
     if own == "sigma-min":
         return ()

@@ -43,7 +43,7 @@ class Picture:
 
 
 def sheet(pictures: Sequence[Picture], columns: int, settings: Mapping[str, object]) -> Picture:
-    """All ``pictures`` in one, row by row, each at least 64 pixels high."""
+    """The ``pictures`` as one, row by row, each at least 64 pixels high."""
     images = torch.stack([picture.image for picture in pictures])
     return Picture(tile(images, columns=columns), settings, zoom=-(-64 // images.shape[-2]))
 
@@ -120,7 +120,7 @@ class Reconstructed:
 
     @property
     def picture(self) -> Picture:
-        """Both side by side, large enough to be looked at."""
+        """The image before and after side by side, large enough to be looked at."""
         pair = tile(torch.stack([self.image, self.decoded]), columns=2)
         return Picture(pair, self.settings, zoom=-(-256 // self.image.shape[-2]))
 
@@ -165,7 +165,7 @@ class Interpolation:
 
     @property
     def sheet(self) -> Picture:
-        """All of them in one picture."""
+        """The whole way as one picture."""
         return sheet(self.pictures, self.columns, self.settings)
 
     def report(self) -> str:

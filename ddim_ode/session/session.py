@@ -274,7 +274,7 @@ class Session:
     def reconstruct_all(
         self, pictures: Iterable[Readable], request: Request | None = None, *, on_error: OnError | None = None
     ) -> Iterator[Reconstructed]:
-        """Any number of ``pictures`` there and back, in their order; arguments are those of ``encode_all``."""
+        """Encode and decode any number of ``pictures``, in their order; arguments are those of ``encode_all``."""
         plan = plan_encoding(request or Request(), self.model)
         chunks = batched(each(pictures, self.model.space.read, on_error), self.batch_size)
         return (found for chunk in chunks for found in self._reconstruct_batch(plan, chunk))

@@ -43,7 +43,7 @@ class TrainingImages:
     skipped: tuple[str, ...] = ()
 
     def images(self, indices: Tensor, flips: Tensor) -> Tensor:
-        """Those at ``indices``, mirrored where ``flips``, both ``(B,)``; ``(B, C, H, W)``, float32, in [-1, 1]."""
+        """The images at ``indices``, mirrored where ``flips``, both ``(B,)``: ``(B, C, H, W)``, float32, in [-1, 1]."""
         chosen = self.pixels[indices]
         chosen = torch.where(flips[:, None, None, None], chosen.flip(-1), chosen)
         return chosen.float() / 127.5 - 1
@@ -61,7 +61,7 @@ class TrainingImages:
 
 
 def read_training_images(source: Path, channels: int, height: int, width: int) -> TrainingImages:
-    """All pictures in the folder or zip file ``source`` and its sub-folders, fitted as ``images.load_image`` does.
+    """Read the pictures in the folder or zip file ``source`` and its sub-folders, fitted as ``load_image`` does.
 
     Files that are no readable pictures are skipped, and said to be. Shows a progress bar.
 
@@ -127,7 +127,7 @@ class _Folder:
             raise ImageFileError(f"cannot read '{name}': {error.strerror}") from error
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, since no file is open."""
 
 
 class _Zip:
@@ -136,7 +136,7 @@ class _Zip:
         self._zip = zipfile.ZipFile(path)
 
     def names(self) -> list[str]:
-        """Names of all members that look like pictures."""
+        """The names of all members that look like pictures."""
         return sorted(name for name in self._zip.namelist() if _is_picture(name.rsplit("/", 1)[-1]))
 
     def read(self, name: str) -> bytes:

@@ -30,7 +30,7 @@ from analysis import (
 from analysis.figures import save_figure
 from analysis.frechet import TEST_STATISTICS, frechet_to_test
 from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.reconstruction_plot import Row as ReconstructionRow
+from analysis.reconstruction_plot import ReconstructionRow
 from analysis.reference import decoded_references
 from analysis.rows import load_rows
 from analysis.spread import spread
@@ -123,17 +123,17 @@ def test_orders_are_those_declared(tiny_model: Path, tmp_path: Path) -> None:
     solvers = ("euler", "midpoint", "rk4", "ab3", "dpmpp3m", "reab3", "unipc3-bh2-data")
     options = [text for name in solvers for text in ("--solver", name)]
     run(convergence.main, tiny_model, tmp_path, "--count", "1", *options)
-    rows = load_rows(convergence.Row, tmp_path / "rows.csv")
+    rows = load_rows(convergence.ConvergenceRow, tmp_path / "rows.csv")
     for name, problem in product(solvers, convergence.STEPS):
         slope = convergence.slope([row for row in rows if (row.problem, row.solver) == (problem, name)])
         assert slope == pytest.approx(SOLVERS[name].order, abs=0.3), (name, problem)
 
 
 def test_slope_of_known_errors() -> None:
-    rows = [convergence.Row("closed", "s", 2, steps, 7.0 * steps**-2.5) for steps in (2, 4, 8)]
+    rows = [convergence.ConvergenceRow("closed", "s", 2, steps, 7.0 * steps**-2.5) for steps in (2, 4, 8)]
     assert convergence.slope(rows) == pytest.approx(2.5)
-    assert convergence.slope([*rows, convergence.Row("closed", "s", 2, 16, 1e-14)]) == pytest.approx(2.5)
-    assert isnan(convergence.slope([*rows[:2], convergence.Row("closed", "s", 2, 16, inf)]))
+    assert convergence.slope([*rows, convergence.ConvergenceRow("closed", "s", 2, 16, 1e-14)]) == pytest.approx(2.5)
+    assert isnan(convergence.slope([*rows[:2], convergence.ConvergenceRow("closed", "s", 2, 16, inf)]))
 
 
 def test_pairs_are_encoded_with_one_and_decoded_with_the_other(tiny_model: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_pairs_are_encoded_with_one_and_decoded_with_the_other(tiny_model: Path,
         tmp_path,
         *("--count", "2", "--nfe", "4", "--solver", "euler", "--solver", "heun", "--solver", "ddim-inverse"),
     )
-    rows = {(row.encoder, row.decoder): row for row in load_rows(cross_solver.Row, tmp_path / "rows.csv")}
+    rows = {(row.encoder, row.decoder): row for row in load_rows(cross_solver.CrossSolverRow, tmp_path / "rows.csv")}
     assert set(rows) == {(a, b) for a in ("euler", "heun", "ddim-inverse") for b in ("euler", "heun")}
     model = load_model(str(tiny_model))
     images, _ = load_images(CIFAR10_TEST, model, 2)
@@ -156,7 +156,7 @@ def test_pairs_are_encoded_with_one_and_decoded_with_the_other(tiny_model: Path,
 def test_distances_fall_with_the_steps(tiny_model: Path, tmp_path: Path) -> None:
     options = [text for steps in (5, 20, 320) for text in ("--steps", str(steps))]
     run(consistency.main, tiny_model, tmp_path, "--count", "2", *options)
-    rows = load_rows(consistency.Row, tmp_path / "rows.csv")
+    rows = load_rows(consistency.ConsistencyRow, tmp_path / "rows.csv")
     assert [row.steps for row in rows] == [5, 20]
     model = load_model(str(tiny_model))
     x_T = draw_latents(2, (3, 8, 8), seed=0)
@@ -170,7 +170,7 @@ def test_distances_fall_with_the_steps(tiny_model: Path, tmp_path: Path) -> None
 def test_half_the_bend_is_the_error_of_euler(tiny_model: Path, tmp_path: Path) -> None:
     """To leading order in the step: closely where the field is smooth, at the lowest noise."""
     run(curvature.main, tiny_model, tmp_path, "--count", "2", "--points", "3", "--reference-steps", "200")
-    rows = load_rows(curvature.Row, tmp_path / "rows.csv")
+    rows = load_rows(curvature.CurvatureRow, tmp_path / "rows.csv")
     ratios = {(row.chart, row.sigma): row.bend_mean * curvature.STEP**2 / 2 / row.error_mean for row in rows}
     assert len(ratios) == 6
     assert all(0.65 < ratio < 1.35 for ratio in ratios.values())
@@ -188,7 +188,7 @@ def test_both_eulers_are_measured(tiny_model: Path, tmp_path: Path) -> None:
 def test_evaluations_of_each_image_are_counted(tiny_model: Path, tmp_path: Path) -> None:
     module, chosen = SMALL["work_precision"]
     run(module.main, tiny_model, tmp_path, *chosen)
-    rows = load_rows(work_precision.Row, tmp_path / "rows.csv")
+    rows = load_rows(work_precision.WorkPrecisionRow, tmp_path / "rows.csv")
     fixed = {row.setting.steps: row for row in rows if row.setting.steps}
     assert {steps: row.nfe for steps, row in fixed.items()} == {steps: steps for steps in work_precision.STEPS}
     (adaptive,) = [row for row in rows if row.setting.tolerance]
@@ -211,7 +211,7 @@ def test_steps_by_batch_and_by_sample_are_compared_in_the_same_chart() -> None:
 def test_axes_of_work_and_precision_say_what_they_are() -> None:
     error = spread(torch.tensor([0.1, 0.2]))
     settings = work_precision.make_settings(("per-sample-bosh3",), (1e-1, 1e-2), ("euler",))
-    rows = [work_precision.Row(setting, 10.0 + i, 1.0 + i, error) for i, setting in enumerate(settings)]
+    rows = [work_precision.WorkPrecisionRow(setting, 10.0 + i, 1.0 + i, error) for i, setting in enumerate(settings)]
     panels = work_precision.plot(rows, 0.01).axes
     assert [axes.get_xlabel() for axes in panels] == ["network evaluations of each image", "seconds, for all images"]
 
@@ -289,7 +289,10 @@ def test_samples_of_sigma_hat_are_those_of_the_papers_formula(tiny_model: Path) 
 
 
 def test_table_has_the_papers_figures_beside() -> None:
-    rows = [sample_quality.Row("0", 10, 12.349, 1.0, 0.5), sample_quality.Row("0", 7, 2.0, 1.0, 0.5)]
+    rows = [
+        sample_quality.SampleQualityRow("0", 10, 12.349, 1.0, 0.5),
+        sample_quality.SampleQualityRow("0", 7, 2.0, 1.0, 0.5),
+    ]
     assert "| 0 | 2.00 | 12.35 (13.36) |" in sample_quality.table(rows)
 
 

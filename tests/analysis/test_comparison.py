@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.comparison import Row, main, plan
+from analysis.comparison import ComparisonRow, main, plan
 from analysis.comparison_plot import GOALS, table, verdict
 from analysis.pictures import CIFAR10_TEST, load_images
 from analysis.rows import load_rows
@@ -62,7 +62,9 @@ def test_a_second_run_measures_nothing(measured: tuple[Path, str], tiny_model: P
 
 
 def test_figures_are_those_of_a_computation_by_hand(measured: tuple[Path, str], model: Model) -> None:
-    rows = {(r.measure, r.family, r.name, r.grid, r.steps): r for r in load_rows(Row, measured[0] / "rows.csv")}
+    rows = {
+        (r.measure, r.family, r.name, r.grid, r.steps): r for r in load_rows(ComparisonRow, measured[0] / "rows.csv")
+    }
     images, _ = load_images(CIFAR10_TEST, model, 2)
     grid = make_grid(model.schedule, "log-snr", 10)
     x_T = encode(model.ode(), images, grid, SOLVERS["reab2"])
@@ -110,9 +112,9 @@ def test_verdicts(value: float, word: str) -> None:
 
 
 def test_a_ratio_is_to_the_best_baseline() -> None:
-    def row(measure: str, family: str, name: str, grid: str, steps: int, value: float) -> Row:
+    def row(measure: str, family: str, name: str, grid: str, steps: int, value: float) -> ComparisonRow:
         mean, median, trimmed = ((value * part,) * 3 for part in (3, 0.5, 1))
-        return Row(measure, family, name, grid, steps, steps, 3, Spread(*mean, *median, *trimmed))
+        return ComparisonRow(measure, family, name, grid, steps, steps, 3, Spread(*mean, *median, *trimmed))
 
     printed = table(
         [

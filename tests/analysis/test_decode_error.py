@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.decode_error import OUR_GRIDS, OURS, Row, competitors, main, table
+from analysis.decode_error import OUR_GRIDS, OURS, DecodeErrorRow, competitors, main, table
 from analysis.rows import load_rows
 from analysis.schedulers import THEIRS
 from analysis.spread import spread
@@ -43,7 +43,7 @@ def test_rows_of_all_competitors_and_no_work_twice(tiny_model: Path, tmp_path: P
     options += ["--references", str(tmp_path / "references")]
     first = CliRunner().invoke(main, options)
     assert first.exit_code == 0, first.output
-    rows = load_rows(Row, tmp_path / "rows.csv")
+    rows = load_rows(DecodeErrorRow, tmp_path / "rows.csv")
     assert len(rows) == COMPETITORS
     assert all(row.nfe <= 5 for row in rows)
     written = (tmp_path / "rows.csv").stat().st_mtime_ns
@@ -52,8 +52,8 @@ def test_rows_of_all_competitors_and_no_work_twice(tiny_model: Path, tmp_path: P
 
 
 def test_table_has_the_best_of_either_family_and_their_ratio() -> None:
-    def row(family: str, name: str, rmse: float) -> Row:
-        return Row(family, name, "karras", 10, 10, spread(torch.tensor([float(rmse)])))
+    def row(family: str, name: str, rmse: float) -> DecodeErrorRow:
+        return DecodeErrorRow(family, name, "karras", 10, 10, spread(torch.tensor([float(rmse)])))
 
     rows = [row("diffusers", "A", 0.4), row("diffusers", "B", 0.2), row("ddim-ode", "C", 0.1), row("ddim-ode", "D", 1)]
     assert "| 10 | B, karras | 0.2000 | C, karras | 0.1000 | 0.50 |" in table(rows)

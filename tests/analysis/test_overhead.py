@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from analysis.overhead import Row, main
+from analysis.overhead import OverheadRow, main
 from analysis.rows import load_rows
 from analysis.timing import Stopwatch
 
@@ -18,7 +18,7 @@ def test_rows_and_table(tiny_model: Path, tmp_path: Path) -> None:
     options = ["--model", str(tiny_model), "--out", str(tmp_path), "--solver", "euler", "--solver", "rk4"]
     result = CliRunner().invoke(main, [*options, "--steps", "3", "--repeats", "2", "--batch-size", "2"])
     assert result.exit_code == 0, result.output
-    rows = load_rows(Row, tmp_path / "rows.csv")
+    rows = load_rows(OverheadRow, tmp_path / "rows.csv")
     assert [(row.solver, row.nfe, row.repeat) for row in rows] == [
         ("euler", 3, 0),
         ("rk4", 12, 0),
@@ -34,10 +34,10 @@ def test_rows_and_table(tiny_model: Path, tmp_path: Path) -> None:
 def test_goes_on_where_it_was_stopped(tiny_model: Path, tmp_path: Path) -> None:
     options = ["--model", str(tiny_model), "--out", str(tmp_path), "--steps", "1", "--batch-size", "1"]
     CliRunner().invoke(main, [*options, "--solver", "euler", "--repeats", "1"], catch_exceptions=False)
-    before = load_rows(Row, tmp_path / "rows.csv")
+    before = load_rows(OverheadRow, tmp_path / "rows.csv")
     more = [*options, "--solver", "euler", "--solver", "rk4", "--repeats", "2"]
     assert CliRunner().invoke(main, more, catch_exceptions=False).exit_code == 0
-    rows = load_rows(Row, tmp_path / "rows.csv")
+    rows = load_rows(OverheadRow, tmp_path / "rows.csv")
     assert rows[:1] == before
     assert {(row.solver, row.repeat) for row in rows} == {(name, i) for name in ("euler", "rk4") for i in (0, 1)}
     assert len(rows) == 4

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.reconstruction import Row, main, steps_for
+from analysis.reconstruction import ReconstructionRow, main, steps_for
 from analysis.reconstruction_plot import plot, table
 from analysis.rows import load_rows
 from ddim_ode import decode, encode, load_model, make_grid
@@ -29,8 +29,8 @@ def run(model: Path, out: Path, *options: str) -> Result:
     return result
 
 
-def load(folder: Path) -> list[Row]:
-    return load_rows(Row, folder / "rows.csv")
+def load(folder: Path) -> list[ReconstructionRow]:
+    return load_rows(ReconstructionRow, folder / "rows.csv")
 
 
 def test_rows_hold_what_a_round_trip_by_hand_gives(tiny_model: Path, tmp_path: Path) -> None:

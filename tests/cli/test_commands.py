@@ -200,6 +200,20 @@ def test_a_reversible_solver_stores_a_companion_and_comes_back_exactly(cli: Cli,
         assert exact.tobytes() == fitted.tobytes() != seven.tobytes()
 
 
+def test_lines_say_why(cli: Cli, picture: Path) -> None:
+    """Where ``auto`` falls back, and where a companion is left behind; and nothing where all is as asked for."""
+    falls_back = r"auto is dpmpp3m: model '.*' is not calibrated for 3 steps"
+    encoded = ok(cli("encode", picture, "--steps", "3"))
+    assert re.search(rf"\(dpmpp3m, 3 steps on log-snr, 3 NFE, \S+ s; {falls_back}\)\n$", encoded)
+    assert re.search(rf"encode dpmpp3m, .* s; {falls_back}, decode", ok(cli("reconstruct", picture, "--steps", "3")))
+    assert re.search(rf" s; {falls_back} for the last batch\)", ok(cli("sample", "-n", "1", "--steps", "3")))
+    assert re.search(r" NFE, \S+ s\)\n$", ok(cli("decode", "photo.latent.pt")))
+    ok(cli("encode", picture, "--solver", "bdia", "--steps", "6", "-o", "two.pt"))
+    assert re.search(r" NFE, \S+ s\)\n$", ok(cli("decode", "two.pt", "-o", "exact.png")))
+    left = ok(cli("decode", "two.pt", "--steps", "7", "-o", "seven.png"))
+    assert re.search(r"; without the companion, which leads back exactly with bdia in 6 steps on log-snr alone\)", left)
+
+
 def test_solvers_that_cannot_reach_zero_end_at_sigma_min(cli: Cli, picture: Path) -> None:
     ok(cli("encode", picture, "--solver", "dpmpp2m", "--steps", "5", "--grid", "quad"))
     assert load_latent(picture.with_name("photo.latent.pt")).grid.clean_end == "sigma-min"

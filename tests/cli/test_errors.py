@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -196,6 +197,32 @@ def test_bad_options(cli: Cli, latent: Path, command: str, options: tuple[str, .
     before = files(latent.parent)
     fails(cli(command, *inputs, *options, "-o", "output"), *words)
     assert files(latent.parent) == before
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "reconstruct"])
+def test_no_folder_is_made_for_inputs_that_cannot_be_read(cli: Cli, picture: Path, command: str) -> None:
+    """Nor is one left behind."""
+    before = files(picture.parent)
+    result = cli(command, "no.png", "nothing.png", "-o", "out/in", "--steps", "1")
+    assert result.exit_code == 1
+    assert [line.split("'")[1] for line in result.stderr.splitlines()] == ["no.png", "nothing.png"]
+    assert files(picture.parent) == before
+
+
+def test_a_file_in_the_place_of_the_folder_for_several(cli: Cli, picture: Path) -> None:
+    Path("taken").write_text("mine")
+    shutil.copy(picture, "other.png")
+    fails(cli("encode", picture, "other.png", "-o", "taken"), "'taken' is a file; name a folder for several inputs")
+
+
+def test_an_error_of_the_system_names_its_file(cli: Cli, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever raises it: here the system, where the model's weights are read."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "weights.bin")
+
+    monkeypatch.setattr("ddim_ode.session.session.load_model", refuse)
+    fails(cli("encode", picture), "'weights.bin': Permission denied")
 
 
 def test_exact_encoding_for_a_decoder_with_a_memory(cli: Cli, picture: Path) -> None:

@@ -88,12 +88,13 @@ def test_state_keeps_its_dtype_and_the_clock_is_float64(solver: Solver, dtype: t
 
 
 @each_solver
-@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 3, 2, 2)])
-def test_state_may_have_any_shape(solver: Solver, shape: tuple[int, ...]) -> None:
+def test_state_may_have_any_shape(solver: Solver) -> None:
     grid = torch.linspace(2.25, 0.25, 33, dtype=torch.float64)
-    x = solver(lambda sigma, x: x, torch.ones(shape, dtype=torch.float64), grid)
-    torch.testing.assert_close(x, torch.full(shape, float(x.flatten()[0]), dtype=torch.float64), rtol=1e-13, atol=0)
-    assert float(x.flatten()[0]) == pytest.approx(exp(-2), abs=0.05)
+    for shape in ((3,), (2, 5), (1, 3, 2, 2)):
+        x = solver(lambda sigma, x: x, torch.ones(shape, dtype=torch.float64), grid)
+        alike = torch.full(shape, float(x.flatten()[0]), dtype=torch.float64)
+        torch.testing.assert_close(x, alike, rtol=1e-13, atol=0)
+        assert float(x.flatten()[0]) == pytest.approx(exp(-2), abs=0.05)
 
 
 @each_solver
@@ -148,46 +149,34 @@ def test_a_slope_that_is_not_finite_is_an_error_that_names_sigma(solver: Solver,
     assert 0.9 <= sigma <= (2.25 if solver.adaptive else 1.25), "within a step of where it began"
 
 
+BAD_GRIDS = [
+    (
+        real([0.5, 0.3, 0.12, 0.12]),
+        r"grid must be strictly monotone, but grid\[3\] = 0.12 follows grid\[2\] = 0.12",
+    ),
+    (real([0.0, 1.0, 0.5]), r"grid must be strictly monotone, but grid\[2\] = 0.5 follows grid\[1\] = 1"),
+    (real([0.0, float("nan"), 1.0]), r"grid must be strictly monotone, but grid\[1\] = nan follows grid\[0\] = 0"),
+    (real([float("-inf"), 1.0]), r"grid must be finite, but grid\[0\] = -inf"),
+    (real([0.0, 1.0, float("inf")]), r"grid must be finite, but grid\[2\] = inf"),
+    (real([1.0]), r"grid must be a 1-D tensor of at least two points, but its shape is \(1,\)"),
+    (real([]), r"grid must be a 1-D tensor of at least two points, but its shape is \(0,\)"),
+    (real(1.0), r"grid must be a 1-D tensor of at least two points, but its shape is \(\)"),
+    (
+        real([[0.0, 1.0], [2.0, 3.0]]),
+        r"grid must be a 1-D tensor of at least two points, but its shape is \(2, 2\)",
+    ),
+    (torch.tensor([0.0, 1.0]), r"grid must be float64, but it is torch.float32; make it with dtype=torch.float64"),
+    (torch.tensor([0, 1]), r"grid must be float64, but it is torch.int64; make it with dtype=torch.float64"),
+]
+
+
 @each_solver
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        (
-            real([0.5, 0.3, 0.12, 0.12]),
-            r"grid must be strictly monotone, but grid\[3\] = 0.12 follows grid\[2\] = 0.12",
-        ),
-        (real([0.0, 1.0, 0.5]), r"grid must be strictly monotone, but grid\[2\] = 0.5 follows grid\[1\] = 1"),
-        (real([0.0, float("nan"), 1.0]), r"grid must be strictly monotone, but grid\[1\] = nan follows grid\[0\] = 0"),
-        (real([float("-inf"), 1.0]), r"grid must be finite, but grid\[0\] = -inf"),
-        (real([0.0, 1.0, float("inf")]), r"grid must be finite, but grid\[2\] = inf"),
-        (real([1.0]), r"grid must be a 1-D tensor of at least two points, but its shape is \(1,\)"),
-        (real([]), r"grid must be a 1-D tensor of at least two points, but its shape is \(0,\)"),
-        (real(1.0), r"grid must be a 1-D tensor of at least two points, but its shape is \(\)"),
-        (
-            real([[0.0, 1.0], [2.0, 3.0]]),
-            r"grid must be a 1-D tensor of at least two points, but its shape is \(2, 2\)",
-        ),
-        (torch.tensor([0.0, 1.0]), r"grid must be float64, but it is torch.float32; make it with dtype=torch.float64"),
-        (torch.tensor([0, 1]), r"grid must be float64, but it is torch.int64; make it with dtype=torch.float64"),
-    ],
-    ids=[
-        "repeated",
-        "turning",
-        "nan",
-        "infinite-start",
-        "infinite-end",
-        "one-point",
-        "empty",
-        "scalar",
-        "2-D",
-        "float32",
-        "int64",
-    ],
-)
-def test_a_bad_grid_is_refused_before_the_first_evaluation(solver: Solver, grid: Tensor, message: str) -> None:
+def test_a_bad_grid_is_refused_before_the_first_evaluation(solver: Solver) -> None:
+    """Repeated, turning, not a number, infinite, too short, of the wrong shape, or of the wrong dtype."""
     field = Recorded(CORRELATED.field)
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        solver(field, CORRELATED.data, grid)
+    for grid, message in BAD_GRIDS:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            solver(field, CORRELATED.data, grid)
     assert field.nfe == 0
 
 

@@ -182,6 +182,13 @@ TIGHT = get_solver("scipy-RK45", rtol=1e-3, atol=1e-2)
             "",
         ),
         (
+            latent({"name": "bdia"}, REVERSIBLE_6, companion=True),
+            Request(solver="reversible-heun"),
+            ("reversible-heun", "reversible-heun", "log-snr", 6),
+            False,
+            "without the companion, which leads back exactly with bdia in 6 steps on log-snr alone",
+        ),
+        (
             latent({"name": "bdia", "gamma": 0.5}, REVERSIBLE_6, companion=True),
             Request(solver="heun"),
             ("heun", "heun", "log-snr", 6),
@@ -245,6 +252,17 @@ def test_decoding_takes_every_setting_of_the_latent() -> None:
     assert loose == replace(TIGHT, rtol=0.1)
     other = plan_decoding(Request(solver="scipy-DOP853"), latent(TIGHT.settings, ends), PLAIN).back
     assert other == SOLVERS["scipy-DOP853"]
+
+
+def test_decoding_begins_where_the_latent_lies() -> None:
+    """Here at t = 900, short of the last timestep; a grid that cannot begin there is refused."""
+    short = latent({"name": "euler"}, make_grid(SCHEDULE, "leading", 10))
+    for grid in ("karras", "linspace"):
+        plan = plan_decoding(Request(steps=7, grid=grid), short, PLAIN)
+        assert (plan.grid.steps, plan.grid.timesteps[-1]) == (7, pytest.approx(900))
+    for wish in (Request(steps=7), Request(grid=(0.0, 500.0))):
+        with pytest.raises(LatentError, match=r"^the latent lies at sigma = \S+ \(t = 900\), but grid"):
+            plan_decoding(wish, short, PLAIN)
 
 
 def test_a_calibration_that_has_changed_is_refused() -> None:

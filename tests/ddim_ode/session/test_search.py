@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from ddim_ode import ProbabilityFlowODE, decode, encode, make_grid, make_schedule
 from ddim_ode.images import pixel_mse, psnr
+from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
-from ddim_ode.session.plan import Plan
-from ddim_ode.session.search import least, worst_psnr
+from ddim_ode.session.plan import Plan, Request
+from ddim_ode.session.search import cheapest, least, worst_psnr
 from ddim_ode.session.walks import Walker
+from ddim_ode.spacings import GRIDS, Tau
 from solvers import get_solver
 
 SCHEDULE = make_schedule()
@@ -55,3 +59,41 @@ def test_worst_psnr_is_that_of_the_worst_image_of_all_batches() -> None:
     assert len(set(errors)) == 3
     with pytest.raises(EvaluationLimitError):
         worst_psnr(Walker(ode), [images], Plan(solver, solver, make_grid(SCHEDULE, "log-snr", 6)))
+
+
+class Tanh(nn.Module):
+    """A network that costs next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return (self.weight * x).tanh()
+
+
+MODEL = Model("small", Tanh(), SCHEDULE, "epsilon", 1, 4, 4)
+
+
+def search(request: Request, target: float, max_nfe: int) -> tuple[Request, list[str]]:
+    """The cheapest request for two random pictures, and what was tried on the way."""
+    images = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tried: list[str] = []
+    walker = Walker(MODEL.ode(max_nfe=max_nfe))
+    return cheapest(request, MODEL, walker, lambda: [images], target, max_nfe=max_nfe, tried=tried.append), tried
+
+
+@pytest.mark.parametrize("grid", [name for name, kind in GRIDS.items() if isinstance(kind, Tau)])
+def test_no_more_steps_are_tried_than_there_are_timesteps(grid: str) -> None:
+    """However many evaluations are allowed: 999, since the clean end may take one of the thousand."""
+    with pytest.raises(ValueError, match=r"^no setting within --max-nfe 10000 brings every picture back at 1000 dB"):
+        search(Request("euler", grid=grid), target=1e3, max_nfe=10_000)
+
+
+def test_what_is_found_is_the_fewest_steps_and_keeps_the_other_wishes() -> None:
+    wish = Request("heun", grid="karras", clean_end="zero")
+    found, _ = search(wish, target=30, max_nfe=200)
+    assert found == replace(wish, steps=found.steps)
+    assert found.steps
+    with pytest.raises(ValueError, match="no setting within --max-nfe"):
+        search(wish, target=30, max_nfe=2 * found.steps - 1)

@@ -104,7 +104,17 @@ def test_reconstruction_is_encoding_and_decoding(session: Session, picture: Path
     assert found.mse_alone is None
     exact = session.reconstruct(picture, solver="reversible-heun", steps=4)
     assert exact.mse < 1e-15 < 1e-8 < (exact.mse_alone or 0)
+    again = session.decode(session.encode(picture, solver="reversible-heun", steps=4).to_bytes())
+    torch.testing.assert_close(again.image, image, rtol=0, atol=1e-6)
     assert found.picture.image.shape == (3, 8, 18)
+
+
+@pytest.mark.parametrize("name", ["heun", "ddim-predicted", "reversible-heun"])
+def test_a_check_decodes_as_one_would(name: str, session: Session, picture: Path) -> None:
+    """With the way back of the solver, and its companion; what it measures is what reconstruction loses."""
+    batch = next(session.encode_batches([picture], Request(name, steps=4)))
+    expected = session.reconstruct(picture, solver=name, steps=4).mse
+    assert float(batch.check().reconstruction_mse[0]) == pytest.approx(expected, rel=1e-6, abs=1e-25)
 
 
 def test_samples_do_not_depend_on_how_many_there_are(session: Session, tiny_model: Path) -> None:
