@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	@echo "The photograph and what came back, side by side: $(DEMO)/side-by-side.png"
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n auto --dist loadscope
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -28,11 +28,10 @@ from analysis.spread import Spread, spread
 from analysis.tables import markdown
 from ddim_ode.codec import draw_latents
 from ddim_ode.files import write_file
-from ddim_ode.grids import make_grid
 from ddim_ode.images import tile
 from ddim_ode.models import Model
+from ddim_ode.session.plan import Request, plan_sampling
 from ddim_ode.spacings import GRIDS
-from solvers import SOLVERS
 
 STEPS = (10, 20, 50, 100, 1000)
 
@@ -49,7 +48,8 @@ def decode_each(model: Model, x_T: Tensor, steps: Sequence[int], solver: str, gr
     """The images of ``x_T``, ``(B, C, H, W)``, for each of ``steps``; kept in the file ``path``, where some may be."""
     images = load_file(path) if path.exists() else {}
     for count in tqdm([count for count in steps if str(count) not in images], desc="decode", disable=None):
-        images[str(count)] = decode(model.ode(), x_T, make_grid(model.schedule, grid, count), SOLVERS[solver])
+        plan = plan_sampling(Request(solver, count, grid), model)
+        images[str(count)] = decode(model.ode(), x_T, plan.grid, plan.solver)
         write_file(path, save(images), overwrite=True)
     return [images[str(count)] for count in steps]
 

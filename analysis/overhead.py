@@ -26,9 +26,9 @@ from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_op
 from analysis.rows import Results, describe
 from analysis.tables import markdown
 from analysis.timing import Stopwatch, machine, synchronize
-from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
 from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.session.plan import Request, plan_encoding
 from solvers import SOLVERS
 
 DEFAULT = ("euler", "heun", "ab4", "rk4", "torchdiffeq-rk4")
@@ -80,14 +80,14 @@ def measure(
     generator = torch.Generator().manual_seed(SEED)
     shape = (batch_size, model.channels, model.height, model.width)
     images = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
-    grid = make_grid(model.schedule, "linear", steps)
     if missing:
-        _measure(model, images, grid, *missing[0])  # the first calls of all are slower
+        _measure(model, images, steps, *missing[0])  # the first calls of all are slower
     for solver, repeat in tqdm(missing, desc="solves", disable=None):
-        results.add(_measure(model, images, grid, solver, repeat))
+        results.add(_measure(model, images, steps, solver, repeat))
 
 
-def _measure(model: Model, images: Tensor, grid: Grid, solver: str, repeat: int) -> OverheadRow:
+def _measure(model: Model, images: Tensor, steps: int, solver: str, repeat: int) -> OverheadRow:
+    grid = plan_encoding(Request(solver, steps, "linear"), model).grid
     stub = Stub(torch.zeros_like(images, dtype=torch.float32)).to(model.device)
     nfe = SOLVERS[solver].nfe(grid.steps) or 0
     bare = _bare_calls(model, images, nfe // 2 + 1)

@@ -31,15 +31,16 @@ from analysis.pictures import spread_over
 from analysis.rows import Results
 from analysis.tables import markdown
 from ddim_ode.codec import decode, draw_latents
+from ddim_ode.console import device_option
 from ddim_ode.devices import find_device
 from ddim_ode.files import write_file
-from ddim_ode.grids import make_grid
 from ddim_ode.images import save_image, tile, to_uint8
 from ddim_ode.models import Model, load_model
+from ddim_ode.session.plan import Request, plan_sampling
 from ddim_ode.spacings import GRIDS
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.objective import denoising_loss
-from solvers import SOLVERS, get_solver
+from solvers import SOLVERS
 
 # Evenly spaced, so that their mean stands for that over all.
 TIMESTEPS = range(10, 1000, 20)
@@ -103,12 +104,12 @@ def draw_samples(
     path = folder / f"samples-{label}.pt"
     done = list(torch.split(torch.load(path, weights_only=True), CHUNK)) if path.exists() else []
     x_T = draw_latents(count, (model.channels, model.height, model.width), seed=seed)
-    nodes = make_grid(model.schedule, grid, steps)
+    plan = plan_sampling(Request(solver, steps, grid), model)
     for i in tqdm(range(0, count, CHUNK), desc=f"samples of {label}", disable=None):
         if i < len(done) * CHUNK:
             continue
         latents = x_T[i : i + CHUNK].float().to(model.device)
-        images = decode(model.ode(), latents, nodes, get_solver(solver), dtype=torch.float32)
+        images = decode(model.ode(), latents, plan.grid, plan.solver, dtype=torch.float32)
         done.append(to_uint8(images.cpu()))
         buffer = io.BytesIO()
         torch.save(torch.cat(done), buffer)
@@ -239,7 +240,7 @@ def run(
 @click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--inception", is_flag=True, help="FID in Inception's features; downloads their weights.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@device_option
 @out_option("quality")
 @errors_in_a_line()
 def main(

@@ -78,17 +78,21 @@ def test_the_overhead_is_measured_as_it_says(in_scratch_folder: Path) -> None:
 
 
 def test_python(in_scratch_folder: Path) -> None:
-    (code,) = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
-    )
-    nfe, mse = run.stdout.split()
-    assert nfe == "40"
-    assert float(mse) < 1e-3
+    """Each block by itself: a session with the model that ships, and the ODE of a network that is a function."""
+    blocks = re.findall(r"```python\n(.+?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for code, expected, most in zip(blocks, ("10", "40"), (1e-4, 1e-5), strict=True):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
+        )
+        nfe, mse = run.stdout.split()
+        assert nfe == expected
+        assert float(mse) < most
+    assert (in_scratch_folder / "photo.png").stat().st_size > 0
 
 
 def test_set_up_by_hand_is_what_make_does() -> None:

@@ -111,6 +111,7 @@ class Session:
         """
         request = Request(solver, steps, grid, clean_end, rtol, atol, exact)
         (encoded,) = self.encode_all([picture], request)
+        encoded.walk.warn()
         return encoded.latent
 
     def decode(
@@ -136,6 +137,7 @@ class Session:
         """
         request = Request(solver, steps, grid, clean_end, rtol, atol)
         (decoded,) = self.decode_all([latent], request, any_model=any_model)
+        decoded.walk.warn()
         return decoded.picture
 
     def reconstruct(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,6 +48,11 @@ class Walk:
     def nfe_of(self, i: int) -> int:
         """Network evaluations spent on the member number ``i``: its own, or those of the batch."""
         return int(self.cost.evaluations[i]) if self.cost else self.nfe
+
+    def warn(self) -> None:
+        """Issue the notes as UserWarnings, for those who get no report."""
+        for note in self.notes:
+            warnings.warn(note, stacklevel=3)
 
     def report(self, i: int | None = None) -> str:
         """What was done and what it cost: the batch, and the member number ``i`` if it has steps of its own."""

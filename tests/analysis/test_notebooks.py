@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "analysis" / "notebooks").glob("*.py"))
-REDUCED = {"DDIM_ODE_IMAGES": "2", "DDIM_ODE_STRIDE": "100", "DDIM_ODE_STEPS": "5", "MPLBACKEND": "agg"}
+REDUCED = {"DDIM_ODE_IMAGES": "1", "DDIM_ODE_STRIDE": "100", "DDIM_ODE_STEPS": "5", "MPLBACKEND": "agg"}
 
 
 def test_there_are_four() -> None:

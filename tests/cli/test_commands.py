@@ -49,10 +49,11 @@ def test_encode_then_decode(cli: Cli, picture: Path) -> None:
 
 @pytest.mark.parametrize("solver", ["dpmpp3m", "reversible-heun", "ddim-predicted", "scipy-RK45"])
 def test_encode_says_how_good_it_is(cli: Cli, picture: Path, solver: str) -> None:
-    report = ok(cli("encode", picture, "--solver", solver, "--check"))
+    options = ("--solver", solver, *(("--rtol", "1e-3") if SOLVERS[solver].adaptive else ()))
+    report = ok(cli("encode", picture, *options, "--check"))
     assert re.search(r"; latent RMSE about \d\S*, second moment \d\S*, reconstruction MSE \d\S*\)", report)
     assert "Warning" not in report
-    plain = ok(cli("encode", picture, "--solver", solver, "-o", "plain.pt"))
+    plain = ok(cli("encode", picture, *options, "-o", "plain.pt"))
     assert re.search(r"\d+ NFE", plain)[0] in report
     assert load_latent(Path("plain.pt")).nfe == load_latent(picture.with_name("photo.latent.pt")).nfe
 
@@ -134,7 +135,7 @@ def test_reconstruct_tries_several_solvers_for_a_quality_and_takes_the_cheapest(
 
 def test_reconstruct_of_many_counts_the_worst_for_a_quality(cli: Cli, picture: Path) -> None:
     Image.new("RGB", (8, 8), "grey").save("plain.png")
-    options = ("--solver", "euler", "--target-psnr", "30", "-o", ".", "--overwrite", "--batch-size", "1")
+    options = ("--solver", "euler", "--target-psnr", "20", "-o", ".", "--overwrite", "--batch-size", "1")
     reports = [ok(cli("reconstruct", *pictures, *options)) for pictures in ([picture], ["plain.png"])]
     steps = [int(re.search(r"encode euler, (\d+) steps", report)[1]) for report in reports]
     assert steps[0] != steps[1]

@@ -229,3 +229,34 @@ def test_steps_of_its_own_count_as_evaluations_of_the_batch_and_end_at_the_limit
     assert ode.nfe == int(cost.evaluations.max())
     with pytest.raises(EvaluationLimitError, match=f"limit of {ode.nfe - 1} network evaluations was reached at sigma"):
         encode(by_the_sample(ode.nfe - 1), batch, grid, solver)
+
+
+class Classes:
+    """A network that is told a class of each member: data N(class, STD^2), whose eps is known."""
+
+    def __init__(self, classes: Tensor) -> None:
+        self.classes = classes
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        assert len(x) == len(self.classes)
+        sigma = SCHEDULE.sigma(t).reshape(-1, 1, 1, 1)
+        offset = x * (1 + sigma**2).sqrt() - self.classes.reshape(-1, 1, 1, 1)
+        return sigma * offset / (STD**2 + sigma**2)
+
+    def of(self, members: Tensor) -> Classes:
+        return Classes(self.classes[members])
+
+
+@pytest.mark.parametrize("name", ["per-sample-bosh3", "heun", "torchdiffeq-dopri5", "exact-euler"])
+def test_a_network_may_be_told_more_of_each_member(name: str) -> None:
+    """Also where members leave the batch when they have arrived, each at its own time."""
+    solver = get_solver(name, rtol=1e-4, atol=1e-4) if SOLVERS[name].adaptive else get_solver(name)
+    classes, x = torch.tensor([-2.0, 0.0, 0.5, 3.0], dtype=torch.float64), pictures(batch=4)
+    grid = make_grid(SCHEDULE, "log-snr", 20)
+    together = encode(ProbabilityFlowODE(Classes(classes), SCHEDULE), x, grid, solver)
+    alone = [
+        encode(ProbabilityFlowODE(Classes(c), SCHEDULE), y, grid, solver)
+        for c, y in zip(classes.split(1), x.split(1), strict=True)
+    ]
+    tolerance = 2e-3 if name == "torchdiffeq-dopri5" else 1e-9
+    torch.testing.assert_close(together, torch.cat(alone), rtol=tolerance, atol=tolerance)

@@ -26,6 +26,7 @@ from ddim_ode.models import Model
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 
 SCHEDULE = make_schedule()
+torch.manual_seed(0)  # the same weights in every process that collects these tests
 MODEL = Model("tiny", nn.Conv2d(3, 3, 1), SCHEDULE, "epsilon", channels=3, height=4, width=5)
 LATENT = Latent(
     x_T=torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),

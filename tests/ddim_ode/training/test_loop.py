@@ -139,7 +139,7 @@ def test_killed_and_resumed(pictures: Path, tmp_path: Path) -> None:
 
     def command(folder: Path, *more: str) -> list[str]:
         words = [sys.executable, str(ROOT / "cli.py"), "train", str(pictures), "-o", str(folder), "--cpu", *more]
-        return [*words, "--steps", "15", "--save-minutes", "0"]
+        return [*words, "--steps", "8", "--save-minutes", "0"]
 
     new = ("--unet", str(config), "--batch-size", "4")
     killed = tmp_path / "killed"
@@ -148,11 +148,11 @@ def test_killed_and_resumed(pictures: Path, tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 0 < load_checkpoint(killed).step < 15
+    assert 0 < load_checkpoint(killed).step < 8
     for folder, more in ((killed, ["--resume"]), (tmp_path / "whole", [*new])):
         call(command(folder, *more))
     whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(killed)
-    assert whole.step == resumed.step == 15
+    assert whole.step == resumed.step == 8
     assert whole.losses == resumed.losses
     assert all(value.equal(weights(killed)[key]) for key, value in weights(tmp_path / "whole").items())
 
