@@ -314,8 +314,12 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
 
 @main.command()
 @click.argument("inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[IMG|LATENT]...")
-@click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="A random latent; give two, or more.")
-@click.option("-n", "--count", type=click.IntRange(min=2), default=9, show_default=True, help="Images in a row.")
+@click.option(
+    "--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Seed of a random latent; give two, or more."
+)
+@click.option(
+    "-n", "--count", type=click.IntRange(min=2), default=9, show_default=True, help="Number of images in a row."
+)
 @run_options
 @click.option("--frames", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each image there by itself.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("interpolation.png"), show_default=True)
@@ -357,17 +361,25 @@ def interpolate(
 @click.option("--minutes", type=float, help="Length of the run in minutes, over all its parts if it is resumed.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, with its settings.")
 @click.option("--unet", type=click.Path(path_type=Path), help="JSON configuration of diffusers' UNet2DModel.")
-@click.option("--prediction", metavar="|".join(PREDICTIONS), default="v_prediction", show_default=True)
-@click.option("--schedule", metavar="linear|cosine", default="linear", show_default=True)
+@click.option(
+    "--prediction",
+    metavar="|".join(PREDICTIONS),
+    default="v_prediction",
+    show_default=True,
+    help="What the network predicts.",
+)
+@click.option("--schedule", metavar="linear|cosine", default="linear", show_default=True, help="Noise schedule.")
 @click.option(
     "--gamma",
     metavar="1|1/alpha_bar",
     help="Weights of L_gamma; 1 is the paper's. [default: the plain error: 1 for epsilon, 1/alpha_bar for v]",
 )
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Of all processes together.")
-@click.option("--learning-rate", type=float, default=6e-4, show_default=True)
+@click.option(
+    "--batch-size", type=int, default=128, show_default=True, help="Images in a step, all processes together."
+)
+@click.option("--learning-rate", type=float, default=6e-4, show_default=True, help="Learning rate at its height.")
 @click.option("--ema", type=float, default=0.9995, show_default=True, help="Decay of the average of the weights.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random.")
 @click.option("--cpu", is_flag=True, help="Do not use a GPU.")
 @click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe.")
 @click.option("--compile", is_flag=True, help="Use torch.compile: slow to begin, faster afterwards.")
@@ -431,8 +443,16 @@ def train(
 @click.option(
     "--images", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Real images. [default: CIFAR-10's]"
 )
-@click.option("--steps", type=click.IntRange(min=2), multiple=True, help="One or several. [default: seven, 5 to 20]")
-@click.option("--latents", type=click.IntRange(min=4), default=32, show_default=True, help="Half of them for judging.")
+@click.option(
+    "--steps", type=click.IntRange(min=2), multiple=True, help="Number of steps, or several. [default: seven, 5 to 20]"
+)
+@click.option(
+    "--latents",
+    type=click.IntRange(min=4),
+    default=32,
+    show_default=True,
+    help="Number of latents; half are for judging.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
 @device_option
 @click.option(
@@ -442,7 +462,9 @@ def train(
     show_default=True,
     help="Folder for trajectories and results; what is there is not done again.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File. [default: beside the model's weights]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Output file. [default: beside the model's weights]"
+)
 @overwrite_option
 def calibrate(
     model: str,

@@ -105,10 +105,10 @@ def test_a_step_that_cannot_be_undone_is_an_error_that_names_sigma() -> None:
 
 def test_what_can_be_undone_is_found_by_its_name() -> None:
     assert exact_inverse("heun") == SOLVERS["exact-heun"]
-    with pytest.raises(
-        ValueError,
-        match=r"^the steps of 'dpmpp3m' cannot be undone one by one; choose one of: euler, heun, midpoint, rk4$",
-    ):
+    possible = sorted(solver.undoes for solver in SOLVERS.values() if isinstance(solver, ExactInverse))
+    assert {"euler", "heun", "midpoint", "rk4"} <= set(possible)
+    words = f"the steps of 'dpmpp3m' cannot be undone one by one; choose one of: {', '.join(possible)}"
+    with pytest.raises(ValueError, match=f"^{words}$"):
         exact_inverse("dpmpp3m")
 
 

@@ -37,7 +37,7 @@ def test_progress_in_time(make_settings: MakeSettings) -> None:
         ({"steps": None}, "either a number of steps or of minutes"),
         ({"steps": 3, "minutes": 1}, "either a number of steps or of minutes"),
         ({"steps": 0}, "steps must be positive and finite, but it is 0"),
-        ({"prediction": "noise"}, f"unknown prediction 'noise'; choose one of: {', '.join(sorted(PREDICTIONS))}"),
+        ({"prediction": "nonsense"}, f"unknown prediction 'nonsense'; choose one of: {', '.join(sorted(PREDICTIONS))}"),
         ({"schedule": "quadratic"}, "unknown schedule 'quadratic'; choose one of: cosine, linear"),
         ({"gamma": "2"}, "unknown gamma '2'; choose one of: 1, 1/alpha_bar"),
         ({"batch_size": -1}, "batch_size must be positive"),
