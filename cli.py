@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from ddim_ode.calibration import Entry
     from ddim_ode.latents import Latent
     from ddim_ode.models import Model
-    from ddim_ode.session.check import Check
-    from ddim_ode.session.results import Encoded, Picture, Sample
+    from ddim_ode.session.results import Picture, Sample
     from ddim_ode.session.session import Session
     from ddim_ode.session.walks import Walk
     from ddim_ode.training.checkpoint import Checkpoint
 
 # The sheet of samples that training leaves at every save.
 PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
+PATH = click.Path(path_type=Path)
 
 T = TypeVar("T")
 
@@ -136,9 +136,7 @@ _RUN_OPTIONS = (
     ),
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
-output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Output file for one input; folder for one or several."
-)
+output_option = click.option("-o", "--output", type=PATH, help="Output file for one input; folder for one or several.")
 
 
 def save(result: Latent | Picture, target: Path, *, overwrite: bool) -> None:
@@ -171,7 +169,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMG...")
+@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMG...")
 @run_options
 @click.option("--check", is_flag=True, help="Say how good the latents are; costs four times the evaluations.")
 @click.option("--exact", is_flag=True, help="Undo exactly what decoding with --solver, or with euler, will do.")
@@ -197,35 +195,13 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, exact: bool, output:
             found = batch.check() if check else None
         for encoded in saved:
             name, target = encoded.latent.source.name, jobs[encoded.index][1]
-            click.echo(f"{name} -> {target} ({encoded.report()}{_quality(found, encoded)})")
-            if found and bool(found.drifts[encoded.member]):
-                warn(_drift(found, encoded))
+            click.echo(f"{name} -> {target} ({encoded.report(found)})")
+            warn(*encoded.warnings(found))
     failures.exit()
 
 
-def _quality(found: Check | None, encoded: Encoded) -> str:
-    """What the check found of a latent, as a part of a line; nothing if there was none."""
-    if found is None:
-        return ""
-    i = encoded.member
-    return (
-        f"; latent RMSE about {float(found.latent_rmse[i]):.2g}, second moment {float(found.second_moment[i]):.4g}, "
-        f"reconstruction MSE {float(found.reconstruction_mse[i]):.2g}"
-    )
-
-
-def _drift(found: Check, encoded: Encoded) -> str:
-    solver, i = encoded.plan.solver, encoded.member
-    finer_steps = "smaller tolerances" if solver.adaptive else "twice the steps"
-    return (
-        f"the latent of '{encoded.latent.source.name}' by '{solver.name}' is wrong: its second moment is "
-        f"{float(found.second_moment[i]):.4g} here and {float(found.finer_moment[i]):.4g} with {finer_steps}; "
-        "take those, or another solver"
-    )
-
-
 @main.command()
-@click.argument("latents", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="LATENT...")
+@click.argument("latents", nargs=-1, required=True, type=PATH, metavar="LATENT...")
 @run_options
 @click.option("--any-model", is_flag=True, help="Accept another model or schedule than the latent's own.")
 @output_option
@@ -248,7 +224,7 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
 
 
 @main.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMG...")
+@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMG...")
 @run_options
 @click.option(
     "--target-psnr",
@@ -288,7 +264,7 @@ def reconstruct(
 @click.option("--eta", type=click.FloatRange(0, 1), help="Noise in each step: from 0, DDIM, to 1, DDPM; no --solver.")
 @click.option("--sigma-hat", is_flag=True, help="The larger noise of DDPM's other variance; no --solver.")
 @run_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@click.option("-o", "--output", type=PATH, default=Path("samples.png"), show_default=True)
 @overwrite_option
 def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, output: Path, overwrite: bool) -> None:
     """Decode random latents to new images and save them as one sheet.
@@ -313,16 +289,12 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
 
 
 @main.command()
-@click.argument("inputs", nargs=-1, type=click.Path(path_type=Path), metavar="[IMG|LATENT]...")
-@click.option(
-    "--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Seed of a random latent; give two, or more."
-)
-@click.option(
-    "-n", "--count", type=click.IntRange(min=2), default=9, show_default=True, help="Number of images in a row."
-)
+@click.argument("inputs", nargs=-1, type=PATH, metavar="[IMG|LATENT]...")
+@click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Seed of a random latent.")
+@click.option("-n", "--count", type=click.IntRange(min=2), default=9, show_default=True, help="Images in a row.")
 @run_options
-@click.option("--frames", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each image there by itself.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("interpolation.png"), show_default=True)
+@click.option("--frames", type=PATH, metavar="FOLDER", help="Write each image there by itself.")
+@click.option("-o", "--output", type=PATH, default=Path("interpolation.png"), show_default=True)
 @overwrite_option
 def interpolate(
     run: Run,
@@ -355,12 +327,12 @@ def interpolate(
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="FOLDER|ZIP")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the model.")
+@click.argument("source", type=PATH, metavar="FOLDER|ZIP")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the model.")
 @click.option("--steps", type=int, help="Length of the run in steps.")
 @click.option("--minutes", type=float, help="Length of the run in minutes, over all its parts if it is resumed.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, with its settings.")
-@click.option("--unet", type=click.Path(path_type=Path), help="JSON configuration of diffusers' UNet2DModel.")
+@click.option("--unet", type=PATH, help="JSON configuration of diffusers' UNet2DModel.")
 @click.option(
     "--prediction",
     metavar="|".join(PREDICTIONS),
@@ -374,9 +346,7 @@ def interpolate(
     metavar="1|1/alpha_bar",
     help="Weights of L_gamma; 1 is the paper's. [default: the plain error: 1 for epsilon, 1/alpha_bar for v]",
 )
-@click.option(
-    "--batch-size", type=int, default=128, show_default=True, help="Images in a step, all processes together."
-)
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Images in a step.")
 @click.option("--learning-rate", type=float, default=6e-4, show_default=True, help="Learning rate at its height.")
 @click.option("--ema", type=float, default=0.9995, show_default=True, help="Decay of the average of the weights.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all that is random.")
@@ -444,27 +414,19 @@ def train(
     "--images", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Real images. [default: CIFAR-10's]"
 )
 @click.option(
-    "--steps", type=click.IntRange(min=2), multiple=True, help="Number of steps, or several. [default: seven, 5 to 20]"
+    "--steps", type=click.IntRange(min=2), multiple=True, help="Steps, one or several. [default: seven, 5 to 20]"
 )
-@click.option(
-    "--latents",
-    type=click.IntRange(min=4),
-    default=32,
-    show_default=True,
-    help="Number of latents; half are for judging.",
-)
+@click.option("--latents", type=click.IntRange(min=4), default=32, show_default=True, help="Latents, half for judging.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
 @device_option
 @click.option(
     "--work",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("demo/calibrate"),
     show_default=True,
     help="Folder for trajectories and results; what is there is not done again.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Output file. [default: beside the model's weights]"
-)
+@click.option("-o", "--output", type=PATH, help="Output file. [default: beside the model's weights]")
 @overwrite_option
 def calibrate(
     model: str,

@@ -37,6 +37,13 @@ class Check:
     finer_moment: Tensor
     reconstruction_mse: Tensor
 
+    def report(self, i: int) -> str:
+        """What was found of the latent number ``i``, in a line."""
+        return (
+            f"latent RMSE about {float(self.latent_rmse[i]):.2g}, second moment {float(self.second_moment[i]):.4g}, "
+            f"reconstruction MSE {float(self.reconstruction_mse[i]):.2g}"
+        )
+
     @property
     def drifts(self) -> Tensor:
         """Whether the second moment is off by more than ``MOMENT_TOLERANCE``: flags of shape ``(B,)``."""

@@ -63,9 +63,22 @@ class Encoded:
     plan: Plan
     walk: Walk
 
-    def report(self) -> str:
-        """How it was encoded, in a line."""
-        return describe(self.plan, self.walk, self.member)
+    def report(self, found: Check | None = None) -> str:
+        """How it was encoded, in a line; and how good it is, if that was ``found`` out for its batch."""
+        line = describe(self.plan, self.walk, self.member)
+        return f"{line}; {found.report(self.member)}" if found else line
+
+    def warnings(self, found: Check | None) -> tuple[str, ...]:
+        """A sentence, if what was ``found`` shows that this is no latent."""
+        i, solver = self.member, self.plan.solver
+        if found is None or not bool(found.drifts[i]):
+            return ()
+        finer_steps = "smaller tolerances" if solver.adaptive else "twice the steps"
+        return (
+            f"the latent of '{self.latent.source.name}' by '{solver.name}' is wrong: its second moment is "
+            f"{float(found.second_moment[i]):.4g} here and {float(found.finer_moment[i]):.4g} with {finer_steps}; "
+            "take those, or another solver",
+        )
 
 
 @dataclass(frozen=True, eq=False)
