@@ -23,9 +23,11 @@ settings.load_profile("project")
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``make_model(seed=..., beta_end=..., clip_sample=...)``: the folder of an untrained U-Net of 8 x 8 pixels."""
+    """``make_model(seed=..., beta_end=..., ...)``: the folder of an untrained U-Net of 8 x 8 pixels."""
 
-    def make(*, seed: int = 0, beta_end: float = 0.02, clip_sample: bool = False) -> Path:
+    def make(
+        *, seed: int = 0, beta_end: float = 0.02, clip_sample: bool = False, prediction: str = "v_prediction"
+    ) -> Path:
         torch.manual_seed(seed)
         unet = UNet2DModel(
             sample_size=8,
@@ -36,7 +38,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             up_block_types=("UpBlock2D",),
             add_attention=False,
         )
-        scheduler = DDIMScheduler(beta_end=beta_end, clip_sample=clip_sample, prediction_type="v_prediction")
+        scheduler = DDIMScheduler(beta_end=beta_end, clip_sample=clip_sample, prediction_type=prediction)
         folder = tmp_path_factory.mktemp("model")
         DDIMPipeline(unet, scheduler).save_pretrained(folder)
         return folder

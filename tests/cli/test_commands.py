@@ -215,6 +215,25 @@ def test_lines_say_why(cli: Cli, picture: Path) -> None:
     assert re.search(r"; without the companion, which leads back exactly with bdia in 6 steps on log-snr alone\)", left)
 
 
+def test_a_network_that_predicts_x_0(cli: Cli, make_model: Callable[..., Path], picture: Path) -> None:
+    """It has no slope at sigma = 0: where the grid ends there, the line says that the image is taken at sigma-min."""
+    folder = make_model(prediction="sample")
+    model = ("--model", folder)
+    options = ("--solver", "heun", "--steps", "4", *model)
+    encoded = ok(cli("encode", picture, "--grid", "trailing", *options))
+    assert "; the image is taken at sigma-min: a network that predicts x_0 has no slope at sigma = 0)" in encoded
+    assert load_latent(picture.with_name("photo.latent.pt")).grid.clean_end == "sigma-min"
+    assert re.search(r" NFE, \S+ s\)\n$", ok(cli("decode", "photo.latent.pt", *model)))
+    assert "taken at" not in ok(cli("reconstruct", picture, "--grid", "karras", *options))
+    for words in (("encode", picture), ("reconstruct", picture)):
+        result = cli(*words, "--grid", "trailing", "--clean-end", "zero", "--overwrite", *options)
+        assert result.exit_code == 2
+        assert "predicts x_0 and has no slope at sigma = 0, where encoding would begin" in result.stderr
+    ok(cli("sample", "-n", "1", "--eta", "1", "--steps", "4", *model))
+    result = cli("sample", "-n", "1", "--clean-end", "zero", "--overwrite", *options)
+    assert "Error: a network that predicts x_0 has no slope at sigma = 0" in result.stderr
+
+
 def test_solvers_that_cannot_reach_zero_end_at_sigma_min(cli: Cli, picture: Path) -> None:
     ok(cli("encode", picture, "--solver", "dpmpp2m", "--steps", "5", "--grid", "quad"))
     assert load_latent(picture.with_name("photo.latent.pt")).grid.clean_end == "sigma-min"

@@ -18,6 +18,7 @@ from diffusers import DDPMPipeline
 from torch import Tensor
 
 from ddim_ode.models import Model, load_model
+from ddim_ode.processes import PREDICTIONS
 from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint
 from ddim_ode.training.data import read_training_images
 from ddim_ode.training.loop import DivergedError, Hardware, train
@@ -66,7 +67,7 @@ def test_a_run_learns(make_settings: MakeSettings, pictures: Path, tmp_path: Pat
     assert sum(losses[-30:]) < 0.6 * sum(losses[:30])
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_result_opens_in_diffusers_and_here(
     make_settings: MakeSettings, pictures: Path, tmp_path: Path, prediction: str
 ) -> None:
