@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from analysis import ANALYSES
 from ddim_ode.console import (
     Bar,
+    Existing,
     Failures,
     GridName,
     OneLineErrors,
@@ -139,6 +140,18 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace outpu
 output_option = click.option("-o", "--output", type=PATH, help="Output file for one input; folder for one or several.")
 
 
+def existing_options(command: Callable[..., T]) -> Callable[..., T]:
+    """What to do with output files that exist, handed to the command as ``existing``."""
+
+    @overwrite_option
+    @click.option("--skip-existing", is_flag=True, help="Leave out inputs whose output files exist.")
+    @wraps(command)
+    def with_existing(*arguments: Any, overwrite: bool, skip_existing: bool, **values: Any) -> T:
+        return command(*arguments, existing=Existing(overwrite, skip_existing), **values)
+
+    return with_existing
+
+
 def save(result: Latent | Picture, target: Path, *, overwrite: bool) -> None:
     """Write the ``result``, and make the folder for it if there is none yet."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,21 +187,23 @@ def main() -> None:
 @click.option("--check", is_flag=True, help="Say how good the latents are; costs four times the evaluations.")
 @click.option("--exact", is_flag=True, help="Undo exactly what decoding with --solver, or with euler, will do.")
 @output_option
-@overwrite_option
-def encode(run: Run, images: tuple[Path, ...], check: bool, exact: bool, output: Path | None, overwrite: bool) -> None:
+@existing_options
+def encode(
+    run: Run, images: tuple[Path, ...], check: bool, exact: bool, output: Path | None, existing: Existing
+) -> None:
     """Encode pictures to latent files, IMG.latent.pt.
 
     With --exact each step of a one-step decoder is undone by iteration, so that decoding gives back the picture.
     """
     failures = Failures()
-    jobs = find_targets(images, output, ".latent.pt", overwrite, failures)
+    jobs = find_targets(images, output, ".latent.pt", existing, failures)
     request = Request(**run.wishes, exact=exact)
     for batch in run.session().encode_batches([path for path, _ in jobs], request, on_error=failures.report):
         warn(*batch.walk.notes)
         saved = []
         for encoded in batch:
             with failures.caught():
-                save(encoded.latent, jobs[encoded.index][1], overwrite=overwrite)
+                save(encoded.latent, jobs[encoded.index][1], overwrite=existing.overwrite)
                 saved.append(encoded)
         found = None
         with failures.caught(RuntimeError):  # by then the latents are saved
@@ -205,20 +220,20 @@ def encode(run: Run, images: tuple[Path, ...], check: bool, exact: bool, output:
 @run_options
 @click.option("--any-model", is_flag=True, help="Accept another model or schedule than the latent's own.")
 @output_option
-@overwrite_option
-def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | None, overwrite: bool) -> None:
+@existing_options
+def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | None, existing: Existing) -> None:
     """Decode latent files to pictures, NAME.decoded.png.
 
     Each is decoded with the solver and on the grid that it was encoded with, unless the options name others.
     """
     failures = Failures()
-    jobs = find_targets(latents, output, ".decoded.png", overwrite, failures)
+    jobs = find_targets(latents, output, ".decoded.png", existing, failures)
     paths, request = [path for path, _ in jobs], Request(**run.wishes)
     for decoded in run.session().decode_all(paths, request, any_model=any_model, on_error=failures.report):
         warn_of(decoded.walk, decoded.member)
         with failures.caught():
             target = jobs[decoded.index][1]
-            save(decoded.picture, target, overwrite=overwrite)
+            save(decoded.picture, target, overwrite=existing.overwrite)
             click.echo(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
     failures.exit()
 
@@ -233,16 +248,16 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
     help="Find the fewest steps in which every picture comes back so well, of --solver or of a few good ones.",
 )
 @output_option
-@overwrite_option
+@existing_options
 def reconstruct(
-    run: Run, images: tuple[Path, ...], target_psnr: float | None, output: Path | None, overwrite: bool
+    run: Run, images: tuple[Path, ...], target_psnr: float | None, output: Path | None, existing: Existing
 ) -> None:
     """Encode and decode pictures, print the errors, and save both side by side, IMG.reconstruction.png.
 
     A picture that comes back well does not make its latent a good one: see 'encode --check'.
     """
     failures = Failures()
-    jobs = find_targets(images, output, ".reconstruction.png", overwrite, failures)
+    jobs = find_targets(images, output, ".reconstruction.png", existing, failures)
     session, request = run.session(), Request(**run.wishes)
     if target_psnr is not None:
         jobs = [jobs[i] for i in session.readable([path for path, _ in jobs], on_error=failures.report)]
@@ -253,7 +268,7 @@ def reconstruct(
         warn_of(found.back, found.member)
         with failures.caught():
             target = jobs[found.index][1]
-            save(found.picture, target, overwrite=overwrite)
+            save(found.picture, target, overwrite=existing.overwrite)
             click.echo(f"{found.name}: {found.report()} -> {target}")
     failures.exit()
 

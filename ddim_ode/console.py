@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -139,12 +140,28 @@ class GridName(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"unknown grid '{value}'; choose one of: {', '.join(sorted(GRIDS))}, or timesteps T,T,...")
 
 
+@dataclass(frozen=True)
+class Existing:
+    """What to do with output files that exist: ``overwrite`` or ``skip`` them; else each is an error.
+
+    Raises:
+        PlanError: if both are asked for.
+    """
+
+    overwrite: bool
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.skip:
+            raise PlanError("--overwrite replaces files that exist, and --skip-existing keeps them; pass one of them")
+
+
 def find_targets(
-    paths: Sequence[Path], output: Path | None, suffix: str, overwrite: bool, failures: Failures
+    paths: Sequence[Path], output: Path | None, suffix: str, existing: Existing, failures: Failures
 ) -> list[tuple[Path, Path]]:
     """Each input with the file to write, checked before any work: beside the input, or in ``output``.
 
-    Nothing is made yet, not even a folder.
+    Inputs whose files exist are left out, if so asked for, and counted. Nothing is made yet, not even a folder.
     """
     from ddim_ode.files import check_writable
     from ddim_ode.images import check_image_path
@@ -154,6 +171,7 @@ def find_targets(
     if output and into_folder and output.exists() and not output.is_dir():
         raise NotADirectoryError(f"'{output}' is a file; name a folder for several inputs")
     targets: dict[Path, Path] = {}
+    skipped = 0
     for path in paths:
         name = path.name.removesuffix(".pt").removesuffix(".latent") if suffix == ".decoded.png" else path.stem
         target = path.with_name(name + suffix)
@@ -162,9 +180,14 @@ def find_targets(
         with failures.caught():
             if target in targets:
                 raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
+            if existing.skip and target.is_file():
+                skipped += 1
+                continue
             if not into_folder or target.parent.is_dir():
-                check(target, overwrite=overwrite)
+                check(target, overwrite=existing.overwrite)
             targets[target] = path
+    if skipped:
+        click.echo(f"{skipped} of {len(paths)} files exist already, and are left as they are")
     return [(path, target) for target, path in targets.items()]
 
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import io
 import json
+import stat
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, log10
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
@@ -41,23 +45,31 @@ class ImageFileError(ValueError):
 def load_image(path: Path, channels: int, height: int, width: int) -> tuple[Tensor, Source]:
     """The picture in ``path``, fitted to ``(1, channels, height, width)``, pixels in [-1, 1]; and where it came from.
 
-    Any mode that Pillow opens: the EXIF rotation is applied, transparency is laid over white, 16-bit grey keeps its
+    Any mode that Pillow opens: the EXIF rotation is applied, transparency is laid over white, deep grey keeps its
     depth, colour becomes luminance for a model of one channel, and of an animation the first frame is taken. The
     largest centred part of the model's aspect is resized by Lanczos filtering; at its own size no pixel changes.
 
     Raises:
-        ImageFileError: if the file is missing, empty, a folder, truncated, too large, or not a picture.
+        ImageFileError: if the file is missing, empty, no ordinary file, truncated, too large, or not a picture; or if
+            the range of its pixels is not known, or one of them is not a number.
     """
+    picture = open_picture(_read(path), str(path))
+    return fit_picture(picture, channels, height, width)[None], Source(path.name, picture.size)
+
+
+def _read(path: Path) -> bytes:
+    """The content of ``path``, which must be an ordinary file: reading a pipe or a device may never end."""
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise ImageFileError(f"'{path}' is a folder, not a picture; name the files in it")
-        content = path.read_bytes()
+        if not stat.S_ISREG(mode):
+            raise ImageFileError(f"'{path}' is no ordinary file, but a pipe, a device or a socket; name a picture")
+        return path.read_bytes()
     except FileNotFoundError:
         raise ImageFileError(f"'{path}' does not exist") from None
     except OSError as error:
-        raise ImageFileError(f"cannot read the picture '{path}': {error}") from error
-    picture = open_picture(content, str(path))
-    return fit_picture(picture, channels, height, width)[None], Source(path.name, picture.size)
+        raise ImageFileError(f"cannot read the picture '{path}': {error.strerror}") from error
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -66,25 +78,109 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def open_picture(content: bytes, name: str) -> Image.Image:
-    """The picture in a file's ``content``, turned as its EXIF data say; ``name`` is for messages.
+    """The picture in a file's ``content``, as ``prepare`` makes it; ``name`` is for messages.
 
     Raises:
-        ImageFileError: if it is empty, truncated, too large, or not a picture.
+        ImageFileError: if it is empty, truncated, too large, or not a picture, or as ``prepare`` does.
     """
     if not content:
         raise ImageFileError(f"'{name}' is empty")
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+            return prepare(picture, name)
+    except ImageFileError:
+        raise
     except UnidentifiedImageError:
         raise ImageFileError(f"'{name}' is not a picture that Pillow can open") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageFileError(f"cannot read the picture '{name}': {error}") from error
+    except Exception as error:  # whatever Pillow's many decoders run into
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageFileError(f"cannot read the picture '{name}': {reason}") from error
+
+
+def prepare(picture: Image.Image, name: str) -> Image.Image:
+    """A copy of ``picture``, turned as its EXIF data say; one with deep pixels is of the mode F, in [0, 1].
+
+    EXIF data that cannot be read are left out, with a UserWarning. ``name`` is for messages.
+
+    Raises:
+        ImageFileError: if the range of its pixels is not known, or one of them is not a number.
+    """
+    picture.load()
+    orientation = _orientation(picture, name)
+    picture = _shallow(picture, name)
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture.copy()
+
+
+# What the EXIF orientation asks for: Exif 2.3, tag 0x0112.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(picture: Image.Image, name: str) -> int | None:
+    try:
+        value = picture.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF data fail in many ways; the pixels are sound
+        warnings.warn(f"the EXIF data of '{name}' are damaged; the picture is taken as upright", stacklevel=2)
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _shallow(picture: Image.Image, name: str) -> Image.Image:
+    """``picture`` itself, or one of deep pixels as mode F in [0, 1].
+
+    Of integers of 16 bits the range is known; of others, and of floating-point pixels, if the file says it, or if they
+    lie in [0, 1].
+    """
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ImageFileError(f"'{name}' holds pixels that are not finite numbers; mend it, or leave it out")
+    low, high = _range(picture, values, name)
+    return Image.fromarray((values - low) / (high - low))
+
+
+# TIFF 6.0: bits per sample, photometric interpretation (0: white is zero), sample format (1: unsigned), and the range.
+_BITS, _PHOTOMETRIC, _FORMAT, _LEAST, _MOST = 258, 262, 339, 340, 341
+
+
+def _range(picture: Image.Image, values: NDArray[np.float32], name: str) -> tuple[float, float]:
+    """The values of black and white."""
+    tags = getattr(picture, "tag_v2", {})
+    low, high = _first(tags, _LEAST, None), _first(tags, _MOST, None)
+    is_integer = picture.mode != "F"
+    unsigned_16 = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+    if tags:
+        unsigned_16 = is_integer and _first(tags, _BITS, 1) == 16 and _first(tags, _FORMAT, 1) == 1
+    if low is None or high is None or not low < high:
+        low, high = (0.0, 65535.0) if unsigned_16 else (0.0, 1.0)
+        if not unsigned_16 and (is_integer or values.min() < 0 or values.max() > 1):
+            kind = "integer pixels of more than 16 bits, or with signs," if is_integer else "floating-point pixels"
+            raise ImageFileError(
+                f"'{name}' holds {kind} from {values.min():g} to {values.max():g}, and does not say which of them are "
+                "black and white; save it with 8 or 16 bits, or with floating-point pixels in [0, 1]"
+            )
+    return (high, low) if _first(tags, _PHOTOMETRIC, 1) == 0 else (low, high)
+
+
+def _first(tags: Mapping[int, Any], tag: int, default: Any) -> Any:
+    """The value of a TIFF ``tag``, or the first one where there are several."""
+    value = tags.get(tag, default)
+    return value[0] if isinstance(value, tuple) else value
 
 
 def fit_picture(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
-    """The ``picture`` as an image ``(channels, height, width)``, float64, pixels in [-1, 1]; by the rule ``FIT``.
+    """The ``picture``, as ``prepare`` makes it, as an image ``(channels, height, width)`` by the rule ``FIT``.
+
+    It is float64, with pixels in [-1, 1].
 
     Raises:
         ImageFileError: if ``channels`` is neither 1 nor 3.
@@ -99,10 +195,8 @@ def fit_picture(picture: Image.Image, channels: int, height: int, width: int) ->
 
 def _bands(picture: Image.Image, channels: int) -> list[Image.Image]:
     """The picture as ``channels`` bands of mode F with values in [0, 1]."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float32)
-        # Pillow keeps 16-bit grey in I;16 or I; float pictures are taken as [0, 1].
-        return [Image.fromarray(values / (1.0 if picture.mode == "F" else 65535.0))] * channels
+    if picture.mode == "F":
+        return [picture] * channels
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ddim_ode.images import Source, fit_picture, load_image, open_picture
+from ddim_ode.images import Source, fit_picture, load_image, open_picture, prepare
 
 # A picture to read: a file's path, its content, or a picture that is open.
 Readable = str | Path | bytes | Image.Image
@@ -35,5 +35,5 @@ class PixelSpace:
         """
         if isinstance(picture, str | Path):
             return load_image(Path(picture), *self.shape)
-        upright = open_picture(picture, "picture") if isinstance(picture, bytes) else ImageOps.exif_transpose(picture)
+        upright = open_picture(picture, "picture") if isinstance(picture, bytes) else prepare(picture, "picture")
         return fit_picture(upright, *self.shape)[None], Source("picture", upright.size)

@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TypeVar
 
+from solvers import SolverError
+
 # What is told of an input that fails, while the others go on.
 OnError = Callable[[Exception], object]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+
+
+class MemberError(ValueError):
+    """An input that was read, but that the solver or the network can do nothing with; the message names it."""
 
 
 def each(inputs: Iterable[Item], make: Callable[[Item], T], on_error: OnError | None) -> Iterator[tuple[int, T]]:
@@ -31,3 +37,25 @@ def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda
     for _, run in groupby(items, alike):
         while batch := list(islice(run, size)):
             yield batch
+
+
+def together_or_alone(
+    batch: Sequence[Item], work: Callable[[Sequence[Item]], T], name: Callable[[Item], str], on_error: OnError | None
+) -> Iterator[T]:
+    """What ``work`` makes of the ``batch``; if the solver fails, what it makes of each member by itself.
+
+    So one member that cannot be done loses no other. It is reported by its ``name``, as a MemberError; without
+    ``on_error`` the error is raised as it is.
+    """
+    try:
+        done = work(batch)
+    except SolverError as error:
+        if on_error is None:
+            raise
+        if len(batch) > 1:
+            for item in batch:
+                yield from together_or_alone([item], work, name, on_error)
+        else:
+            on_error(MemberError(f"'{name(batch[0])}': {error}"))
+    else:
+        yield done

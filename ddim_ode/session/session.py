@@ -27,7 +27,7 @@ from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from ddim_ode.session import check as checking
-from ddim_ode.session.batches import OnError, batched, each
+from ddim_ode.session.batches import OnError, batched, each, together_or_alone
 from ddim_ode.session.corners import corner_errors, encode_corners, load_corners
 from ddim_ode.session.plan import (
     Plan,
@@ -50,10 +50,16 @@ from ddim_ode.session.results import (
 from ddim_ode.session.search import cheapest
 from ddim_ode.session.walks import Listener, Walk, Walker
 from ddim_ode.spaces import Readable
-from solvers import Solution, Solver, finer
+from solvers import Solution, Solver, SolverError, finer
 
 # A latent to decode: a file's path, its content, or the latent itself.
 LatentLike = str | Path | bytes | Latent
+# A picture that was read: its number, its pixels, (1, C, H, W), and where they came from.
+ReadPicture = tuple[int, tuple[Tensor, Source]]
+
+
+def _name(job: ReadPicture) -> str:
+    return job[1][1].name
 
 
 class Session:
@@ -244,8 +250,12 @@ class Session:
     ) -> Iterator[EncodedBatch]:
         """What ``encode_all`` gives, batch by batch, so that each batch can be checked."""
         plan = plan_encoding(request or Request(), self.model)
+
+        def work(chunk: Sequence[ReadPicture]) -> EncodedBatch:
+            return self._encode_batch(plan, chunk, on_error)
+
         chunks = batched(each(pictures, self.model.space.read, on_error), self.batch_size)
-        return (self._encode_batch(plan, chunk, on_error) for chunk in chunks)
+        return (done for chunk in chunks for done in together_or_alone(chunk, work, _name, on_error))
 
     def decode_all(
         self,
@@ -270,16 +280,21 @@ class Session:
             plan = job[1][1]
             return plan.back, plan.grid, plan.exact
 
+        def name(job: tuple[int, tuple[Latent, Plan]]) -> str:
+            return f"latent of {job[1][0].source.name}"
+
         chunks = batched(each(latents, load, on_error), self.batch_size, alike)
-        return (decoded for chunk in chunks for decoded in self._decode_batch(chunk))
+        done = (part for chunk in chunks for part in together_or_alone(chunk, self._decode_batch, name, on_error))
+        return (decoded for part in done for decoded in part)
 
     def reconstruct_all(
         self, pictures: Iterable[Readable], request: Request | None = None, *, on_error: OnError | None = None
     ) -> Iterator[Reconstructed]:
         """Encode and decode any number of ``pictures``, in their order; arguments are those of ``encode_all``."""
-        plan = plan_encoding(request or Request(), self.model)
+        work = partial(self._reconstruct_batch, plan_encoding(request or Request(), self.model))
         chunks = batched(each(pictures, self.model.space.read, on_error), self.batch_size)
-        return (found for chunk in chunks for found in self._reconstruct_batch(plan, chunk))
+        done = (part for chunk in chunks for part in together_or_alone(chunk, work, _name, on_error))
+        return (found for part in done for found in part)
 
     def readable(self, pictures: Sequence[Readable], *, on_error: OnError) -> list[int]:
         """The numbers of those ``pictures`` that can be read; ``on_error`` is told of the others."""
@@ -302,9 +317,7 @@ class Session:
 
         return cheapest(request, self.model, self._walker, batches, target_psnr, max_nfe=self.max_nfe, tried=tried)
 
-    def _encode_batch(
-        self, plan: Plan, chunk: Sequence[tuple[int, tuple[Tensor, Source]]], on_error: OnError | None
-    ) -> EncodedBatch:
+    def _encode_batch(self, plan: Plan, chunk: Sequence[ReadPicture], on_error: OnError | None) -> EncodedBatch:
         x_0 = self._states([image for _, (image, _) in chunk])
         solution, walk = self._walker.encode(x_0, plan.grid, plan.solver)
 
@@ -340,32 +353,42 @@ class Session:
             walker, x_0, solution.x, plan.grid, finer=fine, back=plan.back, companion=solution.companion
         )
 
-    def _decode_batch(self, chunk: Sequence[tuple[int, tuple[Latent, Plan]]]) -> Iterator[Decoded]:
+    def _decode_batch(self, chunk: Sequence[tuple[int, tuple[Latent, Plan]]]) -> list[Decoded]:
         plan = chunk[0][1][1]
         x_T = self._states([latent.x_T for _, (latent, _) in chunk])
         companions = [latent.companion for _, (latent, _) in chunk if plan.exact and latent.companion is not None]
         companion = self._states(companions) if companions else None
         solution, walk = self._walker.decode(x_T, plan.grid, plan.back, companion=companion)
+        images, found = solution.x.cpu(), []
         for member, (index, (latent, own)) in enumerate(chunk):
             settings = self._settings(plan.back, plan.grid, latent.source.name)
-            yield Decoded(index, member, Picture(solution.x[member].cpu(), settings), latent, own, walk)
+            found.append(Decoded(index, member, Picture(images[member], settings), latent, own, walk))
+        return found
 
-    def _reconstruct_batch(
-        self, plan: Plan, chunk: Sequence[tuple[int, tuple[Tensor, Source]]]
-    ) -> Iterator[Reconstructed]:
+    def _reconstruct_batch(self, plan: Plan, chunk: Sequence[ReadPicture]) -> list[Reconstructed]:
         x_0 = self._states([image for _, (image, _) in chunk])
-        found, there = self._walker.encode(x_0, plan.grid, plan.solver)
-        again, back = self._walker.decode(found.x, plan.grid, plan.back, companion=found.companion)
-        errors = pixel_mse(x_0, again.x).tolist()
+        there, walk_there = self._walker.encode(x_0, plan.grid, plan.solver)
+        back, walk_back = self._walker.decode(there.x, plan.grid, plan.back, companion=there.companion)
+        errors, decoded = pixel_mse(x_0, back.x).tolist(), back.x.cpu()
         alone: list[float | None] = [None] * len(chunk)
-        if found.companion is not None:
-            alone = pixel_mse(x_0, self._walker.decode(found.x, plan.grid, plan.back)[0].x).tolist()
-        for member, (index, (image, source)) in enumerate(chunk):
-            settings = self._settings(plan.solver, plan.grid, source.name) | {"mse": errors[member]}
-            yield Reconstructed(
-                index, member, source.name, image[0], again.x[member].cpu(),
-                errors[member], alone[member], plan, there, back, settings,
-            )  # fmt: skip
+        if there.companion is not None:
+            alone = pixel_mse(x_0, self._walker.decode(there.x, plan.grid, plan.back)[0].x).tolist()
+        return [
+            Reconstructed(
+                index=index,
+                member=member,
+                name=source.name,
+                image=image[0],
+                decoded=decoded[member],
+                mse=errors[member],
+                mse_alone=alone[member],
+                plan=plan,
+                there=walk_there,
+                back=walk_back,
+                settings=self._settings(plan.solver, plan.grid, source.name) | {"mse": errors[member]},
+            )
+            for member, (index, (image, source)) in enumerate(chunk)
+        ]
 
     def _sample(
         self, plan: Plan, x_T: Tensor, noise: Callable[[range], Ancestral] | None, settings: dict[str, object]
@@ -396,7 +419,10 @@ class Session:
                 yield self._walker.watch(text, grid, solver, partial(self._with_noise, states, grid, noise(members)))
 
     def _with_noise(self, x_T: Tensor, grid: Grid, ancestral: Ancestral) -> Solution:
-        return Solution(decode(self._walker.ode, x_T, grid, ancestral))
+        images = decode(self._walker.ode, x_T, grid, ancestral)
+        if not bool(images.isfinite().all()):
+            raise SolverError("sampling with noise led to pixels that are not finite numbers; check the network")
+        return Solution(images)
 
     def _states(self, parts: Sequence[Tensor]) -> Tensor:
         """The ``parts``, each ``(1, C, H, W)``, as one batch on the device of the network."""

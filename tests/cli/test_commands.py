@@ -319,6 +319,28 @@ def test_sampling_depends_on_the_seed_alone(cli: Cli) -> None:
     assert pictures["a.png"] != pictures["c.png"]
 
 
+def test_work_that_was_stopped_goes_on(cli: Cli, picture: Path) -> None:
+    """Files that exist are left as they are, and what is missing is done; for every command that writes one each."""
+    shutil.copy(picture, "other.png")
+    steps = ("--steps", "1")
+    for command, first, second, suffix in (
+        ("encode", "photo.png", "other.png", "latent.pt"),
+        ("decode", "photo.latent.pt", "other.latent.pt", "decoded.png"),
+        ("reconstruct", "photo.png", "other.png", "reconstruction.png"),
+    ):
+        ok(cli(command, first, *steps))
+        before = Path(f"photo.{suffix}").stat().st_mtime_ns
+        assert cli(command, first, second, *steps).exit_code == 1
+        Path(f"other.{suffix}").unlink(missing_ok=True)
+        said = ok(cli(command, first, second, "--skip-existing", *steps))
+        assert said.startswith("1 of 2 files exist already, and are left as they are\n")
+        assert Path(f"photo.{suffix}").stat().st_mtime_ns == before
+        assert Path(f"other.{suffix}").exists()
+        assert "2 of 2 files exist already" in ok(cli(command, first, second, "--skip-existing", *steps))
+        result = cli(command, first, "--skip-existing", "--overwrite", *steps)
+        assert (result.exit_code, "pass one of them" in result.stderr) == (2, True)
+
+
 def test_overwrite(cli: Cli, picture: Path) -> None:
     ok(cli("encode", picture, "--steps", "1"))
     before = load_latent(picture.with_name("photo.latent.pt")).grid.steps

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ddim_ode.images import (
     ImageFileError,
@@ -76,9 +78,7 @@ def palette(*colour: int, transparent: bool = False) -> Image.Image:
         (Image.new("I;16", (2, 2), 257 * 100), ".png", [100] * 3),
         (Image.new("I;16", (2, 2), 257 * 100 + 64), ".png", [round(100 + 64 / 257, 3)] * 3),
         (Image.new("I;16B", (2, 2), 257 * 100), ".tiff", [100] * 3),
-        (Image.new("I", (2, 2), 257 * 100), ".tiff", [100] * 3),
         (Image.new("F", (2, 2), 0.4), ".tiff", [0.4 * 255] * 3),
-        (Image.new("F", (2, 2), 1.7), ".tiff", [WHITE] * 3),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
 )
@@ -311,3 +311,90 @@ def test_errors_are_measured_on_the_scale_of_zero_to_one() -> None:
     assert psnr(0.01) == pytest.approx(20)
     assert psnr(1) == 0
     assert psnr(0) == math.inf
+
+
+def tiff(pixels: np.ndarray, path: Path, **tags: float) -> Path:
+    """A TIFF of one band with these pixels, which says what ``tags`` say: 'least', 'most', 'photometric'."""
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for name, value in tags.items():
+        tag = {"least": 340, "most": 341, "photometric": 262}[name]
+        info.tagtype[tag] = 3 if name == "photometric" else 12 if pixels.dtype == np.float32 else 9
+        info[tag] = value
+    Image.fromarray(pixels).save(path, tiffinfo=info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind", "least", "most"),
+    [
+        (np.array([[0, 255]], np.float32), "floating-point pixels", 0, 255),
+        (np.array([[-1, 1]], np.float32), "floating-point pixels", -1, 1),
+        (np.array([[0.5, 1.7]], np.float32), "floating-point pixels", 0.5, 1.7),
+        (np.array([[0, 255]], np.int32), "integer pixels of more than 16 bits", 0, 255),
+        (np.array([[-5, 70000]], np.int32), "integer pixels of more than 16 bits", -5, 70000),
+    ],
+)
+def test_pixels_of_an_unknown_range_are_refused_unless_the_file_says_it(
+    pixels: np.ndarray, kind: str, least: float, most: float, tmp_path: Path
+) -> None:
+    path = tiff(pixels, tmp_path / "deep.tif")
+    with pytest.raises(ImageFileError, match=rf"deep.tif' holds {kind}.* from {least:g} to {most:g}, and does not say"):
+        load_image(path, 1, 1, 2)
+    known = tiff(pixels, tmp_path / "known.tif", least=least, most=most)
+    assert load_image(known, 1, 1, 2)[0].flatten().tolist() == pytest.approx([-1, 1], abs=1e-6)
+
+
+def test_sixteen_bits_with_white_as_zero_are_turned_round(tmp_path: Path) -> None:
+    pixels = np.array([[0, 65535]], np.uint16)
+    for photometric, expected in ((1, [-1, 1]), (0, [1, -1])):
+        path = tiff(pixels, tmp_path / f"{photometric}.tif", photometric=photometric)
+        assert load_image(path, 1, 1, 2)[0].flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_pixel_that_is_no_number_is_refused(value: float, tmp_path: Path) -> None:
+    path = tiff(np.array([[0.5, value]], np.float32), tmp_path / "nan.tif")
+    with pytest.raises(ImageFileError, match=r"nan.tif' holds pixels that are not finite numbers"):
+        load_image(path, 1, 1, 2)
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ImageFileError, match="is no ordinary file, but a pipe, a device or a socket"):
+            load_image(path, 3, 8, 8)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("color planes"), NotImplementedError(), TypeError("x"), MemoryError()])
+def test_whatever_a_decoder_runs_into_is_a_picture_that_cannot_be_read(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    path = tmp_path / "a.png"
+    Image.new("L", (2, 2)).save(path)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(
+        ImageFileError, match=f"cannot read the picture '.*a.png': {str(error) or type(error).__name__}"
+    ):
+        load_image(path, 1, 2, 2)
+
+
+def test_a_picture_is_turned_though_its_exif_data_cannot_be_written_again(tmp_path: Path) -> None:
+    """And taken as upright, with a warning, where they cannot even be read."""
+    picture = Image.fromarray(np.array([[0, 85], [170, 255]], np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png", 1, 2, 2)[0].flatten().tolist() == pytest.approx([1 / 3, -1, 1, -1 / 3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("PIL.Image.Exif.tobytes", lambda *_: 1 / 0)
+        turned, _ = load_image(tmp_path / "turned.png", 1, 2, 2)
+        assert turned.flatten().tolist() == pytest.approx([1 / 3, -1, 1, -1 / 3])
+        patch.setattr("PIL.Image.Exif.get", lambda *_: struct.unpack("<I", b""))
+        with pytest.warns(
+            UserWarning, match=r"the EXIF data of '.*turned.png' are damaged; the picture is taken as up"
+        ):
+            upright, _ = load_image(tmp_path / "turned.png", 1, 2, 2)
+    assert upright.flatten().tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])

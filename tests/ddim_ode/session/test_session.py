@@ -6,9 +6,11 @@ import gc
 import io
 import json
 import pickle
+import re
 import resource
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch import Tensor, nn
 
 from cli import main
 from ddim_ode import Latent, PlanError, Progress, Request, Session, load_latent
 from ddim_ode.images import load_image, to_picture
-from ddim_ode.models import ModelError
+from ddim_ode.models import Model, ModelError
+from ddim_ode.schedule import make_schedule
 from ddim_ode.spaces import PixelSpace
-from solvers import SOLVERS
+from solvers import SOLVERS, SolverError
 
 # Cheap, and enough to tell one solver from another.
 WISHES = {name: {"rtol": 1e-2, "atol": 1e-2} if s.adaptive else {"steps": 6} for name, s in SOLVERS.items()}
@@ -247,3 +251,58 @@ def test_a_session_is_not_needed_to_know_what_a_solver_was(session: Session, pic
 
 def test_a_model_stays_on_its_device(session: Session, make_model: Callable[..., Path]) -> None:
     assert Session(session.model).model is session.model
+
+
+class Fragile(nn.Module):
+    """A network that answers NaN for every image that is white somewhere near the clean end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        bad = (x.flatten(1).amax(1) > 0.99).reshape(-1, 1, 1, 1) & (t < 5).reshape(-1, 1, 1, 1)
+        return torch.where(bad, torch.nan, self.weight * x.tanh())
+
+
+@pytest.fixture
+def fragile() -> Session:
+    return Session(Model("fragile", Fragile(), make_schedule(), "epsilon", 1, 4, 4))
+
+
+def greys(*levels: int) -> list[Image.Image]:
+    return [Image.new("L", (4, 4), level) for level in levels]
+
+
+@pytest.mark.parametrize("solver", ["heun", "reversible-heun", "per-sample-bosh3"])
+def test_a_member_that_cannot_be_done_loses_no_other(fragile: Session, solver: str) -> None:
+    """It is named, and the others are what they are alone; without somebody to report to, the error is raised."""
+    wish = Request(solver, steps=None if SOLVERS[solver].adaptive else 5)
+    pictures, failures = greys(10, 255, 100, 200), []
+    found = list(fragile.encode_all(pictures, wish, on_error=failures.append))
+    assert [encoded.index for encoded in found] == [0, 2, 3]
+    assert len(failures) == 1
+    assert re.match(rf"'picture': {solver}.* is not finite at sigma = ", str(failures[0]))
+    for encoded in found:
+        (alone,) = fragile.encode_all([pictures[encoded.index]], wish)
+        torch.testing.assert_close(encoded.latent.x_T, alone.latent.x_T, rtol=1e-9, atol=1e-9)
+    back = list(fragile.reconstruct_all(pictures, wish, on_error=failures.append))
+    assert [reconstructed.index for reconstructed in back] == [0, 2, 3]
+    assert len(failures) == 2
+    with pytest.raises(SolverError, match="is not finite"):
+        list(fragile.encode_all(pictures, wish))
+
+
+def test_a_latent_beyond_all_bounds_loses_no_other(fragile: Session) -> None:
+    latents, failures = [encoded.latent for encoded in fragile.encode_all(greys(0, 50, 100), Request("heun", 5))], []
+    latents[1] = replace(latents[1], x_T=latents[1].x_T * 1e308)
+    found = list(fragile.decode_all(latents, on_error=failures.append))
+    assert [decoded.index for decoded in found] == [0, 2]
+    assert "'latent of picture': heun: the state is not finite" in str(failures[0])
+
+
+def test_noise_on_a_network_that_fails_is_an_error_and_no_black_picture(fragile: Session) -> None:
+    with torch.no_grad():
+        fragile.model.network.weight.fill_(torch.nan)
+    with pytest.raises(SolverError, match="sampling with noise led to pixels that are not finite numbers; check the"):
+        list(fragile.sample(2, steps=3, eta=1.0))
