@@ -173,11 +173,12 @@ def find_targets(
     targets: dict[Path, Path] = {}
     skipped = 0
     for path in paths:
-        name = path.name.removesuffix(".pt").removesuffix(".latent") if suffix == ".decoded.png" else path.stem
-        target = path.with_name(name + suffix)
-        if output:
-            target = output / target.name if into_folder else output
         with failures.caught():
+            target = _beside(path, suffix)
+            if output:
+                target = output / target.name if into_folder else output
+            if target.exists() and any(target.samefile(other) for other in paths if other.exists()):
+                raise ValueError(f"'{target}' is an input too, and would be lost; name another file for the output")
             if target in targets:
                 raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
             if existing.skip and target.is_file():
@@ -189,6 +190,14 @@ def find_targets(
     if skipped:
         click.echo(f"{skipped} of {len(paths)} files exist already, and are left as they are")
     return [(path, target) for target, path in targets.items()]
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    """The file beside ``path`` with the same name, but for what it ends in."""
+    if not path.name:
+        raise ValueError(f"'{path}' is a folder; name the files in it")
+    name = path.name.removesuffix(".pt").removesuffix(".latent") if suffix == ".decoded.png" else path.stem
+    return path.with_name(name + suffix)
 
 
 def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[Path]:

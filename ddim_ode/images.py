@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from ddim_ode.files import check_writable, write_file
+from ddim_ode.files import check_writable, read_file, write_file
 
 # Of the pictures that are looked for in a folder.
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -53,23 +52,8 @@ def load_image(path: Path, channels: int, height: int, width: int) -> tuple[Tens
         ImageFileError: if the file is missing, empty, no ordinary file, truncated, too large, or not a picture; or if
             the range of its pixels is not known, or one of them is not a number.
     """
-    picture = open_picture(_read(path), str(path))
+    picture = open_picture(read_file(path, "picture", ImageFileError), str(path))
     return fit_picture(picture, channels, height, width)[None], Source(path.name, picture.size)
-
-
-def _read(path: Path) -> bytes:
-    """The content of ``path``, which must be an ordinary file: reading a pipe or a device may never end."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ImageFileError(f"'{path}' is a folder, not a picture; name the files in it")
-        if not stat.S_ISREG(mode):
-            raise ImageFileError(f"'{path}' is no ordinary file, but a pipe, a device or a socket; name a picture")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ImageFileError(f"'{path}' does not exist") from None
-    except OSError as error:
-        raise ImageFileError(f"cannot read the picture '{path}': {error.strerror}") from error
 
 
 def list_pictures(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_ode.files import write_file
+from ddim_ode.files import read_file, write_file
 from ddim_ode.grids import Grid
 from ddim_ode.images import Source
 from ddim_ode.models import Model
@@ -176,7 +176,7 @@ def load_latent(file: str | Path | bytes) -> Latent:
         LatentError: if it is missing, empty, truncated, no latent file, of another version, or inconsistent.
     """
     name = "latent" if isinstance(file, bytes) else str(file)
-    content = _unpickle(_read(Path(file)) if not isinstance(file, bytes) else file, name)
+    content = _unpickle(file if isinstance(file, bytes) else read_file(Path(file), "latent file", LatentError), name)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise LatentError(f"'{name}' is not a latent file of ddim-ode; make one with: encode")
     if content.get("version") != VERSION:
@@ -189,17 +189,6 @@ def load_latent(file: str | Path | bytes) -> Latent:
     except Exception as error:  # whatever a wrong structure provokes
         what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise LatentError(f"the latent file '{name}' is damaged: {what}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise LatentError(f"'{path}' is a folder, not a latent file; name the files in it")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise LatentError(f"'{path}' does not exist") from None
-    except OSError as error:
-        raise LatentError(f"cannot read the latent file '{path}': {error}") from error
 
 
 def _unpickle(content: bytes, name: str) -> object:

@@ -264,6 +264,21 @@ def test_nothing_is_overwritten_silently(cli: Cli, latent: Path, command: str) -
     assert kept.read_text() == "precious"
 
 
+def test_an_output_that_is_an_input_is_refused(cli: Cli, picture: Path) -> None:
+    """Though it may be overwritten, for it would be lost; also where it is named in another way."""
+    before = picture.read_bytes()
+    for name in ("photo.png", "./photo.png"):
+        fails(
+            cli("reconstruct", picture, "--steps", "1", "-o", name, "--overwrite"), "is an input too, and would be lost"
+        )
+    assert picture.read_bytes() == before
+
+
+def test_a_folder_among_the_inputs_loses_no_other(cli: Cli, picture: Path) -> None:
+    fails(cli("encode", ".", picture, "--steps", "1", "-o", "out"), "'.' is a folder; name the files in it")
+    assert files(Path("out")) == {"photo.latent.pt"}
+
+
 def test_two_inputs_for_one_output(cli: Cli, picture: Path) -> None:
     Image.open(picture).convert("RGB").save(picture.with_suffix(".jpg"))
     fails(cli("encode", "photo.png", "photo.jpg", "--steps", "1"), "photo.jpg", "like another input")

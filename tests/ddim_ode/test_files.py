@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ddim_ode.files import check_writable, write_file
+from ddim_ode.files import check_writable, read_file, write_file
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
@@ -64,12 +66,10 @@ def full_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def full_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_bytes(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def fsync(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 @pytest.mark.parametrize("fill", [full_at_the_end, full_in_the_middle])
@@ -86,11 +86,77 @@ def test_a_full_disk_changes_nothing(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(source: Path, target: Path) -> None:
+@pytest.mark.parametrize(("function", "overwrite"), [("fsync", False), ("link", False), ("replace", True)])
+def test_an_interruption_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, overwrite: bool
+) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(os, function, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_file(tmp_path / "a.bin", b"content")
+        write_file(tmp_path / "a.bin", b"content", overwrite=overwrite)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_processes_one_writes_and_the_other_is_told(tmp_path: Path) -> None:
+    """However often both begin at once; what is there is whole, and the other's temporary file is gone."""
+    script = (
+        "import sys, time; from pathlib import Path; from ddim_ode.files import write_file\n"
+        "while not Path('go').exists(): pass\n"
+        "for i in range(50):\n"
+        "    try: write_file(Path(f'{i}'), sys.argv[1].encode() * 10000); print(i)\n"
+        "    except FileExistsError: pass\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, name], cwd=tmp_path, stdout=subprocess.PIPE, env=environment)
+        for name in "ab"
+    ]
+    (tmp_path / "go").touch()
+    said = [process.communicate()[0].decode().split() for process in both]
+    assert sorted(map(int, said[0] + said[1])) == list(range(50))
+    for name, numbers in zip("ab", said, strict=True):
+        assert all((tmp_path / number).read_bytes() == name.encode() * 10000 for number in numbers)
+    assert len(list(tmp_path.iterdir())) == 51
+
+
+def test_a_file_system_without_links_is_written_to_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_file(tmp_path / "a", b"1")
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_file(tmp_path / "a", b"2")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_links_stay_links_and_devices_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    write_file(tmp_path / "link", b"new", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
+    (tmp_path / "dangling").symlink_to("nothing")
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_file(tmp_path / "dangling", b"x")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe' is a device, a pipe or a socket, and not replaced"):
+        write_file(tmp_path / "pipe", b"x", overwrite=True)
+
+
+def test_long_names_are_written_if_the_system_can_and_refused_before_the_work_if_not(tmp_path: Path) -> None:
+    write_file(tmp_path / ("n" * 255), b"x")
+    with pytest.raises(OSError, match="its name is too long"):
+        check_writable(tmp_path / ("n" * 256), overwrite=False)
+
+
+def test_reading_takes_ordinary_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    assert read_file(tmp_path / "file", "thing", ValueError) == b"x"
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("pipe", "is no ordinary file"), ("none", "does not exist"), (".", "is a folder, not a thing")):
+        with pytest.raises(ValueError, match=words):
+            read_file(tmp_path / name, "thing", ValueError)
