@@ -26,6 +26,7 @@ from ddim_ode.console import (
     device_option,
     find_frames,
     find_targets,
+    say,
     warn,
 )
 from ddim_ode.grids import CLEAN_ENDS
@@ -210,7 +211,7 @@ def encode(
             found = batch.check() if check else None
         for encoded in saved:
             name, target = encoded.latent.source.name, jobs[encoded.index][1]
-            click.echo(f"{name} -> {target} ({encoded.report(found)})")
+            say(f"{name} -> {target} ({encoded.report(found)})")
             warn(*encoded.warnings(found))
     failures.exit()
 
@@ -234,7 +235,7 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
         with failures.caught():
             target = jobs[decoded.index][1]
             save(decoded.picture, target, overwrite=existing.overwrite)
-            click.echo(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
+            say(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
     failures.exit()
 
 
@@ -262,14 +263,14 @@ def reconstruct(
     if target_psnr is not None:
         jobs = [jobs[i] for i in session.readable([path for path, _ in jobs], on_error=failures.report)]
         if jobs:
-            request = session.cheapest([path for path, _ in jobs], target_psnr, request, tried=click.echo)
+            request = session.cheapest([path for path, _ in jobs], target_psnr, request, tried=say)
     for found in session.reconstruct_all([path for path, _ in jobs], request, on_error=failures.report):
         warn_of(found.there, found.member)
         warn_of(found.back, found.member)
         with failures.caught():
             target = jobs[found.index][1]
             save(found.picture, target, overwrite=existing.overwrite)
-            click.echo(f"{found.name}: {found.report()} -> {target}")
+            say(f"{found.name}: {found.report()} -> {target}")
     failures.exit()
 
 
@@ -300,7 +301,7 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
     save(sheet(pictures, ceil(sqrt(count)), pictures[-1].settings), output, overwrite=overwrite)
     noisy = eta is not None or sigma_hat
     noise = f" and noise of eta {1 if eta is None else eta:g}{', sigma-hat' if sigma_hat else ''}" if noisy else ""
-    click.echo(f"{count} images from seed {seed}{noise} -> {output} ({samples[-1].report()} for the last batch)")
+    say(f"{count} images from seed {seed}{noise} -> {output} ({samples[-1].report()} for the last batch)")
 
 
 @main.command()
@@ -338,7 +339,7 @@ def interpolate(
         save(picture, target, overwrite=overwrite)
     save(found.sheet, output, overwrite=overwrite)
     names = ", ".join(found.names)
-    click.echo(f"{number} images between {names}: {found.report()} for the last batch -> {output}")
+    say(f"{number} images between {names}: {found.report()} for the last batch -> {output}")
 
 
 @main.command()
@@ -476,8 +477,8 @@ def calibrate(
     save_calibration(calibration, target, overwrite=overwrite)
     for count, entry in calibration.entries.items():
         kind = "fitted" if entry.fitted else "as it is"
-        click.echo(f"{count} steps: {entry.solver} on {entry.grid.name}, {kind}; {_gains(entry)}")
-    click.echo(f"-> {target}")
+        say(f"{count} steps: {entry.solver} on {entry.grid.name}, {kind}; {_gains(entry)}")
+    say(f"-> {target}")
 
 
 def _gains(entry: Entry) -> str:
@@ -529,12 +530,12 @@ def info(targets: tuple[str, ...]) -> None:
 
 
 def _list_registries() -> None:
-    click.echo("Solvers (order, NFE per step + those that the first ones take more, source):")
+    say("Solvers (order, NFE per step + those that the first ones take more, source):")
     for name, solver in sorted(SOLVERS.items()):
-        click.echo(f"  {name:26} {solver.order:2}  {_cost(solver):8}  {solver.source}")
-    click.echo("Grids (clean end unless given, rule):")
+        say(f"  {name:26} {solver.order:2}  {_cost(solver):8}  {solver.source}")
+    say("Grids (clean end unless given, rule):")
     for name, grid in sorted(GRIDS.items()):
-        click.echo(f"  {name:26} {grid.clean_end:12}  {grid.source}")
+        say(f"  {name:26} {grid.clean_end:12}  {grid.source}")
 
 
 def _cost(solver: Solver) -> str:
@@ -550,9 +551,9 @@ def _describe(target: str) -> None:
     from ddim_ode.models import load_model
 
     if Path(target).is_file() or target.endswith(".pt"):
-        click.echo(load_latent(Path(target)).summary())
+        say(load_latent(Path(target)).summary())
     else:
-        click.echo(load_model(target).summary())
+        say(load_model(target).summary())
 
 
 if __name__ == "__main__":

@@ -70,14 +70,23 @@ def decode_with_scheduler(
     """Images ``(B, C, H, W)`` of the latents ``x_T``, the clean end they are at, and the calls of the network.
 
     With the scheduler ``kind``, a class of diffusers, as its pipelines use it, and the most steps that ``budget`` calls
-    pay for.
+    pay for. Where the scheduler fails, as some do on some schedules and spacings, the images are infinite.
     """
+    try:
+        return _decode_with_scheduler(model, x_T, kind, options, budget)
+    except (IndexError, ValueError, RuntimeError, ZeroDivisionError):
+        return torch.full_like(x_T, torch.inf, dtype=torch.float64), "zero", budget
+
+
+def _decode_with_scheduler(
+    model: Model, x_T: Tensor, kind: str, options: Mapping[str, object], budget: int
+) -> tuple[Tensor, str, int]:
     import diffusers
 
     best: tuple[Tensor, str, int] | None = None
     for steps in (budget, budget // 2, budget // 2 + 1):
         scheduler = getattr(diffusers, kind)(
-            trained_betas=_betas(model), prediction_type=model.prediction, **_known(getattr(diffusers, kind), options)
+            **_schedule(model), prediction_type=model.prediction, **_known(getattr(diffusers, kind), options)
         )
         scheduler.set_timesteps(steps)
         if len(scheduler.timesteps) > budget or (best and len(scheduler.timesteps) <= best[2]):
@@ -105,7 +114,7 @@ def invert_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> 
     from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler
 
     scheduler = DDIMInverseScheduler(
-        trained_betas=_betas(model), clip_sample=False, set_alpha_to_one=True, timestep_spacing=spacing
+        **_schedule(model), clip_sample=False, set_alpha_to_one=True, timestep_spacing=spacing
     )
     scheduler.set_timesteps(steps)
     x = images.float().to(model.device)
@@ -117,9 +126,11 @@ def invert_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> 
     return x.cpu().double(), ("zero", int(scheduler.timesteps[-1]))
 
 
-def _betas(model: Model) -> list[float]:
+def _schedule(model: Model) -> dict[str, Any]:
+    """The noise schedule of ``model`` as diffusers' schedulers take it, which do not count the betas."""
     alpha_bar = model.schedule.alpha_bar
-    return torch.cat([1 - alpha_bar[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]]).tolist()
+    betas = torch.cat([1 - alpha_bar[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]])
+    return {"trained_betas": betas.tolist(), "num_train_timesteps": len(betas)}
 
 
 def _known(kind: Any, options: Mapping[str, object]) -> dict[str, object]:

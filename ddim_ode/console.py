@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,17 @@ class OneLineErrors(click.Group):
             raise click.UsageError(one_line(error)) from error
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             raise click.ClickException(one_line(error)) from error
+        except Exception as error:
+            if os.environ.get(_TRACEBACK):
+                raise
+            raise click.ClickException(
+                f"{type(error).__name__}: {one_line(error)}. This is a fault of ddim-ode; please report it, with the "
+                f"command and what it prints with {_TRACEBACK}=1 set"
+            ) from error
+
+
+# Set it in the environment to see where a fault of ours comes from.
+_TRACEBACK = "DDIM_ODE_TRACEBACK"
 
 
 def _show_warning(
@@ -67,7 +79,17 @@ def _show_warning(
 def warn(*messages: str) -> None:
     """Print each of the ``messages`` as a warning."""
     for message in messages:
-        click.echo(f"Warning: {message}", err=True)
+        say(f"Warning: {message}", err=True)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print ``text``, whatever names in it may hold: control codes and what is no character are written as such."""
+    click.echo(printable(text), err=err)
+
+
+def printable(text: str) -> str:
+    """``text`` with what does not belong on a terminal, but for line breaks, as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def one_line(error: BaseException) -> str:
@@ -76,7 +98,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"'{error.filename}': "
         text = f"{name}{error.strerror}"
-    return " ".join(text.split()) or type(error).__name__
+    return printable(" ".join(text.split())) or type(error).__name__
 
 
 class Failures:
@@ -88,7 +110,7 @@ class Failures:
     def report(self, error: Exception) -> None:
         """Print ``error`` as one line, and count it."""
         self.count += 1
-        click.echo(f"Error: {one_line(error)}", err=True)
+        say(f"Error: {one_line(error)}", err=True)
 
     @contextmanager
     def caught(self, *more: type[Exception]) -> Iterator[None]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,8 @@ from torch import Tensor, nn
 
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
+from ddim_ode.kinds import ModelError as ModelError
+from ddim_ode.kinds import check_kind, check_weights
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.processes import PREDICTIONS, VariancePreserving
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
@@ -36,10 +37,11 @@ DEFAULT_MODEL = "default"
 _DEFAULT_FOLDER = Path(__file__).parent / "pretrained" / "ddpm-cifar10"
 DEFAULT_UNET_CONFIG = _DEFAULT_FOLDER / "unet" / "config.json"
 _WEIGHTS = "diffusion_pytorch_model"
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded; the message says what is missing or not supported."""
+# What is fetched from the Hub: whole, in parts, and in half precision, which is loaded where there is nothing else.
+_ON_HUB = [
+    "*.json",
+    *(f"*{_WEIGHTS}{part}.{kind}" for kind in ("safetensors", "bin") for part in ("", "-*-of-*", ".fp16")),
+]
 
 
 class UNet(nn.Module):
@@ -136,17 +138,12 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     folder = _DEFAULT_FOLDER if name == DEFAULT_MODEL else _find(name)
     unet_folder, scheduler_file = _layout(folder)
     scheduler = read_json(scheduler_file)
+    check_kind(name, unet_folder, scheduler)
     prediction = str(scheduler.get("prediction_type", "epsilon"))
     if prediction not in PREDICTIONS:
         raise ModelError(
             f"model '{name}' predicts '{prediction}', which is not supported yet; "
             f"supported are: {', '.join(sorted(PREDICTIONS))}"
-        )
-    if scheduler.get("clip_sample", False):
-        warnings.warn(
-            f"the scheduler of model '{name}' asks for clip_sample; nothing is clipped here, "
-            "because a clipped step is no step of the ODE",
-            stacklevel=2,
         )
     try:
         schedule = schedule_from_diffusers(scheduler)
@@ -170,7 +167,7 @@ def _find(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", f"*{_WEIGHTS}.safetensors", f"*{_WEIGHTS}.bin"]))
+        return Path(snapshot_download(name, allow_patterns=_ON_HUB))
     except Exception as error:  # the Hub's client raises many kinds, from HTTP to validation
         raise ModelError(
             f"there is no model folder '{name}', and it could not be fetched from the Hub: {_first_line(error)}"
@@ -200,8 +197,10 @@ def _load_unet(name: str, folder: Path) -> Any:
     if kind != "UNet2DModel":
         raise ModelError(f"model '{name}' is a {kind}; only diffusers' UNet2DModel is supported")
     # The weights themselves or, of weights in parts, the index.
-    has_safetensors = any(folder.glob(f"{_WEIGHTS}.safetensors*"))
-    if not has_safetensors and not any(folder.glob(f"{_WEIGHTS}.bin*")):
+    variant = None if any(folder.glob(f"{_WEIGHTS}.safetensors*")) or any(folder.glob(f"{_WEIGHTS}.bin*")) else "fp16"
+    stem = f"{_WEIGHTS}.{variant}" if variant else _WEIGHTS
+    has_safetensors = any(folder.glob(f"{stem}.safetensors")) or any(folder.glob(f"{_WEIGHTS}.safetensors.index*.json"))
+    if not has_safetensors and not any(folder.glob(f"{stem}.bin*")):
         raise ModelError(f"'{folder}' holds no weights: neither {_WEIGHTS}.safetensors nor {_WEIGHTS}.bin")
     from diffusers import UNet2DModel
 
@@ -209,14 +208,14 @@ def _load_unet(name: str, folder: Path) -> Any:
         unet, report = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
             folder,
             use_safetensors=has_safetensors,
+            variant=variant,
             low_cpu_mem_usage=False,
             local_files_only=True,
             output_loading_info=True,
         )
     except Exception as error:  # damaged weights fail in diffusers, safetensors, torch or json, each in its own way
         raise ModelError(f"cannot load the U-Net of model '{name}' from '{folder}': {_first_line(error)}") from error
-    if report["missing_keys"]:
-        raise ModelError(f"the weights in '{folder}' lack: {', '.join(sorted(report['missing_keys']))}")
+    check_weights(folder, list(report["missing_keys"]), list(report["unexpected_keys"]))
     return unet
 
 
@@ -231,6 +230,8 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
             f"model '{name}' has time_embedding_type '{config['time_embedding_type']}'; only 'positional' is supported"
         )
     channels, out = config["in_channels"], config["out_channels"]
+    if channels not in (1, 3):
+        raise ModelError(f"model '{name}' takes {channels} channels; pictures have 1, of grey, or 3, of colour")
     if out not in (channels, 2 * channels):
         raise ModelError(
             f"model '{name}' turns {channels} channels into {out}; it should be {channels}, "
@@ -239,9 +240,14 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
 
 
 def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the images that the U-Net of this ``config`` is for."""
+    """Height and width of the images that the U-Net of this ``config`` is for; ModelError if it does not say it."""
     size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    sizes = [size, size] if isinstance(size, int) else size
+    if not isinstance(sizes, list | tuple) or len(sizes) != 2 or not all(type(n) is int and n > 0 for n in sizes):
+        raise ModelError(
+            f"sample_size must be a positive integer, or two of them, but it is {size!r}; mend config.json"
+        )
+    height, width = sizes
     return height, width
 
 

@@ -154,7 +154,7 @@ def schedule_from_diffusers(config: Mapping[str, object]) -> NoiseSchedule:
 
 def _number(config: Mapping[str, object], key: str, default: float) -> float:
     value = config.get(key, default)
-    if not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} must be a number, but it is {value!r}")
     return value
 

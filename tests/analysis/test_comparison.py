@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from analysis.comparison import ComparisonRow, main, plan
 from analysis.comparison_plot import GOALS, table, verdict
 from analysis.pictures import CIFAR10_TEST, load_images
 from analysis.rows import load_rows
-from analysis.schedulers import invert_with_ddim
+from analysis.schedulers import decode_with_scheduler, invert_with_ddim
 from analysis.spread import Spread
 from ddim_ode.calibration import FILE, Calibration, Entry, save_calibration
-from ddim_ode.codec import decode, encode
+from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model, load_model
+from ddim_ode.schedule import make_schedule
 from solvers import DEFAULT_SOLVER, SOLVERS
 
 # diffusers hands torch tensors to numpy's old protocol.
@@ -133,3 +135,24 @@ def test_a_ratio_is_to_the_best_baseline() -> None:
     )
     assert "| steps that lose as little as DDIM in 1000 | 20 | DDIM trailing: 0.05 | auto: 0.05 | 0.02 |" in printed
     assert printed.endswith("| 40 steps | 16 steps | reached |")
+
+
+def test_diffusers_is_told_how_many_timesteps_there_are(model: Model) -> None:
+    """Or else it takes those of the first thousand of four."""
+    schedule = make_schedule("squaredcos_cap_v2", timesteps=4000)
+    long = replace(model, schedule=schedule)
+    x_T = draw_latents(2, (3, 8, 8), seed=0)
+    theirs, clean_end, calls = decode_with_scheduler(long, x_T, "DDIMScheduler", {"timestep_spacing": "trailing"}, 20)
+    ours = decode(long.ode(), x_T, make_grid(schedule, "trailing", 20), SOLVERS["euler"])
+    assert (clean_end, calls) == ("zero", 20)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+
+
+def test_a_scheduler_that_fails_is_infinitely_far_off(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise IndexError("out of range")
+
+    monkeypatch.setattr("diffusers.UniPCMultistepScheduler.step", fail)
+    images, clean_end, calls = decode_with_scheduler(model, torch.zeros(1, 3, 8, 8), "UniPCMultistepScheduler", {}, 5)
+    assert bool(images.isinf().all())
+    assert (clean_end, calls) == ("zero", 5)

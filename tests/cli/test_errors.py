@@ -383,3 +383,33 @@ def move_into(picture: Path, folder: str) -> None:
 def test_wrong_ways_to_make_images(cli: Cli, picture: Path, words: tuple[str, ...], message: str) -> None:
     fails(cli(*words), message)
     assert files(picture.parent) == {picture.name}
+
+
+def test_a_fault_of_ours_is_a_line_that_says_so(cli: Cli, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a traceback where one is asked for."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr("ddim_ode.session.session.plan_encoding", fail)
+    fails(cli("encode", picture), "KeyError: 'lost'. This is a fault of ddim-ode; please report it", "TRACEBACK=1")
+    monkeypatch.setenv("DDIM_ODE_TRACEBACK", "1")
+    assert isinstance(cli("encode", picture).exception, KeyError)
+
+
+def test_names_do_not_reach_the_terminal_as_control_codes(cli: Cli, picture: Path) -> None:
+    """Neither those of files, nor those that a latent file claims; nor does what is no character end the command."""
+    evil = "\x1b[31mred\x1b[0m\udcff.png"
+    shutil.copy(picture, evil)
+    for command in ("encode", "reconstruct"):
+        result = cli(command, evil, "--steps", "1", "-o", f"{command}.{'pt' if command == 'encode' else 'png'}")
+        assert result.exit_code == 0, result.output
+        assert "\\x1b[31mred\\x1b[0m\\udcff.png" in result.output
+        assert "\x1b" not in result.output
+    for words in (("info", "encode.pt"), ("decode", "encode.pt", "-o", "back.png")):
+        assert "\x1b" not in cli(*words).output
+    content = torch.load("encode.pt", weights_only=True)
+    torch.save(content | {"model": {"name": "\x1b]0;title\x07", "fingerprint": "x"}}, "encode.pt")
+    result = cli("decode", "encode.pt", "-o", "again.png")
+    fails(result, "\\x1b]0;title\\x07")
+    assert "\x1b" not in result.output

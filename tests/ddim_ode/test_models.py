@@ -8,9 +8,11 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import pytest
 import torch
@@ -18,6 +20,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ddim_ode import kinds
 from ddim_ode.models import _DEFAULT_FOLDER, Model, ModelError, load_model
 from ddim_ode.processes import PREDICTIONS
 from ddim_ode.schedule import make_schedule
@@ -339,3 +342,114 @@ def test_the_embedded_model_is_a_pipeline_of_diffusers() -> None:
     x, t = torch.ones(1, 3, 32, 32), torch.tensor([500.0])
     with torch.no_grad():
         torch.testing.assert_close(pipeline.unet(x, t).sample, load_model().network(x, t))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler, is for flow matching"),
+        ({"_class_name": "EDMEulerScheduler"}, "is for networks with the preconditioning of EDM"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "is for networks with the preconditioning of EDM"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "is for networks that predict a score"),
+        ({"_class_name": "CMStochasticIterativeScheduler"}, "is for a distilled network"),
+        ({"_class_name": "LCMScheduler"}, "is for a distilled network"),
+        ({"_class_name": "TCDScheduler"}, "is for a distilled network"),
+        ({"_class_name": "VQDiffusionScheduler"}, "is for pictures made of tokens"),
+        ({"_class_name": "DDPMWuerstchenScheduler"}, "is for another noise schedule"),
+        ({"_class_name": "SomeScheduler"}, "SomeScheduler, is not known"),
+        ({"use_flow_sigmas": True}, "asks for use_flow_sigmas, and so is for flow matching"),
+        ({"prediction_type": "flow_prediction"}, "predicts 'flow_prediction', which is not supported yet"),
+        ({"num_train_timesteps": float("inf")}, "num_train_timesteps must be a number, but it is inf"),
+        ({"beta_start": True}, "beta_start must be a number, but it is True"),
+    ],
+)
+def test_a_scheduler_of_another_kind_is_refused_with_the_reason(
+    pipeline: Path, values: dict[str, object], words: str
+) -> None:
+    scheduler(**values)(pipeline)
+    with pytest.raises(ModelError, match=re.escape(words)):
+        load_model(str(pipeline))
+
+
+# Of networks that none of ours is: refused because they are not known.
+STRANGERS = {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "CosineDPMSolverMultistepScheduler", "UnCLIPScheduler"}
+
+
+def test_every_scheduler_of_diffusers_is_of_one_kind_or_the_other() -> None:
+    """Those for betas have betas; of the others none is taken for one of them."""
+    names = {name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")}
+    names = {name for name in names if "dummy" not in getattr(diffusers, name).__module__}  # for want of a library
+    of_betas = names & set(kinds._OF_BETAS)
+    assert not {name for name in of_betas if any(part in name for part in kinds._OTHERS)}
+    assert not of_betas & STRANGERS
+    for name in of_betas - {"IPNDMScheduler"}:
+        assert {"beta_start", "trained_betas"} & set(signature(getattr(diffusers, name)).parameters), name
+    clipping = {name for name in of_betas if "clip_sample" in signature(getattr(diffusers, name)).parameters}
+    by_default = {n for n in clipping if signature(getattr(diffusers, n)).parameters["clip_sample"].default is True}
+    assert by_default == {name for name in of_betas if kinds._OF_BETAS[name]}
+
+
+@pytest.mark.parametrize("name", ["vae", "vqvae"])
+def test_a_network_of_an_autoencoders_latents_is_refused(pipeline: Path, name: str) -> None:
+    """Also where its U-Net is named by itself."""
+    (pipeline / name).mkdir()
+    for folder in (pipeline, pipeline / "unet"):
+        with pytest.raises(ModelError, match=f"it has an autoencoder, '{name}', and its network works on what that"):
+            load_model(str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_with_a_prefix_are_refused_in_a_line(pipeline: Path, prefix: str) -> None:
+    def rename(weights: dict[str, Tensor]) -> None:
+        for name in list(weights):
+            weights[prefix + name] = weights.pop(name)
+
+    edit_weights(pipeline, rename)
+    with pytest.raises(ModelError, match=rf"and \d+ more; all of these begin with '{prefix}': save") as caught:
+        load_model(str(pipeline))
+    assert str(caught.value).count(",") < 20
+
+
+def test_weights_that_the_network_does_not_ask_for_are_refused(pipeline: Path) -> None:
+    edit_weights(pipeline, lambda weights: weights.update({"extra.weight": torch.zeros(1)}))
+    with pytest.raises(ModelError, match=r"have names that its config.json does not ask for: extra\.weight$"):
+        load_model(str(pipeline))
+
+
+@pytest.mark.parametrize("size", [8.0, "ab", ["8", "8"], [8], 0, [8, -8], {"a": 1}])
+def test_a_size_that_is_none_is_refused(pipeline: Path, size: object) -> None:
+    unet_config(sample_size=size)(pipeline)
+    with pytest.raises(ModelError, match=r"sample_size must be a positive integer, or two|cannot load the U-Net"):
+        load_model(str(pipeline))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_channels_that_no_picture_has_are_refused(tmp_path: Path, channels: int) -> None:
+    folder = make_pipeline(tmp_path / "model", make_unet(in_channels=channels, out_channels=channels))
+    with pytest.raises(ModelError, match=f"takes {channels} channels; pictures have 1, of grey, or 3, of colour"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [({"thresholding": True}, "thresholding"), ({"clip_sample": None}, "clip_sample")],
+)
+def test_a_scheduler_that_clips_gets_a_warning_by_its_default_too(
+    pipeline: Path, values: dict[str, object], option: str
+) -> None:
+    """The key is taken away where its value here is None: the default of diffusers is to clip."""
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    content = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    with pytest.warns(UserWarning, match=f"asks for {option}; nothing is clipped here"):
+        load_model(str(pipeline))
+
+
+def test_weights_in_half_precision_alone_are_loaded(pipeline: Path) -> None:
+    whole = load_model(str(pipeline))
+    half = {name: value.half() for name, value in load_file(pipeline / "unet" / SAFETENSORS).items()}
+    save_file(half, pipeline / "unet" / SAFETENSORS.replace(".safetensors", ".fp16.safetensors"))
+    (pipeline / "unet" / SAFETENSORS).unlink()
+    model = load_model(str(pipeline))
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([7.0])
+    torch.testing.assert_close(model.network(x, t), whole.network(x, t), rtol=1e-2, atol=1e-2)
