@@ -371,6 +371,7 @@ def interpolate(
 @click.option("--compile", is_flag=True, help="Use torch.compile: slow to begin, faster afterwards.")
 @click.option("--processes", type=int, help="Refuse to run in any other number of processes than this.")
 @click.option("--save-minutes", type=float, default=10.0, show_default=True, help="Time from one save to the next.")
+@click.option("--skip-unreadable", is_flag=True, help="Train though many pictures cannot be read.")
 @click.option("--licence", default="not stated", show_default=True, help="Licence of the model, for its card.")
 def train(
     source: Path,
@@ -381,6 +382,7 @@ def train(
     compile: bool,
     processes: int | None,
     save_minutes: float,
+    skip_unreadable: bool,
     **values: Any,
 ) -> None:
     """Train a diffusion model on the pictures in a folder or zip file.
@@ -392,7 +394,7 @@ def train(
 
     from ddim_ode.session.session import Session
     from ddim_ode.training.checkpoint import check_new, load_checkpoint
-    from ddim_ode.training.data import describe_skipped, read_training_images
+    from ddim_ode.training.data import read_training_images
     from ddim_ode.training.loop import Hardware
     from ddim_ode.training.loop import train as run
     from ddim_ode.training.publish import publish
@@ -408,9 +410,8 @@ def train(
         check_new(output)
     if output.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"'{output}' lies in '{source}', and its pictures would be trained on; name another folder")
-    data = read_training_images(source, *settings.image_shape())
-    if data.skipped:
-        warn(describe_skipped(data.skipped))
+    data = read_training_images(source, *settings.image_shape(), skip_unreadable=skip_unreadable)
+    warn(*data.warnings())
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
         session = Session(model, batch_size=settings.batch_size)

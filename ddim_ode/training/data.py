@@ -7,21 +7,27 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ddim_ode.files import read_file
 from ddim_ode.images import ImageFileError, fit_picture, open_picture, to_uint8
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _NAMED = 5  # as many files are named in a message
+# More than this part of all pictures must not be unreadable, unless so wished.
+UNREADABLE = 1 / 1000
+# No picture in a zip file is larger, packed out; what is said to be is not even begun.
+_LARGEST_MEMBER = 1 << 28
 
 
 class DataError(ValueError):
@@ -34,19 +40,30 @@ class TrainingImages:
 
     ``pixels``   ``(N, C, H, W)``, uint8.
     ``files``    the path of each in the folder or zip file, in alphabetical order.
-    ``skipped``  why each other file is not among them.
+    ``skipped``  why each other picture is not among them.
+    ``left_out``  how many files are there beside them whose names are not those of pictures.
     """
 
     name: str
     pixels: Tensor
     files: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    left_out: int = 0
 
     def images(self, indices: Tensor, flips: Tensor) -> Tensor:
         """The images at ``indices``, mirrored where ``flips``, both ``(B,)``: ``(B, C, H, W)``, float32, in [-1, 1]."""
         chosen = self.pixels[indices]
         chosen = torch.where(flips[:, None, None, None], chosen.flip(-1), chosen)
         return chosen.float() / 127.5 - 1
+
+    def warnings(self) -> list[str]:
+        """Sentences about the files that are not among the pictures."""
+        found = []
+        if self.skipped:
+            found.append(describe_skipped(self.skipped, len(self.files) + len(self.skipped)))
+        if self.left_out:
+            found.append(f"{self.left_out} other files in '{self.name}' are no pictures by their names, and left out")
+        return found
 
     @cached_property
     def digest(self) -> str:
@@ -60,18 +77,24 @@ class TrainingImages:
         return replace(self, pixels=self.pixels.to(device))
 
 
-def read_training_images(source: Path, channels: int, height: int, width: int) -> TrainingImages:
+def read_training_images(
+    source: Path, channels: int, height: int, width: int, *, skip_unreadable: bool = False
+) -> TrainingImages:
     """Read the pictures in the folder or zip file ``source`` and its sub-folders, fitted as ``load_image`` does.
 
-    Files that are no readable pictures are skipped, and said to be. Shows a progress bar.
+    Whatever Pillow can open is read; pictures that cannot be read are skipped, and said to be. Folders that are
+    symbolic links are entered, each but once. Shows a progress bar.
+
+    ``skip_unreadable``  however many they are; else more than one in a thousand are an error.
 
     Raises:
-        DataError: if there is no picture at all, or one is smaller than the model.
+        DataError: if there is no picture at all, one is smaller than the model, or too many cannot be read.
     """
     with closing(_open_source(source)) as files, ThreadPoolExecutor() as pool:
-        names = files.names()
+        every = files.names()
+        names = [name for name in every if _is_picture(name)]
         if not names:
-            raise DataError(f"there are no pictures in '{source}'; it should hold {', '.join(sorted(SUFFIXES))} files")
+            raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
 
         def read(name: str) -> Tensor | str | tuple[int, int]:
             try:
@@ -96,12 +119,18 @@ def read_training_images(source: Path, channels: int, height: int, width: int) -
     skipped = tuple(reason for reason in found if isinstance(reason, str))
     if not read_ones:
         raise DataError(f"none of the {len(names)} files in '{source}' can be read; the first one: {skipped[0]}")
-    return TrainingImages(source.resolve().name, torch.stack([*read_ones.values()]), tuple(read_ones), skipped)
+    if len(skipped) > UNREADABLE * len(names) and not skip_unreadable:
+        raise DataError(
+            f"{describe_skipped(skipped, len(names))}; more than one in a thousand, so mend them, take them away, "
+            "or ask for it with --skip-unreadable"
+        )
+    pixels = torch.stack([*read_ones.values()])
+    return TrainingImages(source.resolve().name, pixels, tuple(read_ones), skipped, len(every) - len(names))
 
 
-def describe_skipped(skipped: tuple[str, ...]) -> str:
-    """One line: how many files were skipped, and the first of them with their reasons."""
-    return f"{len(skipped)} unreadable pictures were skipped: {_first(skipped)}"
+def describe_skipped(skipped: tuple[str, ...], count: int) -> str:
+    """A line that says how many of ``count`` pictures were skipped, and the first of them with their reasons."""
+    return f"{len(skipped)} unreadable pictures of {count} were skipped: {_first(skipped)}"
 
 
 def _first(texts: Sequence[str]) -> str:
@@ -115,16 +144,23 @@ class _Folder:
         self._root = root
 
     def names(self) -> list[str]:
-        """Paths of all files that look like pictures, relative to the root."""
-        found = (Path(folder) / name for folder, _, names in os.walk(self._root) for name in names)
-        return sorted(str(path.relative_to(self._root)) for path in found if _is_picture(path.name))
+        """The paths of all files, relative to the root."""
+        return sorted(str(path.relative_to(self._root)) for path in self._files(self._root, set()))
+
+    def _files(self, folder: Path, entered: set[str]) -> Iterator[Path]:
+        """All files in ``folder`` and below it, but not in folders that were ``entered`` before, by another way."""
+        if os.path.realpath(folder) in entered:
+            return
+        entered.add(os.path.realpath(folder))
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                yield from self._files(path, entered)
+            else:
+                yield path
 
     def read(self, name: str) -> bytes:
         """The content of the file called ``name``."""
-        try:
-            return (self._root / name).read_bytes()
-        except OSError as error:
-            raise ImageFileError(f"cannot read '{name}': {error.strerror}") from error
+        return read_file(self._root / name, "picture", ImageFileError)
 
     def close(self) -> None:
         """Do nothing, since no file is open."""
@@ -134,15 +170,20 @@ class _Zip:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._zip = zipfile.ZipFile(path)
+        self._lock = Lock()  # one ZipFile is not safe between threads
 
     def names(self) -> list[str]:
-        """The names of all members that look like pictures."""
-        return sorted(name for name in self._zip.namelist() if _is_picture(name.rsplit("/", 1)[-1]))
+        """The names of all members that are files."""
+        return sorted(info.filename for info in self._zip.infolist() if not info.is_dir())
 
     def read(self, name: str) -> bytes:
         """The content of the member called ``name``."""
+        size = self._zip.getinfo(name).file_size
+        if size > _LARGEST_MEMBER:
+            raise ImageFileError(f"cannot read '{name}': it is {size} bytes long, and no picture is as large")
         try:
-            return self._zip.read(name)
+            with self._lock:
+                return self._zip.read(name)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError) as error:
             raise ImageFileError(f"cannot read '{name}': {error}") from error
 
@@ -163,4 +204,11 @@ def _open_source(source: Path) -> _Folder | _Zip:
 
 
 def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    """Whether the file is one that Pillow opens, by its name; hidden files and those in hidden folders are not."""
+    hidden = any(part.startswith(".") for part in Path(name).parts)
+    return not hidden and Path(name).suffix.lower() in _picture_suffixes()
+
+
+@cache
+def _picture_suffixes() -> frozenset[str]:
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)

@@ -401,13 +401,19 @@ def test_train_then_sample_and_go_on(cli: Cli, picture: Path, tiny_model: Path) 
     shutil.copy(picture, "pictures/photo.png")
     Path("pictures/broken.png").write_text("no picture")
     options = ("train", "pictures", "-o", "model", "--cpu", "--batch-size", "2")
-    output = ok(cli(*options, "--unet", tiny_model / "unet" / "config.json", "--steps", "2"))
-    assert "Warning: 1 unreadable pictures were skipped: 'broken.png'" in output
+    new = ("--unet", tiny_model / "unet" / "config.json", "--steps", "2")
+    refused = cli(*options, *new)
+    assert (refused.exit_code, "--skip-unreadable" in refused.stderr) == (1, True)
+    options = (*options, "--skip-unreadable")
+    output = ok(cli(*options, *new))
+    assert "Warning: 1 unreadable pictures of 2 were skipped: 'broken.png'" in output
     assert "training on 1 images of 'pictures' in 1 process(es) with" in output
     assert "step 2, 4 images, 100.0% of the run: loss" in output
     assert "samples.png" in ok(cli("sample", "--model", "model", "-n", "2", "--steps", "2"))
     assert "step 3, 6 images" in ok(cli(*options, "--resume", "--steps", "3"))
-    assert "the run is finished" in ok(cli("train", "pictures", "-o", "model", "--cpu", "--resume"))
+    assert "the run is finished" in ok(
+        cli("train", "pictures", "-o", "model", "--cpu", "--resume", "--skip-unreadable")
+    )
     with Image.open("model/samples.png") as sheet:
         assert json.loads(sheet.text["ddim-ode"]) == {"step": 3, "images": 6}
 

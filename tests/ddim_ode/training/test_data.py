@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ddim_ode.images import load_image
+from ddim_ode.training import data as data_module
 from ddim_ode.training.data import DataError, TrainingImages, describe_skipped, read_training_images
 
 
@@ -49,15 +54,20 @@ def test_unreadable_pictures_are_skipped_counted_and_named(pictures: Path) -> No
     (pictures / "empty.jpg").touch()
     (pictures / "notes.txt").write_text("not meant to be one")
     for source in (pictures, zipped(pictures)):
-        data = read_training_images(source, 3, 8, 8)
+        data = read_training_images(source, 3, 8, 8, skip_unreadable=True)
         assert len(data.pixels) == 10
-        line = describe_skipped(data.skipped)
-        assert line.startswith("2 unreadable pictures were skipped: 'broken.png' is not a picture")
+        line, others = data.warnings()
+        assert line.startswith("2 unreadable pictures of 12 were skipped: 'broken.png' is not a picture")
         assert "'empty.jpg' is empty" in line
+        assert others == f"1 other files in '{source.name}' are no pictures by their names, and left out"
+        with pytest.raises(
+            DataError, match=r"2 unreadable pictures of 12 .*; more than one in a thousand, so mend them"
+        ):
+            read_training_images(source, 3, 8, 8)
 
 
 def test_of_many_skipped_pictures_the_first_are_named() -> None:
-    line = describe_skipped(tuple(f"picture {i}" for i in range(8)))
+    line = describe_skipped(tuple(f"picture {i}" for i in range(8)), 100)
     assert "picture 4; and 3 more" in line
     assert "picture 5" not in line
 
@@ -92,7 +102,7 @@ def test_a_damaged_member_of_a_zip_is_skipped(pictures: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[begin : begin + 4] = b"\xff" * 4
     path.write_bytes(whole)
-    data = read_training_images(path, 3, 8, 8)
+    data = read_training_images(path, 3, 8, 8, skip_unreadable=True)
     assert data.files == ("a.png",)
     assert data.skipped[0].startswith("cannot read 'b.png'")
 
@@ -113,3 +123,56 @@ def test_grey_models_read_luminance(pictures: Path) -> None:
     data = read_training_images(pictures, 1, 8, 8)
     assert isinstance(data, TrainingImages)
     assert data.pixels.shape == (10, 1, 8, 8)
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".jfif", ".JPG", ".bmp", ".gif", ".webp", ".tif", ".jp2"])
+def test_whatever_pillow_opens_is_read(tmp_path: Path, suffix: str) -> None:
+    kind = Image.registered_extensions()[suffix.lower()]
+    Image.new("RGB", (8, 8), "red").save(tmp_path / f"a{suffix}", format=kind)
+    data = read_training_images(tmp_path, 3, 8, 8)
+    assert (data.files, data.warnings()) == ((f"a{suffix}",), [])
+
+
+def test_folders_that_are_links_are_entered_but_once(pictures: Path) -> None:
+    other = pictures.parent / "other"
+    other.mkdir()
+    Image.new("RGB", (8, 8)).save(other / "c.png")
+    (pictures / "link").symlink_to(other)
+    (other / "back").symlink_to(pictures)
+    assert "link/c.png" in read_training_images(pictures, 3, 8, 8).files
+    assert len(read_training_images(pictures, 3, 8, 8).files) == 11
+
+
+def test_a_pipe_among_the_pictures_is_no_picture(pictures: Path) -> None:
+    os.mkfifo(pictures / "pipe.png")
+    data = read_training_images(pictures, 3, 8, 8, skip_unreadable=True)
+    assert "pipe.png' is no ordinary file" in data.skipped[0]
+
+
+def test_many_threads_read_one_zip_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its pictures, each as it is; of one ZipFile that is not to be expected without care."""
+    path = tmp_path / "many.zip"
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for i in range(2000):
+            content = io.BytesIO()
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(content, format="PNG")
+            file.writestr(f"{i:04}.png", content.getvalue())
+    one = read_training_images(path, 3, 8, 8)
+    monkeypatch.setattr(data_module, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(max_workers=16))
+    many = read_training_images(path, 3, 8, 8)
+    assert len(many.files) == 2000
+    assert many.pixels.equal(one.pixels)
+
+
+def test_a_member_that_is_said_to_be_huge_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("bomb.png", b"0" * 100_000)
+        content = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(content, format="PNG")
+        file.writestr("good.png", content.getvalue())
+    monkeypatch.setattr(data_module, "_LARGEST_MEMBER", 50_000)
+    data = read_training_images(path, 3, 8, 8, skip_unreadable=True)
+    assert data.files == ("good.png",)
+    assert data.skipped == ("cannot read 'bomb.png': it is 100000 bytes long, and no picture is as large",)
