@@ -13,8 +13,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ddim_ode.files import write_file
+from ddim_ode.files import read_file, write_file
 from ddim_ode.grids import Grid
+from ddim_ode.schedule import NoiseSchedule
 
 FILE = "calibration.json"
 FORMAT = "ddim-ode calibration 1"
@@ -85,22 +86,26 @@ def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = 
     write_file(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=overwrite)
 
 
-def load_calibration(path: Path, fingerprint: str) -> Calibration | None:
+def load_calibration(path: Path, fingerprint: str, schedule: NoiseSchedule) -> Calibration | None:
     """The calibration in ``path`` for the weights of this ``fingerprint``; None if there is no such file.
+
+    ``schedule``  the one of the weights, to which its grids must belong.
 
     Raises:
         CalibrationError: if it is damaged, or was made for other weights.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
+    content = read_file(path, "calibration", CalibrationError)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(content)
         if content["format"] != FORMAT:
             raise ValueError(f"it is not of the format '{FORMAT}'")
         entries = {int(steps): _entry(entry) for steps, entry in content["entries"].items()}
         for steps, entry in entries.items():
             if steps != entry.grid.steps:
                 raise ValueError(f"the entry for {steps} steps has a grid of {entry.grid.steps}")
+            entry.grid.check_belongs(schedule)
         calibration = Calibration(str(content["fingerprint"]), entries, dict(content["settings"]))
     except Exception as error:  # whatever a wrong structure provokes
         raise CalibrationError(f"the calibration '{path}' is damaged: {error}; make it anew with: calibrate") from error

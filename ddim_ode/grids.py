@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor, sqrt
+from math import floor, isclose, sqrt
 from typing import TYPE_CHECKING
 
 from ddim_ode.spacings import GRIDS, Tau
@@ -69,6 +69,22 @@ class Grid:
     def sigma_T(self) -> float:
         """The noise level of the latent."""
         return self.sigmas[-1]
+
+    def check_belongs(self, schedule: NoiseSchedule) -> None:
+        """Raise ValueError unless each node is a noise level of ``schedule``, with the timestep it stands for."""
+        zero = int(self.sigmas[0] == 0)
+        if bool(zero) != (self.clean_end == "zero") or (zero and self.timesteps[0] != 0):
+            raise ValueError(
+                f"the grid begins at sigma = {self.sigmas[0]:g}, t = {self.timesteps[0]:g}, which is not the clean end "
+                f"'{self.clean_end}'"
+            )
+        expected = schedule.sigma(_tensor(self.timesteps[zero:])).tolist()
+        for sigma, t, right in zip(self.sigmas[zero:], self.timesteps[zero:], expected, strict=True):
+            if not isclose(sigma, right, rel_tol=1e-6):
+                raise ValueError(
+                    f"sigma = {sigma:g} of the grid contradicts its timestep {t:g}, which is sigma = {right:g} of "
+                    f"schedule '{schedule.name}'"
+                )
 
     def upward(self) -> Tensor:
         """The sigmas in the order of encoding; float64, shape ``(steps + 1,)``."""

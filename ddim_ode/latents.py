@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isclose
+from math import inf, isclose
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ddim_ode.schedule import NoiseSchedule
 
 FORMAT = "ddim-ode latent"
 VERSION = 1
+# Far outside of what has unit variance: normal noise reaches 7 at most.
+LARGEST = 100.0
 SCALE = "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
 
 
@@ -44,7 +46,7 @@ class Latent:
     ``companion``      the second state of a reversible solver, of the shape and dtype of x_T; None for all others.
 
     Raises:
-        LatentError: if x_T or its companion has another shape or holds NaN or infinity.
+        LatentError: if x_T or its companion has another shape, or holds NaN, infinity or values far too large.
     """
 
     x_T: Tensor
@@ -60,15 +62,18 @@ class Latent:
     def __post_init__(self) -> None:
         if self.companion is not None and (
             (self.companion.shape, self.companion.dtype) != (self.x_T.shape, self.x_T.dtype)
-            or not bool(self.companion.isfinite().all())
         ):
-            raise LatentError("the companion of x_T must be finite and of its shape and dtype; encode the image again")
+            raise LatentError("the companion of x_T must be of its shape and dtype; encode the image again")
         if self.x_T.ndim != 4 or self.x_T.shape[0] != 1 or not self.x_T.is_floating_point():
             raise LatentError(
                 f"x_T must be a float tensor of shape (1, C, H, W), but it is {self.x_T.dtype} {tuple(self.x_T.shape)}"
             )
-        if not bool(self.x_T.isfinite().all()):
-            raise LatentError("x_T holds NaN or infinity; encode the image again")
+        for name, state in (("x_T", self.x_T), ("its companion", self.companion)):
+            if state is not None and not bool((state.abs() <= LARGEST).all()):
+                raise LatentError(
+                    f"{name} should have about unit variance, but holds {_worst(state):g}; encode the image again, in "
+                    "more steps if the solver has diverged"
+                )
 
     def check_fits(self, model: Model, *, any_model: bool = False) -> None:
         """Raise LatentError unless ``model`` can decode this latent rightly.
@@ -132,6 +137,12 @@ class Latent:
                 f"  model      {self.model}, weights {self.fingerprint[:12]}, schedule {self.schedule.name}",
             )
         )
+
+
+def _worst(state: Tensor) -> float:
+    """What is least like a number of unit variance in ``state``, of any shape."""
+    sizes = state.abs().nan_to_num(nan=inf)
+    return float(state.flatten()[sizes.flatten().argmax()])
 
 
 def save_latent(latent: Latent, path: str | Path, *, overwrite: bool = False) -> None:
@@ -203,17 +214,23 @@ def _unpickle(content: bytes, name: str) -> object:
 
 
 def _from_content(content: dict[str, Any]) -> Latent:
-    grid = content["grid"]
+    nodes = content["grid"]
+    grid = Grid(
+        str(nodes["name"]),
+        str(nodes["clean_end"]),
+        tuple(float(sigma) for sigma in nodes["sigmas"]),
+        tuple(float(t) for t in nodes["timesteps"]),
+    )
+    schedule = NoiseSchedule(str(content["schedule"]["name"]), content["schedule"]["alpha_bar"])
+    grid.check_belongs(schedule)
+    for key, right in (("sigma_T", grid.sigma_T), ("scale", SCALE)):
+        if content[key] != right:
+            raise ValueError(f"{key} is {content[key]!r}, but must be {right!r}")
     return Latent(
         x_T=content["x_T"],
-        grid=Grid(
-            str(grid["name"]),
-            str(grid["clean_end"]),
-            tuple(float(sigma) for sigma in grid["sigmas"]),
-            tuple(float(t) for t in grid["timesteps"]),
-        ),
+        grid=grid,
         solver=_solver_settings(content["solver"]),
-        schedule=NoiseSchedule(str(content["schedule"]["name"]), content["schedule"]["alpha_bar"]),
+        schedule=schedule,
         model=str(content["model"]["name"]),
         fingerprint=str(content["model"]["fingerprint"]),
         source=Source(

@@ -109,7 +109,9 @@ class Model:
         Raises:
             CalibrationError: if it is damaged, or was made for other weights.
         """
-        return load_calibration(self.folder / CALIBRATION_FILE, self.fingerprint) if self.folder else None
+        if self.folder is None:
+            return None
+        return load_calibration(self.folder / CALIBRATION_FILE, self.fingerprint, self.schedule)
 
     def summary(self) -> str:
         """What it is, in a few lines for people to read."""

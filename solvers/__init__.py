@@ -105,9 +105,9 @@ def fitted(name: str, nodes: tuple[float, ...], up: Corrections, down: Correctio
     Raises:
         ValueError: as ``correctable`` does.
     """
-    if not up and not down:
-        return get_solver(name)
     base = correctable(name)
+    if not up and not down:
+        return base
     source = f"{base.source}; with corrections fitted to one model"
     return FittedSolver(
         name=AUTO, order=base.order, source=source, positive=base.positive, base=base, nodes=nodes, up=up, down=down

@@ -103,7 +103,7 @@ def plan_sampling(request: Request, model: Model) -> Plan:
     """The plan to decode random latents with ``model``. Errors are those of ``plan_encoding``."""
     entry, why = _calibrated(request, model, request.steps or DEFAULT_STEPS)
     if entry:
-        solver = _solver_of(entry)
+        solver = _solver_of(entry, model)
         return Plan(solver, way_back(solver), entry.grid, why=why)
     solver = _solver(request)
     grid, more = _grid(request, model, solver, t_end=None)
@@ -131,6 +131,8 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
         ValueError: as ``plan_encoding``; LatentError if the latent was made with a calibration that the model does not
             have now, or lies at another noise level than the one where the grid begins.
     """
+    from ddim_ode.latents import LatentError
+
     steps = DEFAULT_STEPS if latent.grid.name == ENDS else latent.grid.steps
     why: tuple[str, ...] = ()
     if AUTO in (request.solver, latent.solver["name"]):
@@ -140,13 +142,18 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
             solver = _calibrated_way_back(latent, model)
             return Plan(solver, solver, latent.grid)
         if entry and latent.reached_by(entry.grid):
-            solver = _solver_of(entry)
+            solver = _solver_of(entry, model)
             return Plan(solver, solver, entry.grid, why=(*why, *_left_behind(latent)))
         if entry:
             why = (f"{AUTO} is {DEFAULT_SOLVER}: the calibration for {entry.grid.steps} steps ends at another sigma",)
     own = _solver(request, latent)
     solver = own if request.solver not in (None, AUTO) else way_back(own)
     grid = latent.grid
+    if grid.name == ENDS and request.solver is None and not own.adaptive:
+        raise LatentError(
+            f"the latent is damaged: solver '{own.name}' takes steps, but it names none; name them with --solver and "
+            "--steps, if you know them"
+        )
     if (grid.name == ENDS and not solver.adaptive) or request.steps or request.grid or request.clean_end:
         wished = replace(
             request,
@@ -210,7 +217,7 @@ def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     from ddim_ode.latents import LatentError
 
     entry = model.calibration.entries.get(latent.grid.steps) if model.calibration else None
-    solver = _solver_of(entry) if entry else None
+    solver = _solver_of(entry, model) if entry else None
     if solver is None or solver.settings != latent.solver:
         raise LatentError(
             f"the latent was encoded with a calibration for {latent.grid.steps} steps that model '{model.name}' does "
@@ -219,8 +226,16 @@ def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     return solver
 
 
-def _solver_of(entry: Entry) -> Solver:
-    return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+def _solver_of(entry: Entry, model: Model) -> Solver:
+    from ddim_ode.calibration import CalibrationError
+
+    try:
+        return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+    except ValueError as error:
+        raise CalibrationError(
+            f"the calibration of model '{model.name}' for {entry.grid.steps} steps is damaged: {error}; make it anew "
+            "with: calibrate"
+        ) from error
 
 
 def _left_behind(latent: Latent) -> tuple[str, ...]:

@@ -24,10 +24,10 @@ from ddim_ode.devices import find_device
 from ddim_ode.grids import Grid, halved
 from ddim_ode.images import Source, pixel_mse
 from ddim_ode.interpolation import span
-from ddim_ode.latents import Latent, load_latent
+from ddim_ode.latents import Latent, LatentError, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from ddim_ode.session import check as checking
-from ddim_ode.session.batches import OnError, batched, each, together_or_alone
+from ddim_ode.session.batches import MemberError, OnError, batched, each, together_or_alone
 from ddim_ode.session.corners import corner_errors, encode_corners, load_corners
 from ddim_ode.session.plan import (
     Plan,
@@ -323,7 +323,10 @@ class Session:
 
         def latent(job: tuple[int, tuple[int, Source]]) -> Encoded:
             member, (index, source) = job
-            found = self._latent(plan, solution, member, source, walk.nfe_of(member))
+            try:
+                found = self._latent(plan, solution, member, source, walk.nfe_of(member))
+            except LatentError as error:
+                raise MemberError(f"'{source.name}': {error}") from error
             return Encoded(index, member, found, plan, walk)
 
         members = enumerate((index, source) for index, (_, source) in chunk)

@@ -14,30 +14,31 @@ from ddim_ode.calibration import Calibration, CalibrationError, Entry, load_cali
 from ddim_ode.grids import make_grid
 from ddim_ode.schedule import make_schedule
 
-GRID = make_grid(make_schedule(), "log-snr", 3)
+SCHEDULE = make_schedule()
+GRID = make_grid(SCHEDULE, "log-snr", 3)
 FITTED = Entry("reab2", GRID, ((0.1, -0.2), (1e-17, 0.3, 0.5), (1.0,)), ((0.0, 0.1),) * 3, {"decode": 0.01})
 CALIBRATION = Calibration(
-    "abc", {3: FITTED, 5: Entry("euler", make_grid(make_schedule(), "log-snr", 5), (), (), {})}, {"seed": 0}
+    "abc", {3: FITTED, 5: Entry("euler", make_grid(SCHEDULE, "log-snr", 5), (), (), {})}, {"seed": 0}
 )
 
 
 def test_it_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     save_calibration(CALIBRATION, path)
-    assert load_calibration(path, "abc") == CALIBRATION
+    assert load_calibration(path, "abc", SCHEDULE) == CALIBRATION
     assert [entry.fitted for entry in CALIBRATION.entries.values()] == [True, False]
     with pytest.raises(FileExistsError):
         save_calibration(CALIBRATION, path)
 
 
 def test_none_where_there_is_no_file(tmp_path: Path) -> None:
-    assert load_calibration(tmp_path / "calibration.json", "abc") is None
+    assert load_calibration(tmp_path / "calibration.json", "abc", SCHEDULE) is None
 
 
 def test_other_weights(tmp_path: Path) -> None:
     save_calibration(CALIBRATION, tmp_path / "calibration.json")
     with pytest.raises(CalibrationError, match=r"was made for other weights \(abc\) than these \(xyz\); make it anew"):
-        load_calibration(tmp_path / "calibration.json", "xyz")
+        load_calibration(tmp_path / "calibration.json", "xyz", SCHEDULE)
 
 
 @pytest.mark.parametrize("spoil", ["format", "entries", "fingerprint", None])
@@ -47,7 +48,7 @@ def test_damaged_files(tmp_path: Path, spoil: str | None) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in content.items() if k != spoil}) if spoil else path.read_text()[:-9])
     with pytest.raises(CalibrationError, match="is damaged"):
-        load_calibration(path, "abc")
+        load_calibration(path, "abc", SCHEDULE)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +61,10 @@ def test_damaged_files(tmp_path: Path, spoil: str | None) -> None:
         ({"down": []}, "but there are 3 up and 0 down"),
         ({"up": []}, "but there are 0 up and 3 down"),
         ({"down": [[0.0, math.nan], [0.0], [0.0]]}, "numbers must be finite, but there is nan"),
-        ({"grid": asdict(make_grid(make_schedule(), "quad", 6)), "up": [], "down": []}, "3 steps has a grid of 6"),
+        ({"grid": asdict(make_grid(SCHEDULE, "quad", 6)), "up": [], "down": []}, "3 steps has a grid of 6"),
         ({"grid": asdict(GRID) | {"sigmas": [0.0, 1.0, 2.0, math.inf]}}, "numbers must be finite, but there is inf"),
+        ({"grid": asdict(GRID) | {"sigmas": [*GRID.sigmas[:3], 1e5]}}, "sigma = 100000 of the grid contradicts its"),
+        ({"grid": asdict(GRID) | {"timesteps": [*GRID.timesteps[:3], 1e5]}}, r"timesteps must lie in \[0, 999\]"),
         ({"up": ["ab"] * 3}, "could not convert string to float"),
     ],
 )
@@ -72,4 +75,4 @@ def test_damaged_entries(tmp_path: Path, changes: dict[str, Any], words: str) ->
     content["entries"]["3"] |= changes
     path.write_text(json.dumps(content))
     with pytest.raises(CalibrationError, match=f"is damaged: .*{words}.*; make it anew with: calibrate"):
-        load_calibration(path, "abc")
+        load_calibration(path, "abc", SCHEDULE)

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddim_ode.grids import CLEAN_ENDS, Grid, make_grid
+from ddim_ode.grids import CLEAN_ENDS, grid_of_timesteps, make_grid
 from ddim_ode.images import Source
-from ddim_ode.latents import Latent, LatentError, load_latent, save_latent
+from ddim_ode.latents import LARGEST, Latent, LatentError, load_latent, save_latent
 from ddim_ode.models import Model
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 
@@ -49,15 +49,17 @@ def latents(draw: st.DrawFn) -> Latent:
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     channels, height, width = (draw(st.integers(1, 3)) for _ in range(3))
     count = channels * height * width
-    values = draw(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=count, max_size=count))
-    sigmas = sorted(draw(st.sets(st.floats(0, 1e6), min_size=2, max_size=6)))
-    timesteps = draw(st.lists(st.floats(0, 999), min_size=len(sigmas), max_size=len(sigmas)))
+    values = draw(st.lists(st.floats(-LARGEST, LARGEST, width=32), min_size=count, max_size=count))
+    schedule = make_schedule(draw(st.sampled_from(["linear", "sigmoid"])), timesteps=draw(st.integers(2, 50)))
+    ends = {0, len(schedule) - 1}
+    timesteps = sorted({*ends, *draw(st.sets(st.floats(0.01, len(schedule) - 1.01), max_size=4))})
+    clean_end = draw(st.sampled_from(CLEAN_ENDS))
     x_T = torch.tensor(values, dtype=dtype).reshape(1, channels, height, width)
     return Latent(
         x_T=x_T,
-        grid=Grid(draw(texts), draw(st.sampled_from(CLEAN_ENDS)), tuple(sigmas), tuple(timesteps)),
+        grid=grid_of_timesteps(schedule, timesteps, name=draw(texts), clean_end=clean_end),
         solver={"name": draw(texts)} | draw(st.dictionaries(texts, texts | finite, max_size=3)),
-        schedule=make_schedule(draw(st.sampled_from(["linear", "sigmoid"])), timesteps=draw(st.integers(2, 50))),
+        schedule=schedule,
         model=draw(texts),
         fingerprint=draw(texts),
         source=Source(draw(texts), (draw(st.integers(1, 10**6)), draw(st.integers(1, 10**6))), draw(texts)),
@@ -102,14 +104,23 @@ def test_a_part_of_a_batch_takes_no_more_room_than_it_needs(tmp_path: Path) -> N
     assert (tmp_path / "latent.pt").stat().st_size < batch.nbytes / 4
 
 
+def with_pixel(value: float) -> Tensor:
+    """The x_T with one pixel of another value."""
+    x_T = LATENT.x_T.clone()
+    x_T[0, 2, 1, 1] = value
+    return x_T
+
+
 @pytest.mark.parametrize(
     ("x_T", "words"),
     [
         (torch.zeros(3, 4, 5), "must be a float tensor of shape (1, C, H, W), but it is torch.float32 (3, 4, 5)"),
         (torch.zeros(2, 3, 4, 5), "but it is torch.float32 (2, 3, 4, 5)"),
         (torch.zeros(1, 3, 4, 5, dtype=torch.int64), "but it is torch.int64 (1, 3, 4, 5)"),
-        (torch.full((1, 3, 4, 5), torch.nan), "x_T holds NaN or infinity; encode the image again"),
-        (torch.full((1, 3, 4, 5), -torch.inf), "x_T holds NaN or infinity; encode the image again"),
+        (with_pixel(torch.nan), "x_T should have about unit variance, but holds nan; encode the image again"),
+        (with_pixel(-torch.inf), "x_T should have about unit variance, but holds -inf; encode the image again"),
+        (with_pixel(-1e6), "x_T should have about unit variance, but holds -1e+06; encode the image again"),
+        (with_pixel(1e300), "x_T should have about unit variance, but holds 1e+300; encode the image again"),
     ],
 )
 def test_no_latent_is_made_of_a_wrong_tensor(x_T: Tensor, words: str) -> None:
@@ -219,11 +230,25 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         (without("model", "fingerprint"), "is damaged: there is no 'fingerprint'"),
         (without("source", "size"), "is damaged: there is no 'size'"),
         (with_value(torch.zeros(3, 4, 5), "x_T"), "is damaged: x_T must be a float tensor of shape (1, C, H, W)"),
-        (with_value(torch.full((1, 3, 4, 5), torch.nan), "x_T"), "is damaged: x_T holds NaN or infinity"),
+        (
+            with_value(torch.full((1, 3, 4, 5), torch.nan), "x_T"),
+            "is damaged: x_T should have about unit variance, but holds nan",
+        ),
+        (with_value(1e6 * LATENT.x_T, "x_T"), "is damaged: x_T should have about unit variance, but holds"),
         (with_value([0.0], "x_T"), "is damaged"),
         (with_value(torch.zeros(1, 3, 4, 5).to_sparse(), "x_T"), "is damaged"),
         (with_value([0.0, 2.0, 1.0], "grid", "sigmas"), "is damaged: a grid needs at least two sigmas and as many"),
         (with_value([9.0] + 10 * [1.0], "grid", "sigmas"), "is damaged: sigmas must rise strictly"),
+        (with_value(1e5, "grid", "sigmas", 10), "is damaged: sigma = 100000 of the grid contradicts its timestep 999"),
+        (with_value(1e155, "grid", "sigmas", 10), "is damaged: sigma = 1e+155 of the grid contradicts its timestep"),
+        (with_value(float("inf"), "grid", "sigmas", 10), "is damaged: sigma = inf of the grid contradicts its"),
+        (with_value(float("nan"), "grid", "timesteps", 3), "is damaged: timesteps must lie in [0, 999], but they"),
+        (with_value(998.0, "grid", "timesteps", 10), "of the grid contradicts its timestep 998, which is sigma = 15"),
+        (with_value(1000.0, "grid", "timesteps", 10), "is damaged: timesteps must lie in [0, 999], but they"),
+        (with_value(5.0, "grid", "timesteps", 0), "begins at sigma = 0, t = 5, which is not the clean end 'zero'"),
+        (with_value("sigma-min", "grid", "clean_end"), "at sigma = 0, t = 0, which is not the clean end 'sigma-min'"),
+        (with_value(99.0, "sigma_T"), "is damaged: sigma_T is 99.0, but must be 157.40"),
+        (with_value("as it is", "scale"), "is damaged: scale is 'as it is', but must be 'unit variance"),
         (with_value(None, "grid"), "is damaged"),
         (with_value("euler", "solver"), "is damaged"),
         (with_value({}, "solver"), "is damaged: there is no 'name'"),
@@ -319,9 +344,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "companion",
-    [LATENT.x_T[:, :2], LATENT.x_T.float(), LATENT.x_T * float("nan")],
-    ids=["shape", "dtype", "nan"],
+    [LATENT.x_T[:, :2], LATENT.x_T.float(), LATENT.x_T * float("nan"), LATENT.x_T * 1e6],
+    ids=["shape", "dtype", "nan", "large"],
 )
 def test_a_companion_that_is_none_is_refused(companion: Tensor) -> None:
-    with pytest.raises(LatentError, match=r"^the companion of x_T must be finite and of its shape and dtype"):
+    with pytest.raises(LatentError, match=r"^(the companion of x_T must be of its shape|its companion should)"):
         replace(LATENT, companion=companion)
