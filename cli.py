@@ -244,7 +244,7 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
 @run_options
 @click.option(
     "--target-psnr",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     metavar="DB",
     help="Find the fewest steps in which every picture comes back so well, of --solver or of a few good ones.",
 )
@@ -289,10 +289,11 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
     unless another is named.
     """
     from ddim_ode.images import check_image_path
-    from ddim_ode.session.results import sheet
+    from ddim_ode.session.results import check_sheet, sheet
 
     check_image_path(output, overwrite=overwrite)
     session = run.session()
+    check_sheet(count, session.model.space.shape)
     samples: list[Sample] = []
     for found in session.sample(count, seed=seed, eta=eta, sigma_hat=sigma_hat, **run.wishes):
         warn_of(found.walk, len(samples) % session.batch_size)
@@ -329,11 +330,14 @@ def interpolate(
     """
     from ddim_ode.images import check_image_path
     from ddim_ode.session.corners import count_images
+    from ddim_ode.session.results import check_sheet
 
     check_image_path(output, overwrite=overwrite)
     number = count_images(len(inputs) + len(seeds), count)
+    session = run.session()
+    check_sheet(number, session.model.space.shape)
     targets = find_frames(frames, number, output, overwrite) if frames else []
-    found = run.session().interpolate(inputs, seeds=seeds, count=count, **run.wishes)
+    found = session.interpolate(inputs, seeds=seeds, count=count, **run.wishes)
     warn(*found.there.notes, *found.back.notes)
     for picture, target in zip(found.pictures, targets, strict=False):
         save(picture, target, overwrite=overwrite)

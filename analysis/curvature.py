@@ -149,7 +149,7 @@ def run(
     if len(results.rows) == points * len(CHARTS):
         return results.rows
     fine = make_grid(model.schedule, "log-snr", reference_steps, clean_end="sigma-min")
-    found = walk(model, images, fine, upward=True, batch_size=16, label="trajectories")
+    found = walk(model, images, fine, upward=True, batch_size=16, label="trajectories", names=names)
     low, high = fine.sigmas[0] * exp(STEP / 2), fine.sigma_T * exp(-STEP / 2)
     sigmas = [low * (high / low) ** (i / (points - 1)) for i in range(points)]
     measure(model, found, sigmas, results)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.rows import load_settings
 from ddim_ode.files import write_file
+from ddim_ode.work import load_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` as a PNG file, in place of an older one; above it and in the file stands what it was made with,
     according to the ``settings.json`` beside it.
     """
-    settings = load_settings(path.parent / "settings.json")
+    settings = load_json(path.parent / "settings.json")
     figure.text(0.01, 1.01, _caption(settings), va="bottom", fontsize="x-small", color="0.4")
     buffer = io.BytesIO()
     about = {"ddim-ode": json.dumps(settings)}

@@ -12,7 +12,6 @@ solver and grid of the options, by default DDIM with 50 steps, and kept, so that
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +32,16 @@ from analysis.tables import markdown
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.console import device_option
 from ddim_ode.devices import find_device
-from ddim_ode.files import write_file
 from ddim_ode.images import save_image, tile, to_uint8
 from ddim_ode.models import Model, load_model
 from ddim_ode.session.plan import Request, plan_sampling
 from ddim_ode.spacings import GRIDS
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.objective import denoising_loss
+from ddim_ode.work import load_tensors, save_tensors
 from solvers import SOLVERS
 
 # Evenly spaced, so that their mean stands for that over all.
-TIMESTEPS = range(10, 1000, 20)
 PROJECTIONS = 1000
 SHEET = 100
 CHUNK = 100
@@ -76,10 +74,11 @@ class DistanceRow:
 
 
 def measure_errors(model: Model, label: str, images: Tensor, *, seed: int, batch_size: int = 50) -> list[ErrorRow]:
-    """A row for each of ``TIMESTEPS``, on ``images``, ``(B, C, H, W)``, pixels in [-1, 1]."""
+    """A row for each of about fifty timesteps, evenly spread, on ``images``, ``(B, C, H, W)``, pixels in [-1, 1]."""
     noise = draw_latents(len(images), (model.channels, model.height, model.width), seed=seed).float()
     rows = []
-    for t in tqdm(TIMESTEPS, desc=f"eps of {label}", disable=None):
+    spacing = max(1, len(model.schedule) // 50)
+    for t in tqdm(range(spacing // 2, len(model.schedule), spacing), desc=f"eps of {label}", disable=None):
         with torch.no_grad():
             errors = [
                 denoising_loss(
@@ -102,8 +101,9 @@ def draw_samples(
 ) -> Tensor:
     """``count`` images ``(count, C, H, W)``, uint8, as a PNG would hold them; kept in ``folder``, where some may be."""
     path = folder / f"samples-{label}.pt"
-    done = list(torch.split(torch.load(path, weights_only=True), CHUNK)) if path.exists() else []
-    x_T = draw_latents(count, (model.channels, model.height, model.width), seed=seed)
+    shape = model.space.shape
+    done = list(torch.split(load_tensors(path, [(None, *shape)])[0], CHUNK)) if path.exists() else []
+    x_T = draw_latents(count, shape, seed=seed)
     plan = plan_sampling(Request(solver, steps, grid), model)
     for i in tqdm(range(0, count, CHUNK), desc=f"samples of {label}", disable=None):
         if i < len(done) * CHUNK:
@@ -111,9 +111,7 @@ def draw_samples(
         latents = x_T[i : i + CHUNK].float().to(model.device)
         images = decode(model.ode(), latents, plan.grid, plan.solver, dtype=torch.float32)
         done.append(to_uint8(images.cpu()))
-        buffer = io.BytesIO()
-        torch.save(torch.cat(done), buffer)
-        write_file(path, buffer.getvalue(), overwrite=True)
+        save_tensors([torch.cat(done)], path)
     return torch.cat(done)[:count]
 
 

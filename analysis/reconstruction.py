@@ -47,13 +47,14 @@ from analysis.pictures import load_images, rms
 from analysis.reconstruction_plot import PAPER, Case, ReconstructionRow, plot, table
 from analysis.reference import REFERENCES, End, Reference, end_of, make_references
 from analysis.reference import SOLVER as REFERENCE_SOLVER
-from analysis.rows import Results, describe, load_rows, load_settings
+from analysis.rows import Results, describe, load_rows
 from analysis.spread import spread
 from ddim_ode.grids import CLEAN_ENDS, Grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
 from ddim_ode.session.plan import Request, plan_encoding
 from ddim_ode.spacings import GRIDS
+from ddim_ode.work import load_json
 from solvers import SOLVERS, SolverError, way_back
 
 
@@ -167,7 +168,7 @@ def report(folder: Path) -> None:
     rows = load_rows(ReconstructionRow, folder / "rows.csv")
     if not rows:
         raise ValueError(f"there are no rows in '{folder}' to plot; measure some first")
-    settings = load_settings(folder / "settings.json")
+    settings = load_json(folder / "settings.json")
     accuracy = max(settings.get("reference_rmse", {}).values(), default=None)
     save_figure(plot(rows, accuracy), folder / "reconstruction.png")
     click.echo(table(rows))

@@ -9,7 +9,6 @@ every timestep. Its accuracy is the distance to a walk over every second one, wh
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -20,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddim_ode.codec import to_device
-from ddim_ode.files import write_file
 from ddim_ode.grids import Grid
 from ddim_ode.models import Model
+from ddim_ode.work import load_tensors, save_tensors
 from solvers import get_solver
 
 # Where solutions to measure others against are kept, for all scripts.
@@ -64,6 +63,7 @@ def make_references(
     ``folder``  keeps them, for any model and images; what is there is not computed again.
     ``stride``  step over as many timesteps at once: 1 for the best, more for a hurry.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     references: dict[End, Reference] = {}
     here: End = ("", 0)
     key = _key(model, images, stride)
@@ -72,11 +72,11 @@ def make_references(
             here, fine, coarse = (end[0], 0), images.double(), images[:CHECKED].double()
         path = folder / f"{key}-{end[0]}-{end[1]}.pt"
         if path.exists():
-            fine, coarse = torch.load(path, weights_only=True)
+            fine, coarse = load_tensors(path, (fine.shape, coarse.shape))
         else:
             fine = _walk(model, fine, here, end[1], stride, batch_size)
             coarse = _walk(model, coarse, here, end[1], 2 * stride, batch_size)
-            _save((fine, coarse), path)
+            save_tensors((fine, coarse), path)
         here = end
         references[end] = _reference(fine, coarse, float(model.schedule.sigma(end[1])))
     return {end: references[end] for end in ends}
@@ -87,6 +87,7 @@ def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int =
 
     ``folder``  keeps it, for any model and latents; what is there is not computed again.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     key = _key(model, x_T, stride)
     path = folder / f"{key}-images.pt"
     if not path.exists():
@@ -96,15 +97,16 @@ def decoded_references(model: Model, x_T: Tensor, *, folder: Path, stride: int =
             t_end = max(t - stage, 0)
             part = folder / f"{key}-down-{t_end}.pt"
             if part.exists():
-                fine, coarse = torch.load(part, weights_only=True)
+                fine, coarse = load_tensors(part, (fine.shape, coarse.shape))
             else:
                 fine = _walk(model, fine, ("sigma-min", t), t_end, stride, len(fine))
                 coarse = _walk(model, coarse, ("sigma-min", t), t_end, 2 * stride, len(coarse))
-                _save((fine, coarse), part)
+                save_tensors((fine, coarse), part)
         last_step = torch.tensor([model.schedule.sigma_min, 0.0], dtype=torch.float64)
         at_zero = _solve(model, fine, last_step)
-        _save((fine, at_zero, coarse), path)
-    at_sigma_min, at_zero, coarse = torch.load(path, weights_only=True)
+        save_tensors((fine, at_zero, coarse), path)
+    shapes = (x_T.shape, x_T.shape, x_T[:CHECKED].shape)
+    at_sigma_min, at_zero, coarse = load_tensors(path, shapes)
     accuracy = (at_sigma_min[: len(coarse)] - coarse).square().mean().sqrt()
     return ReferenceImages({"sigma-min": at_sigma_min, "zero": at_zero}, float(accuracy))
 
@@ -142,10 +144,3 @@ def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:
     scale = sqrt(1 + sigma**2)
     accuracy = (fine[: len(coarse)] - coarse).square().mean().sqrt() / scale
     return Reference(fine / scale, float(accuracy))
-
-
-def _save(walks: tuple[Tensor, ...], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(walks, buffer)
-    write_file(path, buffer.getvalue(), overwrite=True)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options
 from ddim_ode.files import write_file
+from ddim_ode.work import load_json
 
 # What a command printed, beside its rows.
 PRINTED = "table.md"
@@ -150,7 +151,7 @@ def _section(folder: Path, section: Section, failure: str | None) -> str:
     parts.append(_details("What is measured, and how", f"<pre>{escape(rest.strip())}</pre>"))
     parts += [_details(f"Table {path.name}", _rows(path)) for path in sorted(folder.glob("*.csv"))]
     for path in sorted(folder.glob("*.json")):
-        text = json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
+        text = json.dumps(load_json(path), indent=1)
         parts.append(_details(f"Settings {path.name}", f"<pre>{escape(text)}</pre>"))
     return "".join(parts)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ddim_ode.files import write_file
 from ddim_ode.models import Model
+from ddim_ode.work import hold, load_json, reading
 
 Row = TypeVar("Row")
 
@@ -38,15 +39,16 @@ def load_rows(kind: type[Row], path: Path) -> list[Row]:
     """The rows of the dataclass ``kind`` in the CSV file ``path``; none if there is no such file.
 
     Raises:
-        ValueError: if the file has other columns.
+        ValueError: if the file is damaged, or has other columns.
     """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if list(reader.fieldnames or ()) != _columns(kind):
-            raise ValueError(f"'{path}' has other columns than this program writes; move it away and measure again")
-        return [_row(kind, line) for line in reader]
+    with reading(path):
+        lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), strict=True))
+    if not lines or lines[0] != _columns(kind):
+        raise ValueError(f"'{path}' has other columns than this program writes; move it away and measure again")
+    with reading(path):
+        return [_row(kind, dict(zip(lines[0], line, strict=True))) for line in lines[1:]]
 
 
 def _columns(kind: type[Any], prefix: str = "") -> list[str]:
@@ -103,19 +105,13 @@ def save_settings(settings: Mapping[str, object], path: Path) -> None:
     write_file(path, f"{text}\n".encode(), overwrite=True)
 
 
-def load_settings(path: Path) -> dict[str, Any]:
-    """What the JSON file ``path`` holds; nothing if there is none."""
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return settings
-
-
 def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
     """What the JSON file ``path`` holds, or nothing; refuses to add rows to those of another measurement.
 
     Raises:
         ValueError: if the file differs from ``settings`` in one of their values.
     """
-    before = load_settings(path)
+    before = load_json(path)
     for key, value in settings.items():
         if before and before.get(key) != value:
             raise ValueError(f"'{path.parent}' holds rows with another {key}; choose another folder for the output")
@@ -125,12 +121,14 @@ def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
 class Results(Generic[Row]):
     """The rows of one measurement in ``file`` in a folder, with its settings: read first, saved with every new one.
 
+    Other processes are kept out of the folder meanwhile.
+
     Raises:
-        ValueError: if the folder holds rows of other settings or another kind.
+        ValueError: if the folder holds rows of other settings or another kind, or another process is at work there.
     """
 
     def __init__(self, kind: type[Row], folder: Path, settings: Mapping[str, object], file: str = "rows.csv") -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = hold(folder)
         self.settings: dict[str, Any] = {**check_same(settings, folder / "settings.json"), **settings}
         self.rows = load_rows(kind, folder / file)
         self._folder, self._file = folder, file

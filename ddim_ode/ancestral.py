@@ -19,6 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ddim_ode.codec import seeded
 from ddim_ode.family import Noise, kept_noise, noise_of_eta, noise_of_sigma_hat
 
 
@@ -86,7 +87,7 @@ def seeded_noise(members: range, shape: tuple[int, int, int], *, seed: int) -> N
     Each of ``members``, numbers of samples counted from 0, has a stream of its own, so that its noise depends neither
     on the batch it is in nor on the device.
     """
-    root = torch.Generator().manual_seed(seed)
+    root = seeded(seed)
     seeds = torch.randint(2**62, (members.stop,), generator=root).tolist()
     streams = [torch.Generator().manual_seed(seeds[member]) for member in members]
     return lambda: torch.stack([torch.randn(shape, generator=stream, dtype=torch.float64) for stream in streams])

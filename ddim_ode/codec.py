@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count as count_up
+from itertools import islice
 from math import sqrt
 from typing import Protocol, TypeVar
 
@@ -119,10 +121,30 @@ def decode_solution(
 def draw_latents(count: int, shape: tuple[int, int, int], *, seed: int) -> Tensor:
     """``count`` latents x_T from N(0, I), ``(count, C, H, W)`` for ``shape`` (C, H, W); float64 on the CPU.
 
-    The first ones do not depend on ``count``, nor any on the device.
+    They are the first ones of the ``stream_latents``, and errors are the same.
     """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)])
+    return torch.stack(list(islice(stream_latents(shape, seed=seed), count)))
+
+
+def stream_latents(shape: tuple[int, int, int], *, seed: int) -> Iterator[Tensor]:
+    """Latents x_T from N(0, I) without end, each of the ``shape`` (C, H, W); float64 on the CPU, whatever the device.
+
+    Raises:
+        ValueError: for a seed outside [0, 2^63).
+    """
+    generator = seeded(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in count_up())
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of random numbers on the CPU.
+
+    Raises:
+        ValueError: for a seed outside [0, 2^63).
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"a seed must be at least 0 and below 2^63, but it is {seed}")
+    return torch.Generator().manual_seed(seed)
 
 
 # The kinds of devices that have no float64.

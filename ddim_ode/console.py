@@ -47,6 +47,8 @@ class OneLineErrors(click.Group):
         except click.UsageError as error:
             error.ctx = None  # or else click puts two lines of usage before the one that matters
             raise
+        except click.ClickException:
+            raise
         except PlanError as error:
             raise click.UsageError(one_line(error)) from error
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -83,8 +85,14 @@ def warn(*messages: str) -> None:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print ``text``, whatever names in it may hold: control codes and what is no character are written as such."""
-    click.echo(printable(text), err=err)
+    """Print ``text``, whatever names in it may hold: control codes and what is no character are written as such.
+
+    Where nobody reads any more, as behind ``| head -1``, it is lost, and the work goes on.
+    """
+    try:
+        click.echo(printable(text), err=err)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
 
 
 def printable(text: str) -> str:
@@ -210,7 +218,7 @@ def find_targets(
                 check(target, overwrite=existing.overwrite)
             targets[target] = path
     if skipped:
-        click.echo(f"{skipped} of {len(paths)} files exist already, and are left as they are")
+        say(f"{skipped} of {len(paths)} files exist already, and are left as they are")
     return [(path, target) for target, path in targets.items()]
 
 

@@ -60,14 +60,16 @@ class Latent:
     companion: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.companion is not None and (
-            (self.companion.shape, self.companion.dtype) != (self.x_T.shape, self.x_T.dtype)
-        ):
-            raise LatentError("the companion of x_T must be of its shape and dtype; encode the image again")
+        if self.x_T.layout != torch.strided or self.x_T.is_meta:
+            raise LatentError("x_T must be an ordinary tensor, which holds each of its values; encode the image again")
         if self.x_T.ndim != 4 or self.x_T.shape[0] != 1 or not self.x_T.is_floating_point():
             raise LatentError(
                 f"x_T must be a float tensor of shape (1, C, H, W), but it is {self.x_T.dtype} {tuple(self.x_T.shape)}"
             )
+        if self.companion is not None and (
+            (self.companion.shape, self.companion.dtype) != (self.x_T.shape, self.x_T.dtype)
+        ):
+            raise LatentError("the companion of x_T must be of its shape and dtype; encode the image again")
         for name, state in (("x_T", self.x_T), ("its companion", self.companion)):
             if state is not None and not bool((state.abs() <= LARGEST).all()):
                 raise LatentError(
@@ -198,7 +200,7 @@ def load_latent(file: str | Path | bytes) -> Latent:
     try:
         return _from_content(content)
     except Exception as error:  # whatever a wrong structure provokes
-        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        what = f"there is no {error}" if isinstance(error, KeyError) else f"{error!s:.300}"
         raise LatentError(f"the latent file '{name}' is damaged: {what}") from error
 
 

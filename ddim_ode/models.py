@@ -153,7 +153,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
         raise ModelError(f"model '{name}': {error}") from error
     unet = _load_unet(name, unet_folder)
     check_supported(name, unet.config)
-    height, width = image_size(unet.config)
+    height, width = image_size(unet.config, name)
     channels = int(unet.config["in_channels"])
     network = UNet(unet, channels).to(device).eval().requires_grad_(False)
     return Model(name, network, schedule, prediction, channels, height, width, folder)
@@ -241,13 +241,16 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the images that the U-Net of this ``config`` is for; ModelError if it does not say it."""
+def image_size(config: Mapping[str, Any], where: str) -> tuple[int, int]:
+    """Height and width of the images that the U-Net of this ``config`` is for; ModelError if it does not say it.
+
+    ``where``  the config was found, for the message.
+    """
     size = config["sample_size"]
     sizes = [size, size] if isinstance(size, int) else size
     if not isinstance(sizes, list | tuple) or len(sizes) != 2 or not all(type(n) is int and n > 0 for n in sizes):
         raise ModelError(
-            f"sample_size must be a positive integer, or two of them, but it is {size!r}; mend config.json"
+            f"sample_size of '{where}' must be a positive integer, or two of them, but it is {size!r}; mend it"
         )
     height, width = sizes
     return height, width

@@ -26,7 +26,12 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``make_model(seed=..., beta_end=..., ...)``: the folder of an untrained U-Net of 8 x 8 pixels."""
 
     def make(
-        *, seed: int = 0, beta_end: float = 0.02, clip_sample: bool = False, prediction: str = "v_prediction"
+        *,
+        seed: int = 0,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        clip_sample: bool = False,
+        prediction: str = "v_prediction",
     ) -> Path:
         torch.manual_seed(seed)
         unet = UNet2DModel(
@@ -38,7 +43,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             up_block_types=("UpBlock2D",),
             add_attention=False,
         )
-        scheduler = DDIMScheduler(beta_end=beta_end, clip_sample=clip_sample, prediction_type=prediction)
+        scheduler = DDIMScheduler(
+            beta_start=beta_start, beta_end=beta_end, clip_sample=clip_sample, prediction_type=prediction
+        )
         folder = tmp_path_factory.mktemp("model")
         DDIMPipeline(unet, scheduler).save_pretrained(folder)
         return folder

@@ -20,9 +20,10 @@ from analysis.overhead import main as measure_overhead
 from analysis.quality import DistanceRow, ErrorRow
 from analysis.quality import table as quality_table
 from analysis.reconstruction import main as reconstruct
-from analysis.rows import load_rows, load_settings
+from analysis.rows import load_rows
 from cli import main
 from ddim_ode.models import load_model
+from ddim_ode.work import load_json
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +67,7 @@ def test_tables_are_what_was_measured(name: str, command: click.Command, count: 
 def test_the_model_that_ships_is_the_one_that_was_measured() -> None:
     folder, fingerprint = ROOT / "analysis" / "results" / "quality", load_model().fingerprint
     errors, distances = load_rows(ErrorRow, folder / "errors.csv"), load_rows(DistanceRow, folder / "distances.csv")
-    assert load_settings(folder / "settings.json")["models"]["ddpm-cifar10"] == fingerprint
+    assert load_json(folder / "settings.json")["models"]["ddpm-cifar10"] == fingerprint
     assert quality_table(errors, distances) in README
     assert fingerprint in (ROOT / "ddim_ode" / "pretrained" / "ddpm-cifar10" / "README.md").read_text(encoding="utf-8")
 

@@ -23,11 +23,10 @@ Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, for the OD
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import inf, log, sqrt
+from math import inf, isfinite, log, prod, sqrt
 from pathlib import Path
 
 import torch
@@ -35,12 +34,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddim_ode.calibration import Calibration, Entry, Weights
-from ddim_ode.codec import decode, draw_latents, encode
+from ddim_ode.codec import decode, draw_latents, encode, seeded
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
 from ddim_ode.session.check import mean_square
 from ddim_ode.session.trajectories import Trajectories, join, walk
+from ddim_ode.work import claimed, load_json, load_tensors, reading, save_tensors
 from solvers import SOLVERS, Solver, SolverError, correctable, fitted
 from solvers.fitted import fit
 
@@ -55,6 +55,7 @@ SOLVER = "reab3"
 GRID_NAMES = ("capped-50", "capped-100", "capped-200")
 CLEAN_END = "sigma-min"
 WEIGHTS = {"decode": 2, "latent": 1, "round_trip": 1}
+SCORES = (*WEIGHTS, "moment")
 # A moment that is so near to the true one is as good as any.
 MOMENT_FLOOR = 0.005
 
@@ -64,6 +65,9 @@ class Effort:
     """How much work: ``latents`` and images are halved; ``reference_steps`` of the trajectories; ``budgets`` in steps.
 
     ``default``  solver and grid that a candidate must not be worse than.
+
+    Raises:
+        ValueError: for fewer than 2 latents, a wrong seed, or a budget outside of what the trajectories can judge.
     """
 
     default: tuple[str, str]
@@ -72,6 +76,15 @@ class Effort:
     reference_steps: int = 160
     batch_size: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        most = self.reference_steps // 2
+        for steps in self.budgets:
+            if not 1 <= steps <= most:
+                raise ValueError(f"a solver can be fitted to from 1 to {most} steps, but {steps} are asked for")
+        seeded(self.seed)  # which refuses a wrong one before any work
+        if self.latents < 2:
+            raise ValueError(f"there must be 2 latents or more, half of them for judging, but there are {self.latents}")
 
 
 @dataclass(frozen=True)
@@ -103,13 +116,20 @@ class Material:
     images: Trajectories
 
 
-def calibrate(model: Model, images: Tensor, effort: Effort, folder: Path) -> Calibration:
+def calibrate(
+    model: Model, images: Tensor, effort: Effort, folder: Path, names: Sequence[str] | None = None
+) -> Calibration:
     """The calibration of ``model``, from ``images`` ``(B, C, H, W)`` in [-1, 1], of which half is kept for judging.
 
     ``folder``  keeps the trajectories and each candidate's result; what is there is not done again.
+    ``names``   of the images, for messages.
+
+    Raises:
+        ValueError: if there is not the memory for the trajectories, or the network gives no finite numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    material = gather(model, images, effort, folder)
+    _check_memory(model, len(images), effort)
+    material = gather(model, images, effort, folder, names)
     results = [*measure(model, material, effort, folder)]
     entries = {
         steps: choose([r for r in results if r.candidate.steps == steps], model, effort) for steps in effort.budgets
@@ -118,46 +138,63 @@ def calibrate(model: Model, images: Tensor, effort: Effort, folder: Path) -> Cal
     return Calibration(model.fingerprint, entries, settings)
 
 
+def _check_memory(model: Model, images: int, effort: Effort) -> None:
+    """Raise ValueError if the trajectories of so many images and of the latents do not fit into this machine."""
+    import psutil
+
+    # States and slopes at each node, and once more as one batch to fit to.
+    each = 4 * 8 * (effort.reference_steps + 1) * prod(model.space.shape)
+    total = psutil.virtual_memory().total
+    need = each * (images + effort.latents)
+    if need > total:
+        raise ValueError(
+            f"the trajectories of {effort.latents} latents and {images} images take {need / 1e9:.0f} GB of memory, and "
+            f"there are {total / 1e9:.0f}; take at most {total // each} of both together"
+        )
+
+
 def calibrate_in(model: Model, pictures: Sequence[Path], effort: Effort, folder: Path) -> Calibration:
     """``calibrate`` on all ``pictures``; a ``folder`` with the work for other settings is refused.
 
     Raises:
         ValueError: if there are no pictures, one cannot be read, or ``folder`` holds the work for another model, other
-            pictures or another effort.
+            pictures or another effort, or another process is at work there; and as ``calibrate`` does.
     """
     if not pictures:
         raise ValueError("there are no pictures to calibrate with; name a folder that holds some")
+    _check_memory(model, len(pictures), effort)
     images = torch.cat([model.space.read(path)[0] for path in pictures])
+    names = [path.name for path in pictures]
     settings = {
         "model": model.name,
         "fingerprint": model.fingerprint,
-        "images": [path.name for path in pictures],
+        "images": names,
         "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16],
         "effort": asdict(effort),
         "torch": torch.__version__,
     }
-    _claim(folder, json.loads(json.dumps(settings)))
-    return calibrate(model, images, effort, folder)
+    with claimed(folder):
+        _claim(folder, json.loads(json.dumps(settings)))
+        return calibrate(model, images, effort, folder, names)
 
 
 def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     """Write ``settings`` into ``folder``, or find them there."""
     path = folder / "settings.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    before = load_json(path) or settings
     for key, value in settings.items():
         if before.get(key) != value:
             raise ValueError(f"'{folder}' holds the work for another {key}; choose another folder with --work")
-    folder.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(settings, indent=2).encode(), overwrite=True)
 
 
-def gather(model: Model, images: Tensor, effort: Effort, folder: Path) -> Material:
+def gather(model: Model, images: Tensor, effort: Effort, folder: Path, names: Sequence[str] | None = None) -> Material:
     """Walk the trajectories of ``images``, ``(B, C, H, W)``, and of random latents, or read those in ``folder``."""
     fine = make_grid(model.schedule, "log-snr", effort.reference_steps, clean_end=CLEAN_END)
     x_T = draw_latents(effort.latents, model.space.shape, seed=effort.seed)
     x_bar_T = x_T * sqrt(1 + fine.sigma_T**2)
-    latents = _walked(model, x_bar_T, fine, effort, folder / "latents.pt", upward=False)
-    real = _walked(model, images, fine, effort, folder / "images.pt", upward=True)
+    latents = _walked(model, x_bar_T, None, fine, effort, folder / "latents.pt", upward=False)
+    real = _walked(model, images, names, fine, effort, folder / "images.pt", upward=True)
     fit_to, judge_by = slice(0, None, 2), slice(1, None, 2)
     return Material(
         join([latents.take(fit_to), real.take(fit_to)]),
@@ -166,15 +203,17 @@ def gather(model: Model, images: Tensor, effort: Effort, folder: Path) -> Materi
     )
 
 
-def _walked(model: Model, x_bar: Tensor, grid: Grid, effort: Effort, path: Path, *, upward: bool) -> Trajectories:
+def _walked(
+    model: Model, x_bar: Tensor, names: Sequence[str] | None, grid: Grid, effort: Effort, path: Path, *, upward: bool
+) -> Trajectories:
     """The trajectories from ``x_bar``, ``(B, C, H, W)``; from the file ``path``, if it is there."""
     if not path.exists():
         label = f"reference {path.stem}"
-        found = walk(model, x_bar, grid, upward=upward, batch_size=effort.batch_size, label=label)
-        buffer = io.BytesIO()
-        torch.save((found.u, found.y.cpu(), found.slopes.cpu()), buffer)
-        write_file(path, buffer.getvalue())
-    return Trajectories(*torch.load(path, map_location=model.device, weights_only=True))
+        found = walk(model, x_bar, grid, upward=upward, batch_size=effort.batch_size, label=label, names=names)
+        save_tensors((torch.tensor(found.u, dtype=torch.float64), found.y, found.slopes), path)
+    nodes = len(grid.sigmas)
+    u, y, slopes = load_tensors(path, [(nodes,), (nodes, *x_bar.shape), (nodes, *x_bar.shape)])
+    return Trajectories(tuple(u.tolist()), y.to(model.device), slopes.to(model.device))
 
 
 def measure(model: Model, material: Material, effort: Effort, folder: Path) -> Iterator[Result]:
@@ -191,13 +230,19 @@ def measure(model: Model, material: Material, effort: Effort, folder: Path) -> I
         name = f"{candidate.steps}-{candidate.solver}-{candidate.grid}{'-fitted' if candidate.fitted else ''}.json"
         path = folder / name
         if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            up, down = (tuple(tuple(step) for step in content[way]) for way in ("up", "down"))
-            yield Result(candidate, up, down, content["scores"])
+            yield _load_result(candidate, path)
             continue
         result = try_out(model, material, candidate)
         write_file(path, json.dumps(asdict(result)).encode())
         yield result
+
+
+def _load_result(candidate: Candidate, path: Path) -> Result:
+    content = load_json(path)
+    with reading(path):
+        up, down = (tuple(tuple(map(float, step)) for step in content[way]) for way in ("up", "down"))
+        scores = {name: float(content["scores"][name]) for name in SCORES}
+        return Result(candidate, up, down, scores)
 
 
 def try_out(model: Model, material: Material, candidate: Candidate) -> Result:
@@ -215,23 +260,30 @@ def try_out(model: Model, material: Material, candidate: Candidate) -> Result:
             candidate, up, down, judge(model, material, fitted(candidate.solver, grid.sigmas, up, down), grid)
         )
     except SolverError:
-        return Result(candidate, (), (), dict.fromkeys(("decode", "latent", "round_trip", "moment"), inf))
+        return Result(candidate, (), (), dict.fromkeys(SCORES, inf))
 
 
 def judge(model: Model, material: Material, solver: Solver, grid: Grid) -> dict[str, float]:
-    """The four errors of a solver on what it was not fitted to."""
+    """The four errors of a solver on what it was not fitted to.
+
+    Raises:
+        SolverError: if one is not a finite number.
+    """
     scale = sqrt(1 + grid.sigma_T**2)
     images, truth = material.images.at(grid.sigmas[0]), material.images.at(grid.sigma_T) / scale
     decoded = decode(model.ode(), material.latents.at(grid.sigma_T) / scale, grid, solver)
     x_T = encode(model.ode(), images, grid, solver)
     again = decode(model.ode(), x_T, grid, solver)
     moments = (x_T.square().mean() / truth.square().mean() - 1).abs()
-    return {
+    scores = {
         "decode": _rmse(decoded - material.latents.at(grid.sigmas[0])),
         "latent": _rmse(x_T - truth),
         "round_trip": _rmse(again - images),
         "moment": float(moments),
     }
+    if not all(map(isfinite, scores.values())):
+        raise SolverError(f"{solver.name}: the errors are not finite numbers: {scores}")
+    return scores
 
 
 def _rmse(error: Tensor) -> float:
@@ -249,13 +301,22 @@ def trimmed_mean(values: Tensor) -> Tensor:
 
 
 def choose(results: Sequence[Result], model: Model, effort: Effort) -> Entry:
-    """The best of the results for one number of steps that is nowhere worse than any that is not fitted."""
+    """The best of the results for one number of steps that is nowhere worse than any that is not fitted.
+
+    Raises:
+        ValueError: if none of them is finite.
+    """
     (default,) = [
         r for r in results if (r.candidate.solver, r.candidate.grid, r.candidate.fitted) == (*effort.default, False)
     ]
     rivals = [result.scores for result in results if not result.candidate.fitted]
     allowed = [result for result in results if all(_nowhere_worse(result.scores, rival) for rival in rivals)]
     best = min(allowed, key=_size, default=default)
+    if not all(map(isfinite, best.scores.values())):
+        raise ValueError(
+            f"no solver leads to finite numbers in {best.candidate.steps} steps with model '{model.name}'; "
+            "look at its samples"
+        )
     grid = make_grid(model.schedule, best.candidate.grid, best.candidate.steps, clean_end=CLEAN_END)
     scores = {**best.scores, **{f"{name} of the default": value for name, value in default.scores.items()}}
     return Entry(best.candidate.solver, grid, best.up, best.down, scores)

@@ -6,6 +6,7 @@ for the number of steps, by the defaults. Where that is not what one would expec
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ddim_ode.models import Model
 
 DEFAULT_STEPS = 50
+# The nodes of a grid are all in memory, and nobody needs more.
+MOST_STEPS = 1_000_000
 # The grid of sampling with noise, whose steps are those of DDPM.
 NOISE_GRID = "trailing"
 
@@ -51,7 +54,7 @@ class Request:
     ``exact``       for encoding: undo exactly what decoding with ``solver``, or with euler, will do.
 
     Raises:
-        PlanError: if ``steps`` is below 1.
+        PlanError: if ``steps`` is below 1 or above MOST_STEPS.
     """
 
     solver: str | None = None
@@ -63,8 +66,8 @@ class Request:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise PlanError(f"steps must be at least 1, but it is {self.steps}")
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
+            raise PlanError(f"steps must be from 1 to {MOST_STEPS}, but it is {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,22 @@ class Plan:
     grid: Grid
     exact: bool = False
     why: tuple[str, ...] = ()
+
+
+def check_cost(solver: Solver, grid: Grid, max_nfe: int) -> None:
+    """Refuse what is known beforehand to take more evaluations than ``max_nfe``.
+
+    Raises:
+        PlanError: if it does; the message says how many steps would do.
+    """
+    steps = grid.steps
+    least = solver.nfe(steps) or (0 if solver.adaptive else steps)
+    if least > max_nfe:
+        most = bisect_right(range(1, steps), max_nfe, key=lambda fewer: solver.nfe(fewer) or fewer)
+        raise PlanError(
+            f"solver '{solver.name}' takes {least} network evaluations or more for {steps} steps, and the limit is "
+            f"{max_nfe}; take at most {most} steps, or raise --max-nfe"
+        )
 
 
 def plan_encoding(request: Request, model: Model) -> Plan:

@@ -42,10 +42,30 @@ class Picture:
         return Image.open(io.BytesIO(self.to_bytes())) if self.zoom > 1 else to_picture(self.image)
 
 
+# In pixels: more than that other programs do not open without a warning.
+LARGEST_SHEET = 2**26
+
+
 def sheet(pictures: Sequence[Picture], columns: int, settings: Mapping[str, object]) -> Picture:
     """The ``pictures`` as one, row by row, each at least 64 pixels high."""
     images = torch.stack([picture.image for picture in pictures])
-    return Picture(tile(images, columns=columns), settings, zoom=-(-64 // images.shape[-2]))
+    return Picture(tile(images, columns=columns), settings, zoom=_zoom(images.shape[-2]))
+
+
+def check_sheet(count: int, shape: tuple[int, int, int]) -> None:
+    """Find out before the work is done whether ``count`` images of the ``shape`` (C, H, W) fit on a ``sheet``.
+
+    Raises:
+        ValueError: if they are too many for one picture; the message says how many are not.
+    """
+    _, height, width = shape
+    most = LARGEST_SHEET // (_zoom(height) ** 2 * height * width)
+    if count > most:
+        raise ValueError(f"{count} images of {width} x {height} are too many for one picture; {most} have room on it")
+
+
+def _zoom(height: int) -> int:
+    return -(-64 // height)
 
 
 def describe(plan: Plan, walk: Walk, member: int | None = None) -> str:

@@ -73,6 +73,8 @@ def cheapest(
     Raises:
         ValueError: if there is no such setting, or the request fixes the number of steps (PlanError).
     """
+    if not 0 < target < inf:
+        raise ValueError(f"the PSNR to reach must be positive and finite, in dB, but it is {target:g}")
     if request.steps or isinstance(request.grid, tuple):
         raise PlanError("--target-psnr finds the number of steps; leave out --steps and lists of timesteps")
     reached_of: list[float] = []

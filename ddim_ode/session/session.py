@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ddim_ode.ancestral import Ancestral, seeded_noise
-from ddim_ode.codec import decode, draw_latents, to_device
+from ddim_ode.codec import stream_latents, to_device
 from ddim_ode.devices import find_device
 from ddim_ode.grids import Grid, halved
 from ddim_ode.images import Source, pixel_mse
@@ -28,10 +29,11 @@ from ddim_ode.latents import Latent, LatentError, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from ddim_ode.session import check as checking
 from ddim_ode.session.batches import MemberError, OnError, batched, each, together_or_alone
-from ddim_ode.session.corners import corner_errors, encode_corners, load_corners
+from ddim_ode.session.corners import corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.plan import (
     Plan,
     Request,
+    check_cost,
     plan_decoding,
     plan_encoding,
     plan_interpolation,
@@ -46,16 +48,20 @@ from ddim_ode.session.results import (
     Picture,
     Reconstructed,
     Sample,
+    check_sheet,
 )
 from ddim_ode.session.search import cheapest
-from ddim_ode.session.walks import Listener, Walk, Walker
+from ddim_ode.session.walks import Listener, Walker
 from ddim_ode.spaces import Readable
-from solvers import Solution, Solver, SolverError, finer
+from solvers import Solution, Solver, finer
 
 # A latent to decode: a file's path, its content, or the latent itself.
 LatentLike = str | Path | bytes | Latent
 # A picture that was read: its number, its pixels, (1, C, H, W), and where they came from.
 ReadPicture = tuple[int, tuple[Tensor, Source]]
+
+
+MOST_IN_A_BATCH = 1_000_000
 
 
 def _name(job: ReadPicture) -> str:
@@ -75,7 +81,7 @@ class Session:
     wrong with what a session is given is a ValueError.
 
     Raises:
-        ValueError: if there is no such model or device, or the batch size or the limit is below 1.
+        ValueError: if there is no such model or device, or the batch size or the limit is out of range.
     """
 
     def __init__(
@@ -87,8 +93,8 @@ class Session:
         max_nfe: int = 10_000,
         progress: Listener | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but it is {batch_size}")
+        if not 1 <= batch_size <= MOST_IN_A_BATCH:
+            raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
         self.model = model if isinstance(model, Model) else load_model(str(model), device=find_device(device))
         self.batch_size = batch_size
         self.max_nfe = max_nfe
@@ -188,7 +194,7 @@ class Session:
             raise ValueError(f"count must be at least 1, but it is {count}")
         request = Request(solver, steps, grid, clean_end, rtol, atol)
         noisy, eta = eta is not None or sigma_hat, 1.0 if eta is None else eta
-        plan = (plan_noise if noisy else plan_sampling)(request, self.model)
+        plan = self._affordable((plan_noise if noisy else plan_sampling)(request, self.model))
         settings = self._settings(plan.solver, plan.grid, "samples") | {"seed": seed, "count": count}
         settings |= {"eta": eta, "sigma_hat": sigma_hat} if noisy else {}
         shape = self.model.space.shape
@@ -197,7 +203,8 @@ class Session:
             return Ancestral(seeded_noise(members, shape, seed=seed), eta, sigma_hat)
 
         noise(range(1))  # which refuses a wrong eta before any work
-        return self._sample(plan, draw_latents(count, shape, seed=seed), noise if noisy else None, settings)
+        latents = islice(stream_latents(shape, seed=seed), count)
+        return self._sample(plan, latents, count, noise if noisy else None, settings)
 
     def interpolate(
         self,
@@ -222,13 +229,17 @@ class Session:
         """
         corners = load_corners(inputs, seeds, self.model)
         known = [corner.latent for corner in corners if corner.latent]
+        check_sheet(count_images(len(corners), count), self.model.space.shape)
         plan = plan_interpolation(Request(solver, steps, grid, clean_end, rtol, atol), known, self.model)
+        plan = self._affordable(plan)
         ends, there = encode_corners(self._walker, corners, plan, self.model.device)
         names = [corner.name for corner in corners]
         settings = self._settings(plan.back, plan.grid, ", ".join(names)) | {"between": names, "count": count}
         walks = [
             (solution.x.cpu(), walk)
-            for solution, walk in self._decode_batches(span(ends, count), plan.grid, plan.back, "decode")
+            for solution, walk in self._walker.decode_batches(
+                torch.split(span(ends, count), self.batch_size), count_images(len(corners), count), plan.grid, plan.back
+            )
         ]
         images = torch.cat([decoded for decoded, _ in walks])
         errors = corner_errors(corners, images)
@@ -249,7 +260,7 @@ class Session:
         self, pictures: Iterable[Readable], request: Request | None = None, *, on_error: OnError | None = None
     ) -> Iterator[EncodedBatch]:
         """What ``encode_all`` gives, batch by batch, so that each batch can be checked."""
-        plan = plan_encoding(request or Request(), self.model)
+        plan = self._affordable(plan_encoding(request or Request(), self.model))
 
         def work(chunk: Sequence[ReadPicture]) -> EncodedBatch:
             return self._encode_batch(plan, chunk, on_error)
@@ -274,7 +285,7 @@ class Session:
         def load(source: LatentLike) -> tuple[Latent, Plan]:
             latent = source if isinstance(source, Latent) else load_latent(source)
             latent.check_fits(self.model, any_model=any_model)
-            return latent, plan_decoding(wishes, latent, self.model)
+            return latent, self._affordable(plan_decoding(wishes, latent, self.model))
 
         def alike(job: tuple[int, tuple[Latent, Plan]]) -> tuple[Solver, Grid, bool]:
             plan = job[1][1]
@@ -291,7 +302,8 @@ class Session:
         self, pictures: Iterable[Readable], request: Request | None = None, *, on_error: OnError | None = None
     ) -> Iterator[Reconstructed]:
         """Encode and decode any number of ``pictures``, in their order; arguments are those of ``encode_all``."""
-        work = partial(self._reconstruct_batch, plan_encoding(request or Request(), self.model))
+        plan = self._affordable(plan_encoding(request or Request(), self.model))
+        work = partial(self._reconstruct_batch, plan)
         chunks = batched(each(pictures, self.model.space.read, on_error), self.batch_size)
         done = (part for chunk in chunks for part in together_or_alone(chunk, work, _name, on_error))
         return (found for part in done for found in part)
@@ -394,38 +406,25 @@ class Session:
         ]
 
     def _sample(
-        self, plan: Plan, x_T: Tensor, noise: Callable[[range], Ancestral] | None, settings: dict[str, object]
+        self,
+        plan: Plan,
+        latents: Iterable[Tensor],
+        count: int,
+        noise: Callable[[range], Ancestral] | None,
+        settings: dict[str, object],
     ) -> Iterator[Sample]:
-        for solution, walk in self._decode_batches(x_T, plan.grid, plan.solver, "sample", noise):
+        batches = (torch.stack(list(batch)) for batch in batched(latents, self.batch_size))
+        for solution, walk in self._walker.decode_batches(
+            batches, count, plan.grid, plan.solver, label="sample", noise=noise
+        ):
             for image in solution.x.cpu():
                 yield Sample(Picture(image, settings), plan, walk)
 
-    def _decode_batches(
-        self,
-        x_T: Tensor,
-        grid: Grid,
-        solver: Solver,
-        label: str,
-        noise: Callable[[range], Ancestral] | None = None,
-    ) -> Iterator[tuple[Solution, Walk]]:
-        """What the latents ``x_T``, ``(B, C, H, W)``, decode to, batch by batch.
-
-        ``noise``  makes what walks in the place of ``solver``, for the members of a batch by their numbers.
-        """
-        for first in range(0, len(x_T), self.batch_size):
-            states = to_device(x_T[first : first + self.batch_size], self.model.device)
-            members = range(first, first + len(states))
-            text = f"{label} {first + 1}-{members.stop} of {len(x_T)}"
-            if noise is None:
-                yield self._walker.decode(states, grid, solver, label=text)
-            else:
-                yield self._walker.watch(text, grid, solver, partial(self._with_noise, states, grid, noise(members)))
-
-    def _with_noise(self, x_T: Tensor, grid: Grid, ancestral: Ancestral) -> Solution:
-        images = decode(self._walker.ode, x_T, grid, ancestral)
-        if not bool(images.isfinite().all()):
-            raise SolverError("sampling with noise led to pixels that are not finite numbers; check the network")
-        return Solution(images)
+    def _affordable(self, plan: Plan) -> Plan:
+        """The ``plan``, if its cost is not known to be above the limit."""
+        check_cost(plan.solver, plan.grid, self.max_nfe)
+        check_cost(plan.back, plan.grid, self.max_nfe)
+        return plan
 
     def _states(self, parts: Sequence[Tensor]) -> Tensor:
         """The ``parts``, each ``(1, C, H, W)``, as one batch on the device of the network."""

@@ -57,6 +57,11 @@ class Trajectories:
         """The trajectories of some members of the batch alone."""
         return Trajectories(self.u, self.y[:, members], self.slopes[:, members])
 
+    def not_finite(self) -> list[int]:
+        """The members whose states or slopes are not all finite numbers."""
+        finite = self.y.isfinite().flatten(2).all(2).all(0) & self.slopes.isfinite().flatten(2).all(2).all(0)
+        return [i for i, fine in enumerate(finite.tolist()) if not fine]
+
     def along(self, grid: Grid) -> list[Tensor]:
         """The states at the nodes of ``grid``, rising in sigma, each ``(B, C, H, W)``."""
         return [self.at(sigma) for sigma in grid.sigmas]
@@ -69,16 +74,36 @@ def join(parts: Sequence[Trajectories]) -> Trajectories:
     )
 
 
-def walk(model: Model, x_bar: Tensor, grid: Grid, *, upward: bool, batch_size: int, label: str) -> Trajectories:
+def walk(
+    model: Model,
+    x_bar: Tensor,
+    grid: Grid,
+    *,
+    upward: bool,
+    batch_size: int,
+    label: str,
+    names: Sequence[str] | None = None,
+) -> Trajectories:
     """The trajectories from ``x_bar``, ``(B, C, H, W)``, at one end of ``grid``, which should be fine, to the other.
 
     They cost one evaluation a step, and one more for the last slope. A progress bar shows how far they are.
+
+    ``names``  what to call the members of x_bar in messages.
+
+    Raises:
+        ValueError: if the network leads some of them to numbers that are not finite; the message names them.
     """
+    names = names or [f"number {i + 1}" for i in range(len(x_bar))]
     parts = [
         _walk(model, batch, grid, upward, f"{label} {i + 1}")
         for i, batch in enumerate(torch.split(to_device(x_bar, model.device), batch_size))
     ]
-    return join(parts)
+    found = join(parts)
+    lost = [names[member] for member in found.not_finite()]
+    if lost:
+        which = ", ".join(lost)
+        raise ValueError(f"{label}: the network gives numbers that are not finite for: {which}; leave them out")
+    return found
 
 
 def _walk(model: Model, x_bar: Tensor, grid: Grid, upward: bool, label: str) -> Trajectories:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from ddim_ode.codec import decode_solution, encode_solution
+from ddim_ode.ancestral import Ancestral
+from ddim_ode.codec import decode, decode_solution, encode_solution, to_device
 from ddim_ode.grids import Grid
 from ddim_ode.ode import ProbabilityFlowODE
-from solvers import Cost, ExactInverse, Solution, Solver
+from solvers import Cost, ExactInverse, Solution, Solver, SolverError
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,37 @@ class Walker:
         Errors are those of ``codec.decode``.
         """
         return self.watch(label, grid, solver, lambda: decode_solution(self.ode, x_T, grid, solver, companion))
+
+    def decode_batches(
+        self,
+        batches: Iterable[Tensor],
+        count: int,
+        grid: Grid,
+        solver: Solver,
+        *,
+        label: str = "decode",
+        noise: Callable[[range], Ancestral] | None = None,
+    ) -> Iterator[tuple[Solution, Walk]]:
+        """What ``batches`` of latents, each ``(B, C, H, W)`` and ``count`` in all, decode to, one after another.
+
+        ``noise``  makes what walks in the place of ``solver``, for the members of a batch by their numbers.
+        """
+        first = 0
+        for batch in batches:
+            members = range(first, first + len(batch))
+            states = to_device(batch, next(self.ode.parameters()).device)
+            text = f"{label} {first + 1}-{members.stop} of {count}"
+            if noise is None:
+                yield self.decode(states, grid, solver, label=text)
+            else:
+                yield self.watch(text, grid, solver, partial(self._with_noise, states, grid, noise(members)))
+            first = members.stop
+
+    def _with_noise(self, x_T: Tensor, grid: Grid, ancestral: Ancestral) -> Solution:
+        images = decode(self.ode, x_T, grid, ancestral)
+        if not bool(images.isfinite().all()):
+            raise SolverError("sampling with noise led to pixels that are not finite numbers; check the network")
+        return Solution(images)
 
     def watch(self, label: str, grid: Grid, solver: Solver, integrate: Callable[[], Solution]) -> tuple[Solution, Walk]:
         """What ``integrate`` gives, by ``solver`` on ``grid``, and what it took."""

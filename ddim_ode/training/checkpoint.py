@@ -8,13 +8,15 @@ from __future__ import annotations
 import io
 import shutil
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddim_ode.files import write_file
-from ddim_ode.training.settings import Settings
+from ddim_ode.training.settings import Settings, complete_unet
+from ddim_ode.work import LOCK
 
 FILE = "checkpoint.pt"
 FORMAT = "ddim-ode training 2"
@@ -63,18 +65,18 @@ def check_new(folder: Path) -> None:
     """
     if (folder / FILE).exists():
         raise CheckpointError(f"'{folder}' holds a run already; go on with it by --resume, or name another folder")
-    if folder.exists() and (not folder.is_dir() or any(path for path in folder.iterdir() if not _is_left_over(path))):
+    if folder.exists() and (not folder.is_dir() or not all(map(_is_left_over, folder.iterdir()))):
         raise CheckpointError(f"'{folder}' exists and is not an empty folder; name another one for the model")
 
 
 def remove_left_overs(folder: Path) -> None:
     """Delete the temporary files that a killed run has left in ``folder``."""
-    for path in filter(_is_left_over, list(folder.iterdir())):
+    for path in [path for path in folder.iterdir() if _is_left_over(path) and path.name != LOCK]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_left_over(path: Path) -> bool:
-    return path.name.startswith(".") and path.suffix == ".tmp"
+    return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -90,6 +92,36 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FORMAT:
             raise ValueError(f"it is not of the format '{FORMAT}'")
-        return Checkpoint(**{**content, "settings": Settings(**content["settings"])})
+        _check_kinds(content)
+        checkpoint = Checkpoint(**{**content, "settings": Settings(**content["settings"])})
+        complete_unet(checkpoint.settings.unet, "its network")
+        if len(checkpoint.losses) != checkpoint.step:
+            raise ValueError(f"it has {len(checkpoint.losses)} losses of {checkpoint.step} steps")
     except Exception as error:  # whatever a broken file or a wrong structure provokes
-        raise CheckpointError(f"'{path}' is damaged or not a checkpoint of training: {error}") from error
+        what = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise CheckpointError(f"'{path}' is damaged or not a checkpoint of training: {what}") from error
+    return checkpoint
+
+
+def _check_kinds(content: dict[str, Any]) -> None:
+    """Raise ValueError unless every field is of its kind, and numbers are such as a run can have."""
+    for name, kind in _KINDS.items():
+        if not isinstance(content[name], kind) or isinstance(content[name], bool):
+            raise ValueError(f"'{name}' must be of the type {kind.__name__}, but it is {content[name]!r:.60}")
+    for value in (content["step"], content["seconds"], *content["losses"]):
+        if not isinstance(value, int | float) or not 0 <= value < inf:
+            raise ValueError(f"steps, seconds and losses must be finite numbers from 0 on, but there is {value!r:.60}")
+
+
+_KINDS = {
+    "settings": dict,
+    "data": str,
+    "digest": str,
+    "machine": str,
+    "step": int,
+    "seconds": float,
+    "unet": dict,
+    "average": dict,
+    "optimizer": dict,
+    "losses": list,
+}

@@ -13,8 +13,10 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import inf
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from ddim_ode.training.checkpoint import Checkpoint, CheckpointError, check_new,
 from ddim_ode.training.data import TrainingImages
 from ddim_ode.training.objective import denoising_loss, stratified_timesteps
 from ddim_ode.training.settings import Settings
+from ddim_ode.work import claimed
 
 MAX_GRADIENT_NORM = 1.0
 BETAS = (0.9, 0.99)
@@ -100,22 +103,41 @@ def train(
     ``publish``  called after every checkpoint, by the main process.
 
     Raises:
+        ValueError: if ``save_minutes`` is negative or not finite.
+        WorkError: if another process is at work in ``folder``.
         CheckpointError: if this is a new run and ``folder`` is not empty, or the old one was trained on other data.
         DivergedError: if loss or weights are no longer finite; the last checkpoint stays.
     """
+    if not 0 <= save_minutes < inf:
+        raise ValueError(f"the minutes from save to save must be at least 0 and finite, but they are {save_minutes:g}")
     accelerator = hardware.accelerator(bf16=settings.bf16)
-    main = accelerator.is_main_process
-    machine = hardware.describe(accelerator)
-    run = _Run(settings, data, accelerator, machine)
-    if resume:
-        run.load(resume)
-    elif main:
+    if accelerator.is_main_process and not resume:
         check_new(folder)
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_left_overs(folder)
-        tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {machine}")
-    clock = _Clock(settings, run.seconds, 60 * save_minutes, accelerator)
+    with claimed(folder) if accelerator.is_main_process else nullcontext():
+        machine = hardware.describe(accelerator)
+        run = _Run(settings, data, accelerator, machine)
+        if resume:
+            run.load(resume)
+        elif accelerator.is_main_process:
+            check_new(folder)
+        if accelerator.is_main_process:
+            remove_left_overs(folder)
+            tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {machine}")
+        _advance(run, folder, publish, accelerator, resume, 60 * save_minutes)
+        accelerator.wait_for_everyone()  # a process that leaves while another still works can make that one fail
+
+
+def _advance(
+    run: _Run,
+    folder: Path,
+    publish: Publish,
+    accelerator: Accelerator,
+    resume: Checkpoint | None,
+    save_seconds: float,
+) -> None:
+    """Go on to the end of the ``run``."""
+    settings, main = run.settings, accelerator.is_main_process
+    clock = _Clock(settings, run.seconds, save_seconds, accelerator)
     done, save = clock.tick(run.step)
     if main and resume and done == 1:
         # Again, in case that the run was killed before, or has got another licence.
@@ -138,7 +160,6 @@ def train(
                     save_checkpoint(checkpoint, folder)
                     publish(run.averaged_model(folder.name), checkpoint)
                     tqdm.write(f"step {run.step}, {run.images} images, {done:.1%} of the run: loss {loss:.4f}")
-    accelerator.wait_for_everyone()  # a process that leaves while another still works can make that one fail
 
 
 class _Clock:
@@ -277,7 +298,7 @@ class _Run:
         """Become what was saved.
 
         Raises:
-            CheckpointError: if that was trained on other data.
+            CheckpointError: if that was trained on other data, or is damaged.
         """
         if checkpoint.data != self._data.name:
             raise CheckpointError(f"the run was trained on '{checkpoint.data}', not '{self._data.name}'; name its data")
@@ -289,11 +310,35 @@ class _Run:
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         if not checkpoint.machine.endswith(self.machine):
             self.machine = f"{checkpoint.machine}, then {self.machine}"
-        self._unet.load_state_dict(checkpoint.unet)
-        self._average.load_state_dict(checkpoint.average)
-        self._average.to(self._accelerator.device)
-        self._optimizer.load_state_dict(checkpoint.optimizer)
+        try:
+            self._unet.load_state_dict(checkpoint.unet)
+            if checkpoint.average.keys() != self._average.state_dict().keys():
+                raise ValueError("the moving average is none")
+            self._average.load_state_dict(checkpoint.average)
+            self._average.to(self._accelerator.device)
+            self._optimizer.load_state_dict(checkpoint.optimizer)
+            self._check_loaded()
+        except Exception as error:  # whatever states of another network, or none at all, provoke
+            what = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint is damaged, and its run cannot go on: {what:.300}") from error
         self._losses = list(checkpoint.losses)
+
+    def _check_loaded(self) -> None:
+        """Raise ValueError unless average and optimizer have for each weight finite numbers of its shape."""
+        weights = list(self._unet.parameters())
+        moments = [self._optimizer.state.get(weight, {}) for weight in weights]
+        averages = self._average.shadow_params
+        if len(averages) != len(weights):
+            raise ValueError(f"there are {len(averages)} averages of {len(weights)} weights")
+        for weight, average, found in zip(weights, averages, moments, strict=True):
+            if self.step and found.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+                raise ValueError("the state of the optimizer is not one of Adam")
+            for part in (average, *(found[name] for name in ("exp_avg", "exp_avg_sq") if name in found)):
+                if part.shape != weight.shape or not bool(part.isfinite().all()):
+                    raise ValueError(
+                        f"a weight has the shape {tuple(weight.shape)}, but its average or its moments are not finite "
+                        f"or have {tuple(part.shape)}"
+                    )
 
     def averaged_model(self, name: str) -> Model:
         """The network with the moving average of its weights, in a copy, ready for the ODE."""

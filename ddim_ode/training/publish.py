@@ -34,7 +34,11 @@ _CURVE_POINTS = 500
 
 
 def publish(model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: Path, *, samples: Tensor) -> None:
-    """Write all of it into ``folder``; ``samples`` are ``(B, C, H, W)``, pixels in [-1, 1], decoded with ``model``."""
+    """Write all of it into ``folder``; ``samples`` are ``(B, C, H, W)``, pixels in [-1, 1], decoded with ``model``.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     _save_pipeline(model, checkpoint.settings, folder)
     curve = smoothed(checkpoint.losses, _CURVE_POINTS)
     lines = [f"{step},{loss:.6g}" for step, loss in curve]
@@ -58,6 +62,9 @@ def _save_pipeline(model: Model, settings: Settings, folder: Path) -> None:
                 target = folder / path.relative_to(fresh)
                 target.parent.mkdir(exist_ok=True)
                 os.replace(path, target)
+    except Exception as error:  # a disk that is full fails in safetensors, diffusers or Python, each in its own way
+        what = f"{' '.join(str(error).split()):.300}"
+        raise OSError(f"cannot write the model into '{folder}': {what}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

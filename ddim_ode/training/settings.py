@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,6 +22,21 @@ WARM_UP = 200  # steps
 ANNEALED = 0.3  # the last part of a run, in which the learning rate falls to 0
 # What may change when a run is resumed.
 _CHANGING = ("steps", "minutes", "licence")
+# What is allowed for each of the settings.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "unet": (Mapping,),
+    "steps": (int, NoneType),
+    "minutes": (int, float, NoneType),
+    "prediction": (str,),
+    "schedule": (str,),
+    "gamma": (str, NoneType),
+    "batch_size": (int,),
+    "learning_rate": (int, float),
+    "ema": (int, float),
+    "seed": (int,),
+    "bf16": (bool,),
+    "licence": (str,),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,11 @@ class Settings:
     licence: str = "not stated"
 
     def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) != (kinds == (bool,)) or not isinstance(value, kinds):
+                words = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+                raise ValueError(f"{name} must be {words}, but it is {f'{value!r:.60}'}")
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("a run needs either a number of steps or of minutes, and not both; pass one of them")
         for name, allowed in (("prediction", PREDICTIONS), ("schedule", SCHEDULES), ("gamma", GAMMAS)):
@@ -66,6 +87,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (value > 0 and isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, but it is {value:g}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be at least 0 and below 2^63, but it is {self.seed}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, but it is {self.ema:g}")
 
@@ -95,7 +118,7 @@ class Settings:
 
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
-        return int(self.unet["in_channels"]), *image_size(self.unet)
+        return int(self.unet["in_channels"]), *image_size(self.unet, "the settings")
 
     def make_schedule(self) -> NoiseSchedule:
         """The noise schedule."""
@@ -122,28 +145,37 @@ def load_unet_config(path: Path | None) -> dict[str, Any]:
         ValueError: if it cannot be read, or is of a kind that cannot be trained here.
     """
     path = path or DEFAULT_UNET_CONFIG
-    config = read_json(path)
+    return complete_unet(read_json(path), str(path))
+
+
+def complete_unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The ``config`` of a ``UNet2DModel`` with all that it leaves to diffusers' defaults; ``where`` it was found.
+
+    Raises:
+        ValueError: if it is of a kind that cannot be trained here.
+    """
     from diffusers import UNet2DModel
 
     try:
         with torch.device("meta"):  # only to have it checked and completed: without weights
             complete = dict(UNet2DModel.from_config(config).config)  # type: ignore[no-untyped-call]
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"'{path}' does not describe a UNet2DModel: {error}") from error
-    check_supported(str(path), complete)
-    _check_trainable(path, complete)
+    except Exception as error:  # whatever a wrong configuration provokes in diffusers and torch
+        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"'{where}' does not describe a UNet2DModel: {what}") from error
+    check_supported(where, complete)
+    _check_trainable(where, complete)
     return {key: value for key, value in complete.items() if not key.startswith("_")}
 
 
-def _check_trainable(path: Path, config: Mapping[str, Any]) -> None:
+def _check_trainable(where: str, config: Mapping[str, Any]) -> None:
     if config["out_channels"] != config["in_channels"]:
         raise ValueError(
-            f"'{path}' has out_channels {config['out_channels']}, but it must be {config['in_channels']}, "
+            f"'{where}' has out_channels {config['out_channels']}, but it must be {config['in_channels']}, "
             "as in_channels; a learned variance cannot be trained"
         )
     blocks = len(config["block_out_channels"])
-    if any(size % 2 ** (blocks - 1) for size in image_size(config)):
+    if any(size % 2 ** (blocks - 1) for size in image_size(config, where)):
         raise ValueError(
-            f"'{path}' has sample_size {config['sample_size']}, but all of its {blocks} blocks but the last halve it; "
+            f"'{where}' has sample_size {config['sample_size']}, but all of its {blocks} blocks but the last halve it; "
             f"it must be a multiple of {2 ** (blocks - 1)}"
         )

@@ -25,6 +25,7 @@ from analysis.quality import (
 from ddim_ode.models import Model, load_model
 from ddim_ode.schedule import make_schedule
 from ddim_ode.training.data import TrainingImages, read_training_images
+from ddim_ode.work import save_tensors
 
 SD = 0.5
 
@@ -118,7 +119,7 @@ def test_samples_are_kept_and_gone_on_with(tiny_model: Path, tmp_path: Path, mon
     whole = draw_samples(model, "tiny", 10, tmp_path, **options)
     assert whole.shape == (10, 3, 8, 8)
     assert whole.dtype == torch.uint8
-    torch.save(whole[:4], tmp_path / "samples-tiny.pt")
+    save_tensors([whole[:4]], tmp_path / "samples-tiny.pt")
     assert draw_samples(model, "tiny", 10, tmp_path, **options).equal(whole)
     monkeypatch.setattr("analysis.quality.decode", None)  # whoever calls it, fails
     assert draw_samples(model, "tiny", 10, tmp_path, **options).equal(whole)
@@ -127,7 +128,6 @@ def test_samples_are_kept_and_gone_on_with(tiny_model: Path, tmp_path: Path, mon
 def test_what_is_measured_is_not_measured_again(
     pixels: TrainingImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.quality.TIMESTEPS", (10, 500))
     models = {"best": Model("best", BestNetwork(), make_schedule(), "v_prediction", 3, 32, 32)}
     options = {"error_images": 3, "sampler": ("euler", "trailing", 2), "seed": 0, "inception": False}
     first = run(models, pixels, pixels, tmp_path, count=6, **options)

@@ -123,7 +123,7 @@ BAD_LATENTS = {
     "bomb": "not a latent file, or a truncated one",
     "version": "format version 99",
     "shape": "has shape (1, 3, 4, 4)",
-    "nan": "NaN",
+    "nan": "x_T should have about unit variance, but holds nan",
     "other program": "is not a latent file of ddim-ode",
     "key": "damaged: there is no 'grid'",
     "solver": "unknown solver 'huen'",
@@ -142,7 +142,7 @@ def test_one_bad_latent_does_not_lose_the_others(cli: Cli, latent: Path) -> None
     good = Path(shutil.copy(latent, latent.with_name("good.latent.pt")))
     spoil("nan", latent)
     out = latent.with_name("out")
-    fails(cli("decode", latent, good, "-o", out), "NaN")
+    fails(cli("decode", latent, good, "-o", out), "nan")
     assert files(out) == {"good.decoded.png"}
 
 
@@ -186,7 +186,8 @@ def test_a_grid_that_does_not_reach_the_latent(cli: Cli, latent: Path) -> None:
         ),
         (("--clean-end", "dirty"), ("'dirty' is not one of",)),
         (("--batch-size", "0"), ("0 is not in the range",)),
-        (("--max-nfe", "3", "--solver", "euler", "--steps", "5"), ("limit of 3 network evaluations", "on the way")),
+        (("--max-nfe", "3", "--solver", "scipy-RK45"), ("limit of 3 network evaluations", "on the way")),
+        (("--max-nfe", "9", "--solver", "heun", "--steps", "5"), ("takes 10 network evaluations", "at most 4 steps")),
         (("--stpes", "5"), ("No such option", "--steps")),
         (("--model", "nowhere"), ("no model folder 'nowhere'",)),
         (("--model", "."), ("is not a model folder",)),
@@ -233,7 +234,7 @@ def test_exact_encoding_for_a_decoder_with_a_memory(cli: Cli, picture: Path) -> 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--target-psnr", "0"), ("0.0 is not in the range x>0",)),
+        (("--target-psnr", "0"), ("the PSNR to reach must be positive and finite, in dB, but it is 0",)),
         (("--target-psnr", "40", "--steps", "5"), ("--target-psnr finds the number of steps",)),
         (("--target-psnr", "40", "--grid", "0,500,999"), ("--target-psnr finds the number of steps",)),
         (("--target-psnr", "40", "--solver", "scipy-RK45"), ("chooses its own steps; leave out --target-psnr",)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf, sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +115,51 @@ def test_what_is_worse_than_an_uncalibrated_rival_is_refused(effort: Effort) -> 
     ]
     assert choose(results, model(Mixture()), effort).solver == "euler"
     assert choose([results[0], results[2]], model(Mixture()), effort).solver == "reab2"
+
+
+class Broken(Gaussian):
+    """A network that gives NaN for images whose first pixel is bright, at small noise."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        bad = (x[:, :1, :1, :1] > 0.99) & (t < 3).reshape(-1, 1, 1, 1)
+        return super().forward(x, t).where(~bad, torch.nan)
+
+
+def test_what_the_network_fails_on_is_named_before_anything_is_fitted(effort: Effort, tmp_path: Path) -> None:
+    images = pictures(6).clamp(-0.9, 0.9)
+    images[[2, 5], :, 0, 0] = 1.0
+    with pytest.raises(ValueError, match=r"^reference images: .* not finite for: c, f; leave them out$"):
+        calibrate(model(Broken()), images, replace(effort, batch_size=2, seed=2), tmp_path, names="abcdef")
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_errors_that_are_no_numbers_are_never_written(
+    effort: Effort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_rmse", lambda error: torch.nan)
+    with pytest.raises(ValueError, match=r"no solver leads to finite numbers in \d+ steps with model 'true'; look at"):
+        calibrate(model(Mixture()), pictures(8), effort, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budgets": (5, 81)}, "from 1 to 80 steps, but 81 are asked for"),
+        ({"budgets": (0,)}, "from 1 to 80 steps, but 0 are asked for"),
+        ({"latents": 1}, "there must be 2 latents or more"),
+        ({"seed": -1}, "a seed must be at least 0"),
+    ],
+)
+def test_no_effort_is_made_in_vain(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Effort(("euler", "log-snr"), **changes)
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_what_would(tmp_path: Path, effort: Effort) -> None:
+    words = r"of 1000000000 latents and 4 images take \d+ GB of memory, and there are \d+; take at most \d"
+    with pytest.raises(ValueError, match=words):
+        calibrate(model(Mixture()), pictures(4), replace(effort, latents=10**9), tmp_path)
 
 
 def test_work_is_not_done_twice(effort: Effort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

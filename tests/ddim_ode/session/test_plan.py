@@ -315,7 +315,7 @@ def test_wishes_that_do_not_go_together(request_: Request, message: str) -> None
 
 
 def test_no_steps_are_no_wish() -> None:
-    with pytest.raises(PlanError, match=r"^steps must be at least 1, but it is 0$"):
+    with pytest.raises(PlanError, match=r"^steps must be from 1 to 1000000, but it is 0$"):
         Request(steps=0)
 
 

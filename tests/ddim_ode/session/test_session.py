@@ -11,6 +11,7 @@ import resource
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from solvers import SOLVERS, SolverError
 # Cheap, and enough to tell one solver from another.
 WISHES = {name: {"rtol": 1e-2, "atol": 1e-2} if s.adaptive else {"steps": 6} for name, s in SOLVERS.items()}
 # These diverge in a few large steps.
-WISHES |= dict.fromkeys(("ab3", "ab4"), {"steps": 40})
+WISHES |= {name: {"steps": 40} for name in ("ab3", "ab4")}
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_progress_is_told_of_every_evaluation(tiny_model: Path, picture: Path) -
 def test_what_is_wrong_is_a_value_error(tiny_model: Path, session: Session, picture: Path) -> None:
     with pytest.raises(ModelError, match="there is no model folder 'nowhere'"):
         Session("nowhere")
-    with pytest.raises(ValueError, match="batch_size must be at least 1, but it is 0"):
+    with pytest.raises(ValueError, match="batch_size must be from 1 to 1000000, but it is 0"):
         Session(tiny_model, batch_size=0)
     with pytest.raises(ValueError, match="max_nfe must be at least 1, but it is 0"):
         Session(tiny_model, max_nfe=0)
@@ -309,6 +310,26 @@ def test_a_latent_that_the_solver_has_let_diverge_is_refused_by_name(fragile: Se
         fragile.model.network.weight.fill_(400.0)
     with pytest.raises(MemberError, match=r"'picture': x_T should have about unit variance, but holds .*"):
         fragile.encode(greys(100)[0], solver="euler", steps=5)
+
+
+def test_samples_are_drawn_batch_by_batch(session: Session) -> None:
+    """A million of them are no more in memory than one, and the first ones are those of any other number."""
+    few = [found.picture.image for found in session.sample(3, steps=1)]
+    many = [found.picture.image for found in islice(session.sample(1_000_000, steps=1), 3)]
+    assert all(a.equal(b) for a, b in zip(few, many, strict=True))
+
+
+def test_what_is_known_to_cost_too_much_is_refused_before_the_first_evaluation(fragile: Session) -> None:
+    for encode in (fragile.encode_all, fragile.reconstruct_all):
+        with pytest.raises(PlanError, match=r"'heun' takes 20000 network .* the limit is 10000; take at most 5000 st"):
+            list(encode(greys(1), Request("heun", 10_000)))
+    with pytest.raises(PlanError, match="'exact-euler' takes 10001 network evaluations or more"):
+        fragile.encode(greys(1)[0], steps=10_001, exact=True)
+    with pytest.raises(PlanError, match="take at most 10000 steps"):
+        fragile.sample(1, steps=10_001, solver="euler")
+    with pytest.raises(ValueError, match=r"^1000000 images of 4 x 4 are too many for one picture; 16384 have room"):
+        fragile.interpolate(seeds=(1, 2), count=1_000_000)
+    assert fragile._walker.ode.nfe == 0
 
 
 def test_noise_on_a_network_that_fails_is_an_error_and_no_black_picture(fragile: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ddim_ode.models import Model, load_model
@@ -191,6 +193,42 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_data(
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
         run(make_settings(), other, folder, resume=True)
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), -1.0])
+def test_the_time_between_saves_is_one(
+    make_settings: MakeSettings, pictures: Path, tmp_path: Path, minutes: float
+) -> None:
+    with pytest.raises(ValueError, match="the minutes from save to save must be at least 0 and finite"):
+        run(make_settings(), pictures, tmp_path / "run", save_minutes=minutes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_do_not_share_a_folder(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    """The second one is refused, whichever comes first, and the first one is whole."""
+    options = ["train", str(pictures), "--cpu", "--unet", str(write_config(tmp_path)), "--batch-size", "4"]
+    command = [sys.executable, str(ROOT / "cli.py"), *options, "--steps", "60", "-o", str(tmp_path / "run")]
+    both = [subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    (refused,) = (error for process, error in zip(both, errors, strict=True) if process.returncode)
+    assert re.search(r"^Error: (another process is at work in|'.*run' holds a run already)", refused, re.M)
+    assert load_checkpoint(tmp_path / "run").step == 60
+
+
+def test_a_disk_that_is_full_while_a_model_is_published(
+    make_settings: MakeSettings, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one line that names the folder, and nothing half-written stays."""
+
+    def full(*arguments: object, **named: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)\n" * 40)
+
+    monkeypatch.setattr("diffusers.models.modeling_utils.safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"^cannot write the model into '.*run': Error while serializing: I/O error") as e:
+        run(make_settings(), pictures, tmp_path / "run")
+    assert "\n" not in str(e.value)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 def test_nothing_else_is_overwritten(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
