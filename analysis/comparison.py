@@ -119,8 +119,11 @@ def screening(rows: Sequence[ComparisonRow]) -> Iterator[Task]:
             yield Task("screen", "diffusers", label, spacing, steps, partial(_decode_theirs, kind, options, SCREENED))
 
 
-def tasks(rows: Sequence[ComparisonRow]) -> Iterator[Task]:
-    """Give all that is measured, the cheap first, where ``rows`` are those of the screening."""
+def tasks(rows: Sequence[ComparisonRow], *, long: int = LONG) -> Iterator[Task]:
+    """Give all that is measured, the cheap first, where ``rows`` are those of the screening.
+
+    ``long``  is in how many steps DDIM goes there and back, to be compared with a few of ours.
+    """
     for steps in BUDGETS:
         for spacing in INVERSE_SPACINGS:
             yield Task("round_trip", "diffusers", "DDIM", spacing, steps, _trip)
@@ -140,7 +143,7 @@ def tasks(rows: Sequence[ComparisonRow]) -> Iterator[Task]:
                 yield Task("decode", "diffusers", label, spacing, steps, partial(_decode_theirs, kind, options, None))
     for steps in LADDER:
         yield Task("few", "ddim-ode", AUTO, "", steps, _few)
-    yield Task("few", "diffusers", "DDIM", "trailing", LONG, _few)
+    yield Task("few", "diffusers", "DDIM", "trailing", long, _few)
 
 
 def not_far_behind(rows: Sequence[ComparisonRow], steps: int) -> set[tuple[str, str]]:
@@ -280,12 +283,13 @@ def main(
     about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated(loaded)}
     results = Results(ComparisonRow, out, describe(loaded, names, pixels) | about)
     material = None
-    for stage in (screening, tasks):
+    long = min(LONG, len(loaded.schedule))
+    for name, stage in (("screening", screening), ("tasks", partial(tasks, long=long))):
         todo = missing(stage(results.rows), results.rows)
         if todo and material is None:
             material, accuracies = gather(loaded, pixels, few, stride, references, batch_size)
             results.note(reference_rmse=accuracies)
-        for task in tqdm(todo, desc=stage.__name__, disable=None):
+        for task in tqdm(todo, desc=name, disable=None):
             results.replace([*results.rows, *task.run(material, task)])
     save_figure(plot(results.rows), out / "comparison.png")
     click.echo(table(results.rows))

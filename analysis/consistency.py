@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from analysis.codec import decode
 from analysis.figures import COLOURS, label_counts, save_figure, shade
-from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options, out_option
+from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options, out_option, within
 from analysis.pictures import rms
 from analysis.rows import Results, describe
 from analysis.spread import Spread, spread
@@ -105,15 +105,16 @@ def sheet(images: Mapping[int, Tensor]) -> Figure:
 @model_options
 @click.option("--solver", type=click.Choice(FIXED_STEP), default="euler", show_default=True)
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), multiple=True, help=f"[default: {', '.join(map(str, STEPS))}]")
 @click.option("--count", type=click.IntRange(min=1), default=8, show_default=True, help="Latents.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @out_option("consistency")
 @errors_in_a_line()
 def main(model: ModelChoice, solver: str, grid: str, steps: tuple[int, ...], count: int, seed: int, out: Path) -> None:
+    loaded = model.load()
+    steps = steps or within(STEPS, loaded)
     if len(set(steps)) < 2:
         raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
-    loaded = model.load()
     about = {**describe(loaded), "solver": solver, "grid": grid, "count": count, "seed": seed}
     results = Results(ConsistencyRow, out, about)
     if not results.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -106,6 +106,11 @@ def errors_in_a_line() -> Iterator[None]:
         yield
     except (OSError, ValueError, SolverError) as error:
         raise click.ClickException(one_line(error)) from error
+
+
+def within(steps: Sequence[int], model: Model) -> tuple[int, ...]:
+    """Those of the numbers of ``steps`` for which the schedule of ``model`` has timesteps."""
+    return tuple(count for count in steps if count <= len(model.schedule))
 
 
 def steps_for(solver: str, nfe: int) -> int:

@@ -42,6 +42,7 @@ from analysis.options import (
     references_option,
     steps_for,
     stride_option,
+    within,
 )
 from analysis.pictures import load_images, rms
 from analysis.reconstruction_plot import PAPER, Case, ReconstructionRow, plot, table
@@ -228,7 +229,7 @@ def main(
     if not plot_only:
         loaded = model.load()
         pixels, names = load_images(images, loaded, count)
-        budgets = nfes or (() if steps else tuple(PAPER))
+        budgets = nfes or (() if steps else within(tuple(PAPER), loaded))
         cases = make_cases(solvers, grids, clean_ends, budgets, steps)
         run(loaded, pixels, names, cases, out, stride=stride, references=references, batch_size=batch_size)
     report(out)

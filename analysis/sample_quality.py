@@ -28,7 +28,7 @@ from tqdm import tqdm
 from analysis.classifier import check_size
 from analysis.figures import COLOURS, MARKERS, label_counts, save_figure
 from analysis.frechet import frechet_to_test
-from analysis.options import ModelChoice, errors_in_a_line, model_options, out_option
+from analysis.options import ModelChoice, errors_in_a_line, model_options, out_option, within
 from analysis.rows import Results, describe
 from analysis.tables import markdown
 from analysis.timing import Stopwatch, machine
@@ -155,7 +155,7 @@ def plot(rows: Sequence[SampleQualityRow], count: int) -> Figure:
 @click.command(help=__doc__.split("\n")[0])
 @model_options
 @click.option("--eta", "etas", type=click.Choice(ETAS), multiple=True, default=ETAS, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), multiple=True, default=STEPS, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), multiple=True, help=f"[default: {', '.join(map(str, STEPS))}]")
 @click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
 @click.option("--count", type=click.IntRange(min=2), default=1000, show_default=True, help="Samples of each kind.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -168,7 +168,7 @@ def main(
     check_size(loaded)
     about = {**describe(loaded), **machine(), "grid": grid, "count": count, "seed": seed}
     results = Results(SampleQualityRow, out, about)
-    measure(loaded, etas, steps, grid, count, seed, results)
+    measure(loaded, etas, steps or within(STEPS, loaded), grid, count, seed, results)
     save_figure(plot(results.rows, count), out / "sample_quality.png")
     click.echo(table(results.rows))
 
