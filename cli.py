@@ -26,8 +26,10 @@ from ddim_ode.console import (
     device_option,
     find_frames,
     find_targets,
+    save,
     say,
     warn,
+    warn_of,
 )
 from ddim_ode.grids import CLEAN_ENDS
 from ddim_ode.processes import PREDICTIONS
@@ -37,11 +39,9 @@ from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, Solver
 
 if TYPE_CHECKING:
     from ddim_ode.calibration import Entry
-    from ddim_ode.latents import Latent
     from ddim_ode.models import Model
-    from ddim_ode.session.results import Picture, Sample
+    from ddim_ode.session.results import Sample
     from ddim_ode.session.session import Session
-    from ddim_ode.session.walks import Walk
     from ddim_ode.training.checkpoint import Checkpoint
 
 # The sheet of samples that training leaves at every save.
@@ -151,18 +151,6 @@ def existing_options(command: Callable[..., T]) -> Callable[..., T]:
         return command(*arguments, existing=Existing(overwrite, skip_existing), **values)
 
     return with_existing
-
-
-def save(result: Latent | Picture, target: Path, *, overwrite: bool) -> None:
-    """Write the ``result``, and make the folder for it if there is none yet."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    result.save(target, overwrite=overwrite)
-
-
-def warn_of(walk: Walk, member: int) -> None:
-    """Warn once, with the first ``member`` of a batch, of what the solver could not do as it should."""
-    if member == 0:
-        warn(*walk.notes)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

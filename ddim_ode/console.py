@@ -17,7 +17,9 @@ from ddim_ode.session.plan import PlanError
 from ddim_ode.spacings import GRIDS
 
 if TYPE_CHECKING:
-    from ddim_ode.session.walks import Progress
+    from ddim_ode.latents import Latent
+    from ddim_ode.session.results import Picture
+    from ddim_ode.session.walks import Progress, Walk
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 device_option = click.option(
@@ -243,3 +245,15 @@ def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[
         for target in targets:
             check_writable(target, overwrite=overwrite)
     return targets
+
+
+def save(result: Latent | Picture, target: Path, *, overwrite: bool) -> None:
+    """Write the ``result``, and make the folder for it if there is none yet."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    result.save(target, overwrite=overwrite)
+
+
+def warn_of(walk: Walk, member: int) -> None:
+    """Warn once, with the first ``member`` of a batch, of what the solver could not do as it should."""
+    if member == 0:
+        warn(*walk.notes)

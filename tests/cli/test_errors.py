@@ -414,3 +414,15 @@ def test_names_do_not_reach_the_terminal_as_control_codes(cli: Cli, picture: Pat
     result = cli("decode", "encode.pt", "-o", "again.png")
     fails(result, "\\x1b]0;title\\x07")
     assert "\x1b" not in result.output
+
+
+def test_a_reader_that_has_seen_enough_stops_no_work(cli: Cli, latent: Path, tiny_model: Path) -> None:
+    """As in ``decode a b | head -1``: every file is written, and no error is told of it."""
+    other = Path(shutil.copy(latent, latent.with_name("other.latent.pt")))
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "cli.py"), "decode", str(latent), str(other), "--model", str(tiny_model)]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {"photo.decoded.png", "other.decoded.png"} <= files(latent.parent)
