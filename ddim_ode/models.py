@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
+from ddim_ode.conditions import Condition, Conditioned
 from ddim_ode.kinds import ModelError as ModelError
 from ddim_ode.kinds import check_kind, check_weights
 from ddim_ode.ode import ProbabilityFlowODE
@@ -58,11 +59,32 @@ class UNet(nn.Module):
         return output[:, : self.channels]
 
 
+class ClassUNet(UNet):
+    """A ``UNet2DModel`` with labels of classes, the last of which means none; as a function of x and t it is that.
+
+    A ``conditions.Labelled``.
+    """
+
+    def __init__(self, unet: nn.Module, channels: int, labels: int) -> None:
+        super().__init__(unet, channels)
+        self.none = labels - 1
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``, of no class."""
+        return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
+
+    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The same of the classes ``labels``, ``(B,)``, int64."""
+        output: Tensor = self.unet(x, t, class_labels=labels, return_dict=False)[0]
+        return output[:, : self.channels]
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A network with what is needed to use it; images are ``(B, channels, height, width)``.
 
-    ``folder``  where it was read from, if it was.
+    ``folder``   where it was read from, if it was.
+    ``classes``  the names of the classes that the network knows, by their numbers; none if it knows none.
     """
 
     name: str
@@ -73,10 +95,36 @@ class Model:
     height: int
     width: int
     folder: Path | None = None
+    classes: tuple[str, ...] = ()
 
-    def ode(self, *, max_nfe: int | None = None) -> ProbabilityFlowODE:
-        """A fresh ODE of this model, with its count of evaluations at zero."""
-        return ProbabilityFlowODE(self.network, self.schedule, prediction=self.prediction, max_nfe=max_nfe)
+    def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Condition] | None = None) -> ProbabilityFlowODE:
+        """A fresh ODE of this model, with its count of evaluations at zero.
+
+        ``conditions``  one for each member of the batches that it is for; None for no class, and any batch.
+
+        Raises:
+            ValueError: if there are conditions, but the network knows no classes.
+        """
+        if conditions is not None and not self.classes:
+            raise ValueError(f"model '{self.name}' knows no classes; leave the conditions out")
+        network = self.network if conditions is None else Conditioned(self.network, conditions)
+        return ProbabilityFlowODE(network, self.schedule, prediction=self.prediction, max_nfe=max_nfe)
+
+    def condition(self, label: str | int | None, *, guidance: float = 1.0) -> Condition:
+        """What to ask of the network for a class, by its name or its number; None for none.
+
+        Raises:
+            ValueError: if there is no such class, or guidance is not finite.
+        """
+        if label is None:
+            return Condition(None, guidance)
+        number = self.classes.index(label) if label in self.classes else label
+        if isinstance(number, str) and number.isdecimal():
+            number = int(number)
+        if not isinstance(number, int) or not 0 <= number < len(self.classes):
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.classes)) or "none at all"
+            raise ValueError(f"model '{self.name}' knows no class '{label}'; it knows: {known}")
+        return Condition(number, guidance)
 
     @property
     def process(self) -> VariancePreserving:
@@ -124,6 +172,7 @@ class Model:
                 f"model '{self.name}'",
                 f"  images     {self.channels} x {self.height} x {self.width}",
                 f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
+                *((f"  classes    {', '.join(self.classes)}; none unless named",) if self.classes else ()),
                 f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
                 f"  weights    {self.fingerprint}",
                 f"  calibrated {calibrated}",
@@ -155,8 +204,27 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     check_supported(name, unet.config)
     height, width = image_size(unet.config, name)
     channels = int(unet.config["in_channels"])
-    network = UNet(unet, channels).to(device).eval().requires_grad_(False)
-    return Model(name, network, schedule, prediction, channels, height, width, folder)
+    labels = unet.config.num_class_embeds
+    network = ClassUNet(unet, channels, labels) if labels else UNet(unet, channels)
+    network.to(device).eval().requires_grad_(False)
+    classes = _class_names(name, folder, labels) if labels else ()
+    return Model(name, network, schedule, prediction, channels, height, width, folder, classes)
+
+
+def _class_names(name: str, folder: Path, labels: int) -> tuple[str, ...]:
+    """The names of the classes, under ``id2label`` in the pipeline's index; the last of the ``labels`` means none."""
+    index = folder / "model_index.json"
+    names = read_json(index).get("id2label") if index.is_file() else None
+    wanted = {str(i) for i in range(labels - 1)}
+    if not isinstance(names, dict) or names.keys() != wanted or not all(isinstance(n, str) for n in names.values()):
+        raise ModelError(
+            f"model '{name}' knows {labels} labels, but not which of them means no class: '{index}' must name the "
+            f"others, 0 to {labels - 2}, under id2label, and the last one is none"
+        )
+    classes = tuple(names[str(i)] for i in range(labels - 1))
+    if len(set(classes)) < len(classes):
+        raise ModelError(f"two classes have one name under id2label of '{index}'; mend it")
+    return classes
 
 
 def _find(name: str) -> Path:
@@ -225,8 +293,13 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
     """Raise ModelError unless the U-Net of this complete ``config`` is a function of x and a fractional t alone."""
     if config["sample_size"] is None:
         raise ModelError(f"model '{name}' does not say its image size; write sample_size into its config.json")
-    if config["num_class_embeds"] is not None or config["class_embed_type"] is not None:
-        raise ModelError(f"model '{name}' needs a class label for every image; that is not supported")
+    labels = config["num_class_embeds"]
+    if config["class_embed_type"] is not None:
+        raise ModelError(f"model '{name}' has class_embed_type '{config['class_embed_type']}'; that is not supported")
+    if labels is not None and (type(labels) is not int or labels < 2):
+        raise ModelError(
+            f"model '{name}' has num_class_embeds {labels!r}; it must be 2 or more, a class and a label for none"
+        )
     if config["time_embedding_type"] != "positional":
         raise ModelError(
             f"model '{name}' has time_embedding_type '{config['time_embedding_type']}'; only 'positional' is supported"

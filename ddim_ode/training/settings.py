@@ -168,6 +168,10 @@ def complete_unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_trainable(where: str, config: Mapping[str, Any]) -> None:
+    if config["num_class_embeds"] is not None:
+        raise ValueError(
+            f"'{where}' has num_class_embeds, and networks with classes cannot be trained yet; leave it out"
+        )
     if config["out_channels"] != config["in_channels"]:
         raise ValueError(
             f"'{where}' has out_channels {config['out_channels']}, but it must be {config['in_channels']}, "

@@ -236,8 +236,8 @@ def test_a_folder_that_is_no_whole_model_is_refused(
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"num_class_embeds": 10}, "needs a class label for every image; that is not supported"),
-        ({"class_embed_type": "timestep"}, "needs a class label for every image; that is not supported"),
+        ({"num_class_embeds": 1}, "has num_class_embeds 1; it must be 2 or more, a class and a label for none"),
+        ({"class_embed_type": "timestep"}, "has class_embed_type 'timestep'; that is not supported"),
         ({"time_embedding_type": "fourier"}, "has time_embedding_type 'fourier'; only 'positional' is supported"),
         (
             {"time_embedding_type": "learned", "num_train_timesteps": 1000},
