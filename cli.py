@@ -21,8 +21,10 @@ from ddim_ode.console import (
     Bar,
     Existing,
     Failures,
+    FilePath,
     GridName,
     OneLineErrors,
+    check_outputs,
     device_option,
     find_frames,
     find_targets,
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 # The sheet of samples that training leaves at every save.
 PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
-PATH = click.Path(path_type=Path)
+PATH = FilePath()
 
 T = TypeVar("T")
 
@@ -325,6 +327,7 @@ def interpolate(
     session = run.session()
     check_sheet(number, session.model.space.shape)
     targets = find_frames(frames, number, output, overwrite) if frames else []
+    check_outputs([output, *targets], inputs)
     found = session.interpolate(inputs, seeds=seeds, count=count, **run.wishes)
     warn(*found.there.notes, *found.back.notes)
     for picture, target in zip(found.pictures, targets, strict=False):

@@ -263,7 +263,7 @@ def missing(every: Iterable[Task], rows: Sequence[ComparisonRow]) -> list[Task]:
 @images_option
 @click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="Images, and latents.")
 @click.option("--few", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a thousand steps.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), default=16, show_default=True)
 @stride_option
 @references_option
 @out_option("comparison")

@@ -115,11 +115,11 @@ def main(model: ModelChoice, solver: str, grid: str, steps: tuple[int, ...], cou
     steps = steps or within(STEPS, loaded)
     if len(set(steps)) < 2:
         raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
+    x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
     about = {**describe(loaded), "solver": solver, "grid": grid, "count": count, "seed": seed}
     results = Results(ConsistencyRow, out, about)
     if not results.rows:
         results.note()  # before there are images
-    x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
     ordered = sorted(set(steps))
     images = decode_each(loaded, x_T, ordered, solver, grid, out / "images.safetensors")
     results.replace(rows_of(dict(zip(ordered, images, strict=True))))

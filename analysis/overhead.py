@@ -143,7 +143,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     help="May be given more than once.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), default=16, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
 @out_option("overhead")
 @errors_in_a_line()

@@ -205,7 +205,7 @@ def report(folder: Path) -> None:
 )
 @images_option
 @count_option()
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1, 1_000_000), default=16, show_default=True)
 @stride_option
 @references_option
 @out_option("reconstruction")

@@ -7,7 +7,7 @@ from solutions of the model's ODE; what they mean to a solver, this module does 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -102,6 +102,8 @@ def load_calibration(path: Path, fingerprint: str, schedule: NoiseSchedule) -> C
         if content["format"] != FORMAT:
             raise ValueError(f"it is not of the format '{FORMAT}'")
         entries = {int(steps): _entry(entry) for steps, entry in content["entries"].items()}
+        if content["entries"].keys() != set(map(str, entries)):
+            raise ValueError("the entries must be named by their numbers of steps, each once")
         for steps, entry in entries.items():
             if steps != entry.grid.steps:
                 raise ValueError(f"the entry for {steps} steps has a grid of {entry.grid.steps}")
@@ -129,11 +131,13 @@ def _entry(content: Mapping[str, Any]) -> Entry:
         ),
         up=tuple(map(_numbers, content["up"])),
         down=tuple(map(_numbers, content["down"])),
-        scores={str(name): float(value) for name, value in content["scores"].items()},
+        scores=dict(zip(content["scores"], _numbers(list(content["scores"].values())), strict=True)),
     )
 
 
-def _numbers(content: Iterable[Any]) -> tuple[float, ...]:
+def _numbers(content: list[Any]) -> tuple[float, ...]:
+    if not isinstance(content, list):
+        raise ValueError(f"there must be a list of numbers, but there is {f'{content!r:.60}'}")
     numbers = tuple(map(float, content))
     if not all(map(isfinite, numbers)):
         raise ValueError(f"numbers must be finite, but there is {next(x for x in numbers if not isfinite(x))}")

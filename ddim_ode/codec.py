@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count as count_up
 from itertools import islice
-from math import sqrt
+from math import prod, sqrt
 from typing import Protocol, TypeVar
 
 import torch
@@ -118,11 +118,21 @@ def decode_solution(
         return solver.solve(ode, _state(x_T, None) * scale, sigmas, second)
 
 
+# In memory: 512 GiB.
+_MOST_NUMBERS = 2**36
+
+
 def draw_latents(count: int, shape: tuple[int, int, int], *, seed: int) -> Tensor:
     """``count`` latents x_T from N(0, I), ``(count, C, H, W)`` for ``shape`` (C, H, W); float64 on the CPU.
 
-    They are the first ones of the ``stream_latents``, and errors are the same.
+    They are the first ones of the ``stream_latents``.
+
+    Raises:
+        ValueError: for a wrong seed, or so many latents that no machine holds them.
     """
+    if not 0 < count * prod(shape) < _MOST_NUMBERS:
+        most = _MOST_NUMBERS // prod(shape)
+        raise ValueError(f"there must be from 1 to {most} latents of the shape {shape}, but {count} are asked for")
     return torch.stack(list(islice(stream_latents(shape, seed=seed), count)))
 
 

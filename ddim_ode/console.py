@@ -209,8 +209,7 @@ def find_targets(
             target = _beside(path, suffix)
             if output:
                 target = output / target.name if into_folder else output
-            if target.exists() and any(target.samefile(other) for other in paths if other.exists()):
-                raise ValueError(f"'{target}' is an input too, and would be lost; name another file for the output")
+            check_outputs([target], paths)
             if target in targets:
                 raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
             if existing.skip and target.is_file():
@@ -232,6 +231,29 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(name + suffix)
 
 
+class FilePath(click.Path):
+    """The name of a file or folder, which is not empty."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a name must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse ``outputs`` that are among the ``inputs``.
+
+    Raises:
+        ValueError: for the first that is, by whatever name.
+    """
+    for target in outputs:
+        if target.exists() and any(target.samefile(path) for path in inputs if path.exists()):
+            raise ValueError(f"'{target}' is an input too, and would be lost; name another file for the output")
+
+
 def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[Path]:
     """The files in ``folder`` for so many images beside their ``sheet``, checked before any work."""
     from ddim_ode.files import check_writable
@@ -239,8 +261,10 @@ def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file; name a folder for the frames")
     targets = [folder / f"{i:04}.png" for i in range(count)]
-    if sheet.resolve() in (target.resolve() for target in targets):
-        raise ValueError(f"'{sheet}' would be one of the frames too; name another file, or another folder for them")
+    if sheet.resolve() in (folder.resolve(), *(target.resolve() for target in targets)):
+        raise ValueError(
+            f"'{sheet}' would be among the frames, or their folder; name another file, or another folder for them"
+        )
     if folder.is_dir():
         for target in targets:
             check_writable(target, overwrite=overwrite)

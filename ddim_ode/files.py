@@ -45,6 +45,8 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise OSError(f"cannot write '{path}': its name is too long; choose a shorter one")
     if path.is_dir():
         raise IsADirectoryError(f"'{path}' is a folder; name a file in it")
+    if path.is_symlink() and os.path.islink(os.path.realpath(path)):
+        raise OSError(f"cannot write '{path}': it is a link that leads to itself; name another file")
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"cannot write '{path}': there is no folder '{path.parent}'; make it first")

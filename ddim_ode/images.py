@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf, log10
 from pathlib import Path
@@ -139,12 +139,19 @@ _BITS, _PHOTOMETRIC, _FORMAT, _LEAST, _MOST = 258, 262, 339, 340, 341
 def _range(picture: Image.Image, values: NDArray[np.float32], name: str) -> tuple[float, float]:
     """The values of black and white."""
     tags = getattr(picture, "tag_v2", {})
-    low, high = _first(tags, _LEAST, None), _first(tags, _MOST, None)
+    low, high = (_number(_first(tags, tag, None)) for tag in (_LEAST, _MOST))
     is_integer = picture.mode != "F"
     unsigned_16 = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
     if tags:
         unsigned_16 = is_integer and _first(tags, _BITS, 1) == 16 and _first(tags, _FORMAT, 1) == 1
-    if low is None or high is None or not low < high:
+    least, most = float(values.min()), float(values.max())
+    slack = 1e-6 * (abs(least) + abs(most))  # the rounding of the pixels to float32
+    if low is not None and high is not None and not low - slack <= least <= most <= high + slack:
+        raise ImageFileError(
+            f"'{name}' says that its pixels are from {low:g} to {high:g}, but they are from {least:g} to {most:g}; "
+            "mend its tags, or save it with 8 or 16 bits"
+        )
+    if low is None or high is None or not 1e-30 < high - low < 1e30:
         low, high = (0.0, 65535.0) if unsigned_16 else (0.0, 1.0)
         if not unsigned_16 and (is_integer or values.min() < 0 or values.max() > 1):
             kind = "integer pixels of more than 16 bits, or with signs," if is_integer else "floating-point pixels"
@@ -153,6 +160,14 @@ def _range(picture: Image.Image, values: NDArray[np.float32], name: str) -> tupl
                 "black and white; save it with 8 or 16 bits, or with floating-point pixels in [0, 1]"
             )
     return (high, low) if _first(tags, _PHOTOMETRIC, 1) == 0 else (low, high)
+
+
+def _number(value: Any) -> float | None:
+    """A tag's value as a number; None if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
 
 
 def _first(tags: Mapping[int, Any], tag: int, default: Any) -> Any:
@@ -171,21 +186,25 @@ def fit_picture(picture: Image.Image, channels: int, height: int, width: int) ->
     """
     if channels not in (1, 3):
         raise ImageFileError(f"pictures have 1 or 3 channels, but the model takes {channels}")
-    bands = _bands(picture, channels)
-    fitted = [ImageOps.fit(band, (width, height), method=Image.Resampling.LANCZOS) for band in bands]
+    # One after another, since a band of a large picture takes much memory.
+    fitted = [
+        ImageOps.fit(band, (width, height), method=Image.Resampling.LANCZOS) for band in _bands(picture, channels)
+    ]
     pixels = np.stack([np.asarray(band, dtype=np.float64) for band in fitted])
     return torch.from_numpy(pixels * 2 - 1).clamp(-1, 1)
 
 
-def _bands(picture: Image.Image, channels: int) -> list[Image.Image]:
+def _bands(picture: Image.Image, channels: int) -> Iterator[Image.Image]:
     """The picture as ``channels`` bands of mode F with values in [0, 1]."""
     if picture.mode == "F":
-        return [picture] * channels
+        yield from [picture] * channels
+        return
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB" if channels == 3 else "L")
-    return [Image.fromarray(np.asarray(band, dtype=np.float32) / 255) for band in picture.split()]
+    for band in range(channels):
+        yield Image.fromarray(np.asarray(picture.getchannel(band), dtype=np.float32) / 255)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 
 class ModelError(ValueError):
     """A model that cannot be loaded; the message says what is missing or not supported."""
@@ -92,6 +94,51 @@ def check_kind(name: str, folder: Path, scheduler: Mapping[str, Any]) -> None:
 
 def _flow() -> str:
     return _OTHERS["FlowMatch"]
+
+
+# What diffusers' network takes without a look, and fails on when it is called: the least value, and whether integers.
+_NUMBERS = {
+    "norm_eps": (0.0, False),
+    "freq_shift": (-1e3, False),
+    "mid_block_scale_factor": (1e-6, False),
+    "dropout": (0.0, False),
+    "norm_num_groups": (1, True),
+    "attn_norm_num_groups": (1, True),
+    "attention_head_dim": (1, True),
+    "layers_per_block": (1, True),
+    "downsample_padding": (0, True),
+}
+_MOST = 1000
+
+
+def check_numbers(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse numbers in the ``config`` of a U-Net that no network can have.
+
+    Raises:
+        ModelError: for one that is no number, not finite or out of range; those that are None are left to diffusers.
+    """
+    for key, (least, whole) in _NUMBERS.items():
+        value = config.get(key, least)
+        kinds = (int,) if whole else (int, float)
+        if value is None and key in ("attn_norm_num_groups", "attention_head_dim"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= _MOST:
+            what = "an integer" if whole else "a number"
+            raise ModelError(
+                f"model '{name}' has {key} {f'{value!r:.60}'}; it must be {what} from {least:g} to {_MOST}; mend its "
+                "config.json"
+            )
+
+
+def check_finite_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not all finite numbers.
+
+    Raises:
+        ModelError: with the name of the first that is not.
+    """
+    for key, value in state.items():
+        if not bool(value.isfinite().all()):
+            raise ModelError(f"the weights in '{folder}' are damaged: '{key}' holds NaN or infinity")
 
 
 def check_weights(folder: Path, missing: list[str], unexpected: list[str]) -> None:

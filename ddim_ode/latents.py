@@ -23,6 +23,7 @@ from ddim_ode.schedule import NoiseSchedule
 
 FORMAT = "ddim-ode latent"
 VERSION = 1
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Far outside of what has unit variance: normal noise reaches 7 at most.
 LARGEST = 100.0
 SCALE = "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
@@ -62,7 +63,7 @@ class Latent:
     def __post_init__(self) -> None:
         if self.x_T.layout != torch.strided or self.x_T.is_meta:
             raise LatentError("x_T must be an ordinary tensor, which holds each of its values; encode the image again")
-        if self.x_T.ndim != 4 or self.x_T.shape[0] != 1 or not self.x_T.is_floating_point():
+        if self.x_T.ndim != 4 or self.x_T.shape[0] != 1 or self.x_T.dtype not in _DTYPES:
             raise LatentError(
                 f"x_T must be a float tensor of shape (1, C, H, W), but it is {self.x_T.dtype} {tuple(self.x_T.shape)}"
             )
@@ -128,17 +129,23 @@ class Latent:
         solver = ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in self.solver.items())
         width, height = self.source.size
         moment = float((self.x_T**2).mean())
+        grid, schedule = _short(self.grid.name), _short(self.schedule.name)
         return "\n".join(
             (
-                f"latent of '{self.source.name}' ({width} x {height}; {self.source.fit})",
+                f"latent of '{_short(self.source.name)}' ({width} x {height}; {self.source.fit})",
                 f"  x_T        {tuple(self.x_T.shape)} {self.x_T.dtype}, second moment {moment:.4f}"
                 + (", with a companion: decodes exactly" if self.companion is not None else ""),
                 f"  sigma_T    {self.grid.sigma_T:.6g} at t = {self.grid.timesteps[-1]:g}; scale: {SCALE}",
-                f"  grid       {self.grid.name}, {self.grid.steps} steps, clean end {self.grid.clean_end}",
+                f"  grid       {grid}, {self.grid.steps} steps, clean end {self.grid.clean_end}",
                 f"  solver     {solver}, {self.nfe} NFE",
-                f"  model      {self.model}, weights {self.fingerprint[:12]}, schedule {self.schedule.name}",
+                f"  model      {_short(self.model)}, weights {self.fingerprint[:12]}, schedule {schedule}",
             )
         )
+
+
+def _short(name: str) -> str:
+    """``name`` as a part of a line."""
+    return f"{' '.join(name.split()):.200}"
 
 
 def _worst(state: Tensor) -> float:
@@ -161,7 +168,7 @@ def _content(latent: Latent) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "x_T": latent.x_T.detach().cpu().clone(),
-        "dtype": str(latent.x_T.dtype).removeprefix("torch."),
+        "dtype": _name_of(latent.x_T.dtype),
         "scale": SCALE,
         "sigma_T": latent.grid.sigma_T,
         "grid": {
@@ -189,19 +196,25 @@ def load_latent(file: str | Path | bytes) -> Latent:
         LatentError: if it is missing, empty, truncated, no latent file, of another version, or inconsistent.
     """
     name = "latent" if isinstance(file, bytes) else str(file)
-    content = _unpickle(file if isinstance(file, bytes) else read_file(Path(file), "latent file", LatentError), name)
+    data = file if isinstance(file, bytes) else read_file(Path(file), "latent file", LatentError)
+    content = _unpickle(data, name)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise LatentError(f"'{name}' is not a latent file of ddim-ode; make one with: encode")
-    if content.get("version") != VERSION:
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
         raise LatentError(
-            f"'{name}' has format version {content.get('version')}, but this program reads version {VERSION}; "
+            f"'{name}' has format version {version!s:.60}, but this program reads version {VERSION}; "
             "use the version of ddim-ode that wrote it"
         )
     try:
-        return _from_content(content)
+        _check_held(content, len(data))
+        latent = _from_content(content)
+        if content["dtype"] != _name_of(latent.x_T.dtype):
+            raise ValueError(f"x_T is said to be {content['dtype']!r:.60}, but it is {latent.x_T.dtype}")
     except Exception as error:  # whatever a wrong structure provokes
         what = f"there is no {error}" if isinstance(error, KeyError) else f"{error!s:.300}"
         raise LatentError(f"the latent file '{name}' is damaged: {what}") from error
+    return latent
 
 
 def _unpickle(content: bytes, name: str) -> object:
@@ -213,6 +226,20 @@ def _unpickle(content: bytes, name: str) -> object:
         raise LatentError(
             f"'{name}' is not a latent file, or a truncated one: torch.load(weights_only=True) refuses it"
         ) from error
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_held(content: dict[str, Any], size: int) -> None:
+    """Raise ValueError if a tensor claims to be larger than the file of this ``size`` in bytes, before it is looked at.
+
+    Tensors may be written as one number that is repeated.
+    """
+    for tensor in (content["x_T"], content.get("companion"), content["schedule"]["alpha_bar"]):
+        if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > size:
+            raise ValueError(f"a tensor of the shape {tuple(tensor.shape)} has no room in {size} bytes")
 
 
 def _from_content(content: dict[str, Any]) -> Latent:
@@ -237,12 +264,20 @@ def _from_content(content: dict[str, Any]) -> Latent:
         fingerprint=str(content["model"]["fingerprint"]),
         source=Source(
             name=str(content["source"]["name"]),
-            size=(int(content["source"]["size"][0]), int(content["source"]["size"][1])),
+            size=_counts(content["source"]["size"], 1),
             fit=str(content["source"]["fit"]),
         ),
-        nfe=int(content["nfe"]),
+        nfe=_counts([content["nfe"], 0], 0)[0],
         companion=content.get("companion"),
     )
+
+
+def _counts(values: Any, least: int) -> tuple[int, int]:
+    """Two integers, ``least`` or more."""
+    first, second = values
+    if not all(type(value) is int and value >= least for value in (first, second)):
+        raise ValueError(f"there must be integers from {least} on, but there are {first!r:.60} and {second!r:.60}")
+    return first, second
 
 
 def _solver_settings(content: dict[str, Any]) -> dict[str, str | float]:

@@ -27,14 +27,16 @@ from torch import Tensor, nn
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
 from ddim_ode.conditions import Condition, Conditioned
+from ddim_ode.files import read_file
 from ddim_ode.kinds import ModelError as ModelError
-from ddim_ode.kinds import check_kind, check_weights
+from ddim_ode.kinds import check_finite_weights, check_kind, check_numbers, check_weights
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.processes import PREDICTIONS, VariancePreserving
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
 from ddim_ode.spaces import PixelSpace
 
 DEFAULT_MODEL = "default"
+MOST_PIXELS = 8192  # a side
 _DEFAULT_FOLDER = Path(__file__).parent / "pretrained" / "ddpm-cifar10"
 DEFAULT_UNET_CONFIG = _DEFAULT_FOLDER / "unet" / "config.json"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -266,6 +268,7 @@ def _load_unet(name: str, folder: Path) -> Any:
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ModelError(f"model '{name}' is a {kind}; only diffusers' UNet2DModel is supported")
+    check_numbers(name, config)
     # The weights themselves or, of weights in parts, the index.
     variant = None if any(folder.glob(f"{_WEIGHTS}.safetensors*")) or any(folder.glob(f"{_WEIGHTS}.bin*")) else "fp16"
     stem = f"{_WEIGHTS}.{variant}" if variant else _WEIGHTS
@@ -286,6 +289,7 @@ def _load_unet(name: str, folder: Path) -> Any:
     except Exception as error:  # damaged weights fail in diffusers, safetensors, torch or json, each in its own way
         raise ModelError(f"cannot load the U-Net of model '{name}' from '{folder}': {_first_line(error)}") from error
     check_weights(folder, list(report["missing_keys"]), list(report["unexpected_keys"]))
+    check_finite_weights(folder, unet.state_dict())
     return unet
 
 
@@ -321,9 +325,14 @@ def image_size(config: Mapping[str, Any], where: str) -> tuple[int, int]:
     """
     size = config["sample_size"]
     sizes = [size, size] if isinstance(size, int) else size
-    if not isinstance(sizes, list | tuple) or len(sizes) != 2 or not all(type(n) is int and n > 0 for n in sizes):
+    if (
+        not isinstance(sizes, list | tuple)
+        or len(sizes) != 2
+        or not all(type(n) is int and 0 < n <= MOST_PIXELS for n in sizes)
+    ):
         raise ModelError(
-            f"sample_size of '{where}' must be a positive integer, or two of them, but it is {size!r}; mend it"
+            f"sample_size of '{where}' must be a positive integer, or two of them, of {MOST_PIXELS} at most, but it is "
+            f"{f'{size!r:.60}'}; mend it"
         )
     height, width = sizes
     return height, width
@@ -332,8 +341,10 @@ def image_size(config: Mapping[str, Any], where: str) -> tuple[int, int]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file ``path``; ModelError if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_file(path, "JSON file", ModelError))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(f"cannot read '{path}': {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"'{path}' must hold a JSON object, but it holds a {type(content).__name__}")

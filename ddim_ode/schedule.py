@@ -27,6 +27,8 @@ class NoiseSchedule:
     """
 
     def __init__(self, name: str, alpha_bar: Tensor) -> None:
+        if not alpha_bar.is_floating_point():
+            raise ValueError(f"alpha_bar of schedule '{name}' must be of real numbers, but it is {alpha_bar.dtype}")
         alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
             raise ValueError(f"alpha_bar must have shape (T,) with T >= 2, but its shape is {tuple(alpha_bar.shape)}")
@@ -140,22 +142,36 @@ def schedule_from_diffusers(config: Mapping[str, object]) -> NoiseSchedule:
     betas = config.get("trained_betas")
     if betas is not None:
         try:
-            table = torch.as_tensor(betas, dtype=torch.float64).reshape(-1)
+            table = torch.as_tensor(betas, dtype=torch.float64)
         except TypeError as error:
             raise ValueError(f"trained_betas must be a list of numbers: {error}") from error
+        if table.ndim != 1:
+            raise ValueError(f"trained_betas must be a list of numbers, but its shape is {tuple(table.shape)}")
         return _from_betas(f"trained_betas-{len(table)}", table)
     return make_schedule(
         str(config.get("beta_schedule", "linear")),
-        timesteps=int(_number(config, "num_train_timesteps", 1000)),
+        timesteps=_whole(config, "num_train_timesteps", 1000),
         beta_start=_number(config, "beta_start", 1e-4),
         beta_end=_number(config, "beta_end", 0.02),
     )
 
 
+_MOST_TIMESTEPS = 1_000_000
+
+
+def _whole(config: Mapping[str, object], key: str, default: int) -> int:
+    value = _number(config, key, default)
+    if value != int(value):
+        raise ValueError(f"{key} must be an integer, but it is {value!r}")
+    return int(value)
+
+
 def _number(config: Mapping[str, object], key: str, default: float) -> float:
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} must be a number, but it is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        raise ValueError(f"{key} must be a number, but it is {f'{value!r:.60}'}")
+    if abs(value) > _MOST_TIMESTEPS:
+        raise ValueError(f"{key} must be {_MOST_TIMESTEPS} at most, but it is {f'{value!r:.60}'}")
     return value
 
 

@@ -29,9 +29,12 @@ def hold(folder: Path) -> AcquireReturnProxy[Any]:
     Two jobs in one folder would replace each other's files. It is let go when the process ends, however it ends.
 
     Raises:
-        WorkError: if another process holds it.
+        WorkError: if another process holds it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"cannot work in '{folder}': {error.strerror}; name another folder") from error
     try:
         return FileLock(folder / LOCK, timeout=0, is_singleton=True).acquire()
     except Timeout:

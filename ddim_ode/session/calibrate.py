@@ -83,6 +83,8 @@ class Effort:
             if not 1 <= steps <= most:
                 raise ValueError(f"a solver can be fitted to from 1 to {most} steps, but {steps} are asked for")
         seeded(self.seed)  # which refuses a wrong one before any work
+        if len(set(self.budgets)) < len(self.budgets):
+            raise ValueError(f"numbers of steps must differ, but they are {self.budgets}; name each once")
         if self.latents < 2:
             raise ValueError(f"there must be 2 latents or more, half of them for judging, but there are {self.latents}")
 

@@ -249,7 +249,11 @@ def _solver_of(entry: Entry, model: Model) -> Solver:
     from ddim_ode.calibration import CalibrationError
 
     try:
-        return fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+        solver = fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
+        if entry.fitted:  # a walk of nothing, which finds out whether there are corrections for all slopes
+            for nodes in (entry.grid.upward(), entry.grid.downward()):
+                solver(lambda sigma, x: x, nodes.new_zeros(1, 1), nodes)
+        return solver
     except ValueError as error:
         raise CalibrationError(
             f"the calibration of model '{model.name}' for {entry.grid.steps} steps is damaged: {error}; make it anew "

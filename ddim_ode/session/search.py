@@ -20,6 +20,9 @@ from solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
 # The solvers that are looked through for the cheapest, where none is named.
 CANDIDATES = (AUTO, "dpmpp2m", "reab2")
 
+# What is lost in float64 alone.
+MOST_PSNR = 320
+
 
 def least(quality: Callable[[int], float], target: float, most: int) -> int | None:
     """The least effort in [1, ``most``] whose ``quality`` is ``target`` or more; None if none that it tries is so good.
@@ -73,8 +76,8 @@ def cheapest(
     Raises:
         ValueError: if there is no such setting, or the request fixes the number of steps (PlanError).
     """
-    if not 0 < target < inf:
-        raise ValueError(f"the PSNR to reach must be positive and finite, in dB, but it is {target:g}")
+    if not 0 < target <= MOST_PSNR:
+        raise ValueError(f"the PSNR to reach must be above 0 and at most {MOST_PSNR} dB, but it is {target:g}")
     if request.steps or isinstance(request.grid, tuple):
         raise PlanError("--target-psnr finds the number of steps; leave out --steps and lists of timesteps")
     reached_of: list[float] = []

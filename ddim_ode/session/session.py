@@ -32,6 +32,7 @@ from ddim_ode.session.batches import MemberError, OnError, batched, each, togeth
 from ddim_ode.session.corners import corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.plan import (
     Plan,
+    PlanError,
     Request,
     check_cost,
     plan_decoding,
@@ -284,8 +285,13 @@ class Session:
 
         def load(source: LatentLike) -> tuple[Latent, Plan]:
             latent = source if isinstance(source, Latent) else load_latent(source)
-            latent.check_fits(self.model, any_model=any_model)
-            return latent, self._affordable(plan_decoding(wishes, latent, self.model))
+            try:
+                latent.check_fits(self.model, any_model=any_model)
+                return latent, self._affordable(plan_decoding(wishes, latent, self.model))
+            except ValueError as error:
+                if isinstance(error, PlanError) or not isinstance(source, str | Path):
+                    raise
+                raise LatentError(f"'{source}': {error}") from error
 
         def alike(job: tuple[int, tuple[Latent, Plan]]) -> tuple[Solver, Grid, bool]:
             plan = job[1][1]

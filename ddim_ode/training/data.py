@@ -68,7 +68,7 @@ class TrainingImages:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the names and pixels of all."""
-        digest = hashlib.sha256(repr((self.files, self.pixels.shape)).encode())
+        digest = hashlib.sha256(os.fsencode(repr((self.files, self.pixels.shape))))
         digest.update(self.pixels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
@@ -121,8 +121,8 @@ def read_training_images(
         raise DataError(f"none of the {len(names)} files in '{source}' can be read; the first one: {skipped[0]}")
     if len(skipped) > UNREADABLE * len(names) and not skip_unreadable:
         raise DataError(
-            f"{describe_skipped(skipped, len(names))}; more than one in a thousand, so mend them, take them away, "
-            "or ask for it with --skip-unreadable"
+            f"'{source}': {describe_skipped(skipped, len(names))}; more than one in a thousand, so mend them, take "
+            "them away, or ask for it with --skip-unreadable"
         )
     pixels = torch.stack([*read_ones.values()])
     return TrainingImages(source.resolve().name, pixels, tuple(read_ones), skipped, len(every) - len(names))
@@ -166,6 +166,10 @@ class _Folder:
         """Do nothing, since no file is open."""
 
 
+# NotImplementedError, of a compression that Python does not know, is a RuntimeError.
+_UNREADABLE_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError)
+
+
 class _Zip:
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -184,7 +188,7 @@ class _Zip:
         try:
             with self._lock:
                 return self._zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError) as error:
+        except _UNREADABLE_MEMBER as error:
             raise ImageFileError(f"cannot read '{name}': {error}") from error
 
     def close(self) -> None:
@@ -197,10 +201,14 @@ def _open_source(source: Path) -> _Folder | _Zip:
         return _Folder(source)
     if not source.exists():
         raise DataError(f"there is no folder or zip file '{source}'")
+    if not source.is_file():
+        raise DataError(f"'{source}' is a device, a pipe or a socket; name a folder or a zip file of pictures")
     try:
         return _Zip(source)
     except zipfile.BadZipFile:
         raise DataError(f"'{source}' is neither a folder nor a zip file of pictures") from None
+    except (NotImplementedError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read the zip file '{source}': {error}") from error
 
 
 def _is_picture(name: str) -> bool:

@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -103,13 +104,14 @@ def train(
     ``publish``  called after every checkpoint, by the main process.
 
     Raises:
-        ValueError: if ``save_minutes`` is negative or not finite.
+        ValueError: if ``save_minutes`` is negative or not finite, or no batch fits into memory.
         WorkError: if another process is at work in ``folder``.
         CheckpointError: if this is a new run and ``folder`` is not empty, or the old one was trained on other data.
         DivergedError: if loss or weights are no longer finite; the last checkpoint stays.
     """
     if not 0 <= save_minutes < inf:
         raise ValueError(f"the minutes from save to save must be at least 0 and finite, but they are {save_minutes:g}")
+    _check_memory(settings, data)
     accelerator = hardware.accelerator(bf16=settings.bf16)
     if accelerator.is_main_process and not resume:
         check_new(folder)
@@ -125,6 +127,14 @@ def train(
             tqdm.write(f"training on {len(data.pixels)} images of '{data.name}' in {machine}")
         _advance(run, folder, publish, accelerator, resume, 60 * save_minutes)
         accelerator.wait_for_everyone()  # a process that leaves while another still works can make that one fail
+
+
+def _check_memory(settings: Settings, data: TrainingImages) -> None:
+    """Raise ValueError if the images, the noise and the output of one batch alone are more than this machine holds."""
+    each = 3 * 4 * data.pixels[0].numel()
+    most = psutil.virtual_memory().total // each
+    if settings.batch_size > most:
+        raise ValueError(f"a batch of {settings.batch_size} images does not fit into memory; take {most} at most")
 
 
 def _advance(

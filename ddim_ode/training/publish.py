@@ -48,7 +48,7 @@ def publish(model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: 
     settings = {"step": checkpoint.step, "images": checkpoint.step * checkpoint.settings.batch_size}
     save_image(tile(samples, columns), folder / "samples.png", settings=settings, zoom=2, overwrite=True)
     card = model_card(model, checkpoint, data)
-    write_file(folder / "README.md", card.encode(), overwrite=True)
+    write_file(folder / "README.md", card.encode(errors="backslashreplace"), overwrite=True)
 
 
 def _save_pipeline(model: Model, settings: Settings, folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ddim_ode.kinds import check_numbers
 from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported, image_size, read_json
 from ddim_ode.processes import PREDICTIONS
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
@@ -156,6 +157,7 @@ def complete_unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     from diffusers import UNet2DModel
 
+    check_numbers(where, config)
     try:
         with torch.device("meta"):  # only to have it checked and completed: without weights
             complete = dict(UNet2DModel.from_config(config).config)  # type: ignore[no-untyped-call]

@@ -234,7 +234,7 @@ def test_exact_encoding_for_a_decoder_with_a_memory(cli: Cli, picture: Path) -> 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--target-psnr", "0"), ("the PSNR to reach must be positive and finite, in dB, but it is 0",)),
+        (("--target-psnr", "0"), ("the PSNR to reach must be above 0 and at most 320 dB, but it is 0",)),
         (("--target-psnr", "40", "--steps", "5"), ("--target-psnr finds the number of steps",)),
         (("--target-psnr", "40", "--grid", "0,500,999"), ("--target-psnr finds the number of steps",)),
         (("--target-psnr", "40", "--solver", "scipy-RK45"), ("chooses its own steps; leave out --target-psnr",)),

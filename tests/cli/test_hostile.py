@@ -24,6 +24,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cli import main
+from ddim_ode.calibration import Calibration, Entry, save_calibration
+from ddim_ode.grids import make_grid
+from ddim_ode.models import load_model
 
 # A file's content, or what makes it at a path.
 Content = bytes | Callable[[Path], object]
@@ -196,16 +199,25 @@ LATENTS: Mapping[str, bytes | Edit] = {
     "another format": put("jpeg", "format"),
     "no format": drop("format"),
     "version 99": put(99, "version"),
+    "version true": put(True, "version"),
+    "dtype another": put("float16", "dtype"),
+    "schedule complex": put(torch.full((1000,), 0.5 + 0.1j), "schedule", "alpha_bar"),
+    "size negative": put((-5, -6), "source", "size"),
+    "nfe negative": put(-7, "nfe"),
+    "solver in capitals": put("EULER", "solver", "name"),
     "no version": drop("version"),
     "no x_T": drop("x_T"),
     "x_T a list": put([0.0], "x_T"),
     "x_T of 3 dimensions": put(torch.zeros(3, 8, 8), "x_T"),
-    "x_T of 5 channels": put(torch.zeros(1, 5, 8, 8), "x_T"),
-    "x_T empty": put(torch.zeros(1, 3, 0, 8), "x_T"),
+    "x_T of 5 channels": put(torch.zeros(1, 5, 8, 8).double(), "x_T"),
+    "x_T empty": put(torch.zeros(1, 3, 0, 8).double(), "x_T"),
     "x_T of integers": put(torch.zeros(1, 3, 8, 8, dtype=torch.int64), "x_T"),
     "x_T complex": put(torch.zeros(1, 3, 8, 8, dtype=torch.complex64), "x_T"),
     "x_T sparse": put(torch.zeros(1, 3, 8, 8).to_sparse(), "x_T"),
     "x_T without values": put(torch.zeros(1, 3, 8, 8, device="meta"), "x_T"),
+    "x_T larger than the file": put(torch.zeros(1).expand(1, 3, 20_000, 20_000), "x_T"),
+    "x_T of 8 bits": put(torch.zeros(1, 3, 8, 8).to(torch.float8_e4m3fn), "x_T"),
+    "schedule larger than the file": put(torch.full((1,), 0.5).expand(10**9), "schedule", "alpha_bar"),
     "x_T NaN": scaled(float("nan")),
     "x_T of 1e6": scaled(1e6),
     "x_T of 1e300": scaled(1e300),
@@ -244,7 +256,9 @@ LATENTS: Mapping[str, bytes | Edit] = {
 }
 # What only a model can know, or a solver: 'info' tells what is in the file.
 BY_MODEL = {"of another model", "x_T of 5 channels", "x_T empty"}
-BY_MODEL |= {f"solver {what}" for what in ("unknown", "with noise", "calibrated", "with steps of its own")}
+BY_MODEL |= {
+    f"solver {what}" for what in ("unknown", "in capitals", "with noise", "calibrated", "with steps of its own")
+}
 BY_MODEL |= {"solver with a setting it has not"}
 LATENT_COMMANDS: Sequence[Sequence[str]] = (
     ("decode", "BAD.pt"),
@@ -329,6 +343,25 @@ def renamed(prefix: str) -> Edit:
     return edit
 
 
+def _replace(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def _spoil(folder: Path, value: float) -> None:
+    """Put ``value`` into one of the weights."""
+    state = load_file(folder / WEIGHTS)
+    next(iter(state.values())).view(-1)[0] = value
+    save_file(state, folder / WEIGHTS)
+
+
+def _calibrate(folder: Path, corrections: tuple[tuple[float, ...], ...], solver: str = "reab3") -> None:
+    """Write a calibration for 50 steps."""
+    model = load_model(str(folder))
+    entry = Entry(solver, make_grid(model.schedule, "log-snr", 50), corrections, corrections, {})
+    save_calibration(Calibration(model.fingerprint, {50: entry}, {}), folder / "calibration.json")
+
+
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 MODELS: Mapping[str, Edit] = {
     "nothing in it": lambda folder: shutil.rmtree(folder / "unet"),
@@ -354,6 +387,23 @@ MODELS: Mapping[str, Edit] = {
     "4 channels": config(in_channels=4, out_channels=4),
     "5 channels": config(in_channels=5, out_channels=5),
     "norm_num_groups 0": config(norm_num_groups=0),
+    "norm_num_groups -1": config(norm_num_groups=-1),
+    "norm_num_groups true": config(norm_num_groups=True),
+    "norm_eps a string": config(norm_eps="x"),
+    "norm_eps NaN": config(norm_eps=float("nan")),
+    "freq_shift None": config(freq_shift=None),
+    "freq_shift a list": config(freq_shift=[[1]]),
+    "mid_block_scale_factor 0": config(mid_block_scale_factor=0),
+    "layers of 1e7": config(layers_per_block=10_000_000),
+    "size of 1e6": config(sample_size=1_000_000),
+    "config deep": written("unet/config.json", b"[" * 100_000),
+    "scheduler deep": written("scheduler/scheduler_config.json", b"[" * 100_000),
+    "config a device": lambda folder: _replace(folder / "unet/config.json", "/dev/zero"),
+    "weights NaN": lambda folder: _spoil(folder, torch.nan),
+    "weights infinite": lambda folder: _spoil(folder, torch.inf),
+    "timesteps of 30 digits": scheduler(num_train_timesteps=10**30),
+    "timesteps of 400 digits": scheduler(num_train_timesteps=10**400),
+    "timesteps broken": scheduler(num_train_timesteps=1000.5),
     "norm_num_groups 3": config(norm_num_groups=3),
     "layers a string": config(layers_per_block="two"),
     "blocks empty": config(block_out_channels=[]),
@@ -366,6 +416,7 @@ MODELS: Mapping[str, Edit] = {
     "beta of 2": scheduler(beta_end=2.0),
     "beta NaN": scheduler(beta_start=float("nan")),
     "betas empty": scheduler(trained_betas=[]),
+    "betas nested": scheduler(trained_betas=[[0.1, 0.2], [0.3, 0.4]]),
     "betas strings": scheduler(trained_betas=["a", "b"]),
     "betas an object": scheduler(trained_betas={"a": 1}),
     "schedule unknown": scheduler(beta_schedule="exponential-ish"),
@@ -389,6 +440,9 @@ MODELS: Mapping[str, Edit] = {
     },
     "autoencoder": written("vae/config.json", b"{}"),
     "quantizer": written("vqvae/config.json", b"{}"),
+    "calibration for 50 steps with wrong corrections": lambda folder: _calibrate(folder, ((0.0,) * 4,) * 50),
+    "calibration for 50 steps without corrections": lambda folder: _calibrate(folder, ((),) * 50),
+    "calibration for 50 steps by another kind of solver": lambda folder: _calibrate(folder, (), "scipy-RK45"),
     "calibration empty": written("calibration.json", b""),
     "calibration a list": written("calibration.json", b"[]"),
     "calibration of another format": written("calibration.json", b'{"format": "mine"}'),
@@ -419,6 +473,8 @@ def test_models(
     result = call(*("BAD" if word == "MODEL" else word for word in words), *of_model)
     if "calibration" in name and words[0] in ("calibrate", "analyze"):
         return  # which make a new one, or have no use for it
+    if "for 50 steps" in name and words[0] in ("decode", "info"):
+        return  # which take another number of them, or none
     refused(result)
     assert there(tmp_path) == before
 
@@ -440,6 +496,7 @@ NETWORKS: Mapping[str, bytes] = {
     "empty": b"",
     "a list": b"[]",
     "no text": b"\xff\xfe\xfa",
+    "deep": b"[" * 100_000,
     **{
         f"{key} {value!r}": json.dumps({**SMALL, key: value}).encode()
         for key, value in {
@@ -447,6 +504,8 @@ NETWORKS: Mapping[str, bytes] = {
             "in_channels": 5,
             "out_channels": 6,
             "norm_num_groups": 0,
+            "norm_eps": "x",
+            "freq_shift": float("nan"),
             "layers_per_block": "two",
             "block_out_channels": [],
             "down_block_types": ["SideBlock2D"],
@@ -660,6 +719,16 @@ OPTIONS: Sequence[str] = (
     "train pictures -o pictures/run --steps 1",
     "train pictures -o run --resume",
     "train nowhere -o run --steps 1",
+    "train /dev/zero -o run --steps 1",
+    "train pictures -o run --steps 1 --batch-size 1000000000000",
+    "interpolate --seed 1 --seed 2 --frames nn.png -o nn.png",
+    "interpolate good.png --seed 1 -o good.png --overwrite",
+    "encode good.png -o loop --overwrite",
+    "calibrate --images pictures --work good.png",
+    "reconstruct good.png --target-psnr 1e308",
+    "calibrate --images pictures --steps 2 --steps 2",
+    "analyze overhead --batch-size 10000000000000000000 --out rows",
+    "analyze consistency --seed 100000000000000000000000 --out rows",
     "calibrate --images pictures --latents 1000000000",
     "calibrate --images pictures --steps 1000000000",
     "calibrate --images pictures --steps 1",
@@ -676,6 +745,7 @@ WITH_MODEL = ("encode", "reconstruct", "sample", "interpolate", "decode", "calib
 def test_options(line: str, good: Path, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     shutil.copy(good, tmp_path / "pictures")
     (tmp_path / "unet.json").write_text(json.dumps(SMALL))
     before = there(tmp_path)

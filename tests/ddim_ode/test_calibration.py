@@ -65,7 +65,7 @@ def test_damaged_files(tmp_path: Path, spoil: str | None) -> None:
         ({"grid": asdict(GRID) | {"sigmas": [0.0, 1.0, 2.0, math.inf]}}, "numbers must be finite, but there is inf"),
         ({"grid": asdict(GRID) | {"sigmas": [*GRID.sigmas[:3], 1e5]}}, "sigma = 100000 of the grid contradicts its"),
         ({"grid": asdict(GRID) | {"timesteps": [*GRID.timesteps[:3], 1e5]}}, r"timesteps must lie in \[0, 999\]"),
-        ({"up": ["ab"] * 3}, "could not convert string to float"),
+        ({"up": ["ab"] * 3}, "there must be a list of numbers, but there is 'ab'"),
     ],
 )
 def test_damaged_entries(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

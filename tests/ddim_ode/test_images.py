@@ -344,6 +344,26 @@ def test_pixels_of_an_unknown_range_are_refused_unless_the_file_says_it(
     assert load_image(known, 1, 1, 2)[0].flatten().tolist() == pytest.approx([-1, 1], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "least", "most"),
+    [
+        (np.array([[0, 1]], np.float32), 1000, 2000),
+        (np.array([[0, 300]], np.int32), 0, 100),
+        (np.array([[0, 300]], np.float32), 0, 1e300),
+        (np.array([[0, 300]], np.float32), 0, math.inf),
+        (np.array([[0, 0]], np.float32), -math.inf, 0),
+    ],
+)
+def test_a_range_that_is_none_is_refused(pixels: np.ndarray, least: float, most: float, tmp_path: Path) -> None:
+    """Pixels outside of it, or one so wide that all pixels would be black."""
+    path = tiff(pixels, tmp_path / "deep.tif", least=least, most=most)
+    if least == -math.inf:
+        assert load_image(path, 1, 1, 2)[0].flatten().tolist() == [-1, -1]
+    else:
+        with pytest.raises(ImageFileError, match=r"deep.tif' (says that its pixels are from|holds .* does not say)"):
+            load_image(path, 1, 1, 2)
+
+
 def test_sixteen_bits_with_white_as_zero_are_turned_round(tmp_path: Path) -> None:
     pixels = np.array([[0, 65535]], np.uint16)
     for photometric, expected in ((1, [-1, 1]), (0, [1, -1])):

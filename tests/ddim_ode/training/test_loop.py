@@ -310,3 +310,11 @@ def test_hardware_that_is_not_there(make_settings: MakeSettings, pictures: Path)
 def test_losses_are_smoothed_over_equal_stretches() -> None:
     assert smoothed([1.0, 3.0, 5.0], 5) == [(1, 1.0), (2, 3.0), (3, 5.0)]
     assert smoothed([1.0, 3.0, 5.0], 2) == [(2, 2.0), (3, 5.0)]
+
+
+def test_names_that_are_no_utf_8_lose_no_run(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    source = pictures.rename(pictures.with_name(os.fsdecode(b"q\xff")))
+    run(make_settings(), source, tmp_path / os.fsdecode(b"run\xff"))
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    assert "images of" in (folder / "README.md").read_text()
+    assert load_checkpoint(folder).data == source.name
