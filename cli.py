@@ -41,6 +41,7 @@ from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, Solver
 
 if TYPE_CHECKING:
     from ddim_ode.calibration import Entry
+    from ddim_ode.latents import Latent
     from ddim_ode.models import Model
     from ddim_ode.session.results import Sample
     from ddim_ode.session.session import Session
@@ -547,9 +548,11 @@ def _describe(target: str) -> None:
     from ddim_ode.models import load_model
 
     if Path(target).is_file() or target.endswith(".pt"):
-        say(load_latent(Path(target)).summary())
+        found: Latent | Model = load_latent(Path(target))
     else:
-        say(load_model(target).summary())
+        found = load_model(target)
+    for line in found.summary().splitlines():
+        say(line)
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` with what does not belong on a terminal, but for line breaks, as escapes."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    """``text`` with what does not belong into a line on a terminal as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def one_line(error: BaseException) -> str:

@@ -426,3 +426,13 @@ def test_a_reader_that_has_seen_enough_stops_no_work(cli: Cli, latent: Path, tin
     os.close(writer)
     assert (result.returncode, result.stderr) == (0, "")
     assert {"photo.decoded.png", "other.decoded.png"} <= files(latent.parent)
+
+
+def test_a_name_with_a_line_break_makes_no_second_line(cli: Cli, picture: Path) -> None:
+    named = picture.rename(picture.with_name("a\nError: b.png"))
+    result = cli("encode", named, "--steps", "1")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("a\\nError: b.png -> ")
+    assert "a\\nError: b.latent.pt (" in result.stdout
+    assert len(result.output.splitlines()) == 1
+    assert cli("info", "a\nError: b.latent.pt").stdout.startswith("latent of 'a Error: b.png' (")
