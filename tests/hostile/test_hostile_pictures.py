@@ -1,0 +1,87 @@
+"""Pictures that are hostile, over every command that takes them: one line, and nothing else happens.
+
+To add one, add a line to ``PICTURES``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from refusals import PNG, SMALL, Content, Runs, call, encoded, make, refused, there
+
+JPEG = encoded(np.zeros((16, 16, 3), dtype=np.uint8), "JPEG")
+
+PICTURES: Mapping[str, Content] = {
+    "empty.png": b"",
+    "zeros.png": bytes(1000),
+    "text.png": b"no picture at all",
+    "json.png": b"{}",
+    "header.png": PNG[:8],
+    "cut.png": PNG[:200],
+    "flipped.png": PNG[:60] + bytes(byte ^ 255 for byte in PNG[60:90]) + PNG[90:],
+    "cut.jpg": JPEG[:120],
+    "header.jpg": JPEG[:20],
+    "cut.gif": encoded(np.zeros((16, 16), dtype=np.uint8), "GIF")[:20],
+    "cut.bmp": encoded(np.zeros((16, 16), dtype=np.uint8), "BMP")[:60],
+    "cut.tif": encoded(np.zeros((16, 16), dtype=np.uint8), "TIFF")[:100],
+    "cut.webp": encoded(np.zeros((16, 16, 3), dtype=np.uint8), "WEBP")[:30],
+    "header.dds": b"DDS " + bytes(200),
+    "header.avif": b"\0\0\0\x1cftypavif" + bytes(300),
+    "nan.tif": encoded(np.full((16, 16), np.nan, dtype=np.float32), "TIFF"),
+    "infinite.tif": encoded(np.full((16, 16), np.inf, dtype=np.float32), "TIFF"),
+    "range.tif": encoded(np.full((16, 16), 255, dtype=np.float32), "TIFF"),
+    "wide.tif": encoded(np.full((16, 16), 100_000, dtype=np.int32), "TIFF"),
+    "pickle.png": pickle.dumps(Runs()),
+    "folder.png": Path.mkdir,
+    "pipe.png": os.mkfifo,
+    "device.png": lambda path: path.symlink_to("/dev/zero"),
+    "nowhere.png": lambda path: path.symlink_to(path.with_name("missing")),
+    "missing.png": lambda path: None,
+    "control\x1b[31m.png": b"",
+}
+PICTURE_COMMANDS: Sequence[Sequence[str]] = (
+    ("encode", "BAD", "--steps", "1"),
+    ("encode", "BAD", "--steps", "1", "-o", "out"),
+    ("reconstruct", "BAD", "--steps", "1"),
+    ("interpolate", "BAD", "good.png", "--steps", "1"),
+    ("interpolate", "good.png", "BAD", "--steps", "1", "--frames", "frames"),
+)
+
+
+def shown(name: str) -> str:
+    """``name`` as the commands print it."""
+    return name.replace("\x1b", "\\x1b")
+
+
+@pytest.mark.parametrize("words", PICTURE_COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(name: str, words: Sequence[str], good: Path, tiny_model: Path, tmp_path: Path) -> None:
+    make(PICTURES[name], tmp_path / name)
+    before = there(tmp_path) if "device" not in name else None
+    result = call(*(name if word == "BAD" else word for word in words), "--model", tiny_model)
+    refused(result, shown(name))
+    assert not (tmp_path / "executed").exists()
+    if before is not None:
+        assert there(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"missing.png"}))
+def test_pictures_among_those_of_a_data_set(name: str, good: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Whoever asks for a folder is told of each that cannot be taken; what is no file or no picture is not asked."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(good, folder)
+    make(PICTURES[name], folder / name)
+    skipped = name in ("folder.png", "pipe.png", "device.png", "nowhere.png")
+    if not skipped:
+        (tmp_path / "unet.json").write_text(json.dumps(SMALL))
+        refused(call("train", folder, "-o", "run", "--steps", "1", "--unet", "unet.json", "--cpu"), shown(name))
+        assert not (tmp_path / "run").exists()
+    refused(call("calibrate", "--model", tiny_model, "--images", folder, "--steps", "2", "--latents", "1"))
