@@ -146,7 +146,7 @@ def schedule_from_diffusers(config: Mapping[str, object]) -> NoiseSchedule:
         except TypeError as error:
             raise ValueError(f"trained_betas must be a list of numbers: {error}") from error
         if table.ndim != 1:
-            raise ValueError(f"trained_betas must be a list of numbers, but its shape is {tuple(table.shape)}")
+            raise ValueError(f"trained_betas must have shape (T,) with T >= 2, but its shape is {tuple(table.shape)}")
         return _from_betas(f"trained_betas-{len(table)}", table)
     return make_schedule(
         str(config.get("beta_schedule", "linear")),

@@ -20,8 +20,8 @@ from solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
 # The solvers that are looked through for the cheapest, where none is named.
 CANDIDATES = (AUTO, "dpmpp2m", "reab2")
 
-# What is lost in float64 alone.
-MOST_PSNR = 320
+# In dB; more than float64 can tell.
+MOST_PSNR = 1000
 
 
 def least(quality: Callable[[int], float], target: float, most: int) -> int | None:

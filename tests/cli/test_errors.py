@@ -104,7 +104,7 @@ def spoil(kind: str, latent: Path) -> None:
     elif kind == "version":
         torch.save(content | {"version": 99}, latent)
     elif kind == "shape":
-        torch.save(content | {"x_T": torch.zeros(1, 3, 4, 4)}, latent)
+        torch.save(content | {"x_T": torch.zeros(1, 3, 4, 4, dtype=torch.float64)}, latent)
     elif kind == "nan":
         torch.save(content | {"x_T": content["x_T"] * float("nan")}, latent)
     elif kind == "other program":
@@ -234,7 +234,7 @@ def test_exact_encoding_for_a_decoder_with_a_memory(cli: Cli, picture: Path) -> 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--target-psnr", "0"), ("the PSNR to reach must be above 0 and at most 320 dB, but it is 0",)),
+        (("--target-psnr", "0"), ("the PSNR to reach must be above 0 and at most 1000 dB, but it is 0",)),
         (("--target-psnr", "40", "--steps", "5"), ("--target-psnr finds the number of steps",)),
         (("--target-psnr", "40", "--grid", "0,500,999"), ("--target-psnr finds the number of steps",)),
         (("--target-psnr", "40", "--solver", "scipy-RK45"), ("chooses its own steps; leave out --target-psnr",)),
@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(cli: Cli, picture: Path, tiny_mode
         (("--steps", "1", "--minutes", "1"), ("either a number of steps or of minutes",)),
         (("--steps", "1", "--prediction", "x_0"), ("unknown prediction 'x_0'", ", ".join(sorted(PREDICTIONS)))),
         (("--steps", "1", "--schedule", "quad"), ("unknown schedule 'quad'", "cosine, linear")),
-        (("--steps", "1", "--unet", "nothing.json"), ("cannot read 'nothing.json'",)),
+        (("--steps", "1", "--unet", "nothing.json"), ("'nothing.json' does not exist",)),
         (("--steps", "1", "--resume"), ("there is no run to resume in 'model'",)),
         (("--steps", "1"), ("smaller than the model's 32 x 32 pixels: 'photo.png' (12 x 10)",)),
     ],
@@ -370,7 +370,10 @@ def move_into(picture: Path, folder: str) -> None:
         (("interpolate", "--seed", "1", "--seed", "2", "--seed", "3"), "but there are 3"),
         (("interpolate", *("photo.png",) * 41, "--frames", "frames"), "but there are 41"),
         (("interpolate", "--seed", "1", "--seed", "2", "-o", "strip.gif"), "but 'strip.gif' ends in '.gif'"),
-        (("interpolate", "--seed", "1", "--seed", "2", "--frames", ".", "-o", "0001.png"), "one of the frames too"),
+        (
+            ("interpolate", "--seed", "1", "--seed", "2", "--frames", ".", "-o", "0001.png"),
+            "would be among the frames, or their folder",
+        ),
         (("sample", "-o", "sheet.jpg"), "pictures are written as PNG, but 'sheet.jpg' ends in '.jpg'"),
         (("reconstruct", "photo.png", "-o", "both.webp"), "but 'both.webp' ends in '.webp'; name a .png file"),
         (("interpolate", "photo.png", "nothing.png"), "'nothing.png' does not exist"),

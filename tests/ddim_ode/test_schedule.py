@@ -178,7 +178,7 @@ def test_a_table_that_is_no_schedule_is_refused(table: list[float], words: str) 
         ({"num_train_timesteps": -5}, "a schedule needs at least 2 timesteps, but it has -5"),
         ({"trained_betas": [0.1, -0.1]}, "betas of 'trained_betas-2' must lie in (0, 1), but span [-0.1, 0.1]"),
         ({"trained_betas": []}, "must have shape (T,) with T >= 2, but its shape is (0,)"),
-        ({"trained_betas": 0.1}, "must have shape (T,) with T >= 2, but its shape is (1,)"),
+        ({"trained_betas": 0.1}, "must have shape (T,) with T >= 2, but its shape is ()"),
         ({"trained_betas": "few"}, "trained_betas must be a list of numbers"),
     ],
     ids=str,

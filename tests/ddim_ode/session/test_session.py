@@ -316,7 +316,7 @@ def test_samples_are_drawn_batch_by_batch(session: Session) -> None:
     """A million of them are no more in memory than one, and the first ones are those of any other number."""
     few = [found.picture.image for found in session.sample(3, steps=1)]
     many = [found.picture.image for found in islice(session.sample(1_000_000, steps=1), 3)]
-    assert all(a.equal(b) for a, b in zip(few, many, strict=True))
+    torch.testing.assert_close(few, many, rtol=0, atol=1e-4)  # but for the rounding of batches of other sizes
 
 
 def test_what_is_known_to_cost_too_much_is_refused_before_the_first_evaluation(fragile: Session) -> None:
