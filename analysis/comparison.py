@@ -38,6 +38,7 @@ from analysis.comparison_plot import ComparisonRow, plot, table
 from analysis.figures import save_figure
 from analysis.options import (
     ModelChoice,
+    batch_size_option,
     errors_in_a_line,
     images_option,
     model_options,
@@ -263,7 +264,7 @@ def missing(every: Iterable[Task], rows: Sequence[ComparisonRow]) -> list[Task]:
 @images_option
 @click.option("--count", type=click.IntRange(min=2), default=64, show_default=True, help="Images, and latents.")
 @click.option("--few", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a thousand steps.")
-@click.option("--batch-size", type=click.IntRange(1, 1_000_000), default=16, show_default=True)
+@batch_size_option
 @stride_option
 @references_option
 @out_option("comparison")

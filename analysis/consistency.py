@@ -115,7 +115,7 @@ def main(model: ModelChoice, solver: str, grid: str, steps: tuple[int, ...], cou
     steps = steps or within(STEPS, loaded)
     if len(set(steps)) < 2:
         raise ValueError(f"one number of steps, {steps[0]}, has nothing to be compared with; give another --steps")
-    x_T = draw_latents(count, (loaded.channels, loaded.height, loaded.width), seed=seed)
+    x_T = draw_latents(count, loaded.space.shape, seed=seed)
     about = {**describe(loaded), "solver": solver, "grid": grid, "count": count, "seed": seed}
     results = Results(ConsistencyRow, out, about)
     if not results.rows:

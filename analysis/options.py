@@ -16,6 +16,7 @@ from analysis.reference import REFERENCES
 from ddim_ode.console import device_option, one_line
 from ddim_ode.devices import find_device
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.session.plan import MOST_IN_A_BATCH
 from solvers import SOLVERS, SolverError
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ images_option = click.option(
     show_default="64 test images of CIFAR-10",
     help="Folder of pictures.",
 )
+batch_size_option = click.option("--batch-size", type=click.IntRange(1, MOST_IN_A_BATCH), default=16, show_default=True)
 stride_option = click.option(
     "--stride",
     type=click.IntRange(min=1),

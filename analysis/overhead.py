@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from analysis.codec import encode
-from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options, out_option
+from analysis.options import FIXED_STEP, ModelChoice, batch_size_option, errors_in_a_line, model_options, out_option
 from analysis.rows import Results, describe
 from analysis.tables import markdown
 from analysis.timing import Stopwatch, machine, synchronize
@@ -143,7 +143,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     help="May be given more than once.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1, 1_000_000), default=16, show_default=True)
+@batch_size_option
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True)
 @out_option("overhead")
 @errors_in_a_line()

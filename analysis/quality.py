@@ -41,7 +41,6 @@ from ddim_ode.training.objective import denoising_loss
 from ddim_ode.work import load_tensors, save_tensors
 from solvers import SOLVERS
 
-# Evenly spaced, so that their mean stands for that over all.
 PROJECTIONS = 1000
 SHEET = 100
 CHUNK = 100
@@ -77,6 +76,7 @@ def measure_errors(model: Model, label: str, images: Tensor, *, seed: int, batch
     """A row for each of about fifty timesteps, evenly spread, on ``images``, ``(B, C, H, W)``, pixels in [-1, 1]."""
     noise = draw_latents(len(images), (model.channels, model.height, model.width), seed=seed).float()
     rows = []
+    # Evenly spaced, so that their mean stands for that over all.
     spacing = max(1, len(model.schedule) // 50)
     for t in tqdm(range(spacing // 2, len(model.schedule), spacing), desc=f"eps of {label}", disable=None):
         with torch.no_grad():

@@ -34,6 +34,7 @@ from analysis.figures import save_figure
 from analysis.options import (
     FIXED_STEP,
     ModelChoice,
+    batch_size_option,
     count_option,
     errors_in_a_line,
     images_option,
@@ -205,7 +206,7 @@ def report(folder: Path) -> None:
 )
 @images_option
 @count_option()
-@click.option("--batch-size", type=click.IntRange(1, 1_000_000), default=16, show_default=True)
+@batch_size_option
 @stride_option
 @references_option
 @out_option("reconstruction")

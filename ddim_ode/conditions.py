@@ -56,6 +56,12 @@ class Conditioned(nn.Module):
         self.network = network
         self._labelled: Labelled = network  # type: ignore[assignment]  # what the caller promises
         self._conditions = tuple(conditions)
+        none = self._labelled.none
+        # Made once, where the network is: nothing is copied to a device at a call.
+        like = next(network.parameters(), torch.empty(0))
+        self._labels = torch.tensor([none if c.label is None else c.label for c in conditions], device=like.device)
+        self._guidance = like.new_tensor([1.0 if c.label is None else c.guidance for c in conditions])
+        self._guided = any(c.label is not None and c.guidance != 1 for c in conditions)
 
     def of(self, members: Tensor) -> Conditioned:
         """The same for some ``members`` of the batch, by their places in it: int64, ``(A,)``."""
@@ -69,13 +75,10 @@ class Conditioned(nn.Module):
         """
         if len(x) != len(self._conditions):
             raise ValueError(f"there are {len(self._conditions)} conditions, but the batch has {len(x)} members")
-        none = self._labelled.none
-        labels = torch.tensor([none if c.label is None else c.label for c in self._conditions], device=x.device)
-        strengths = [1.0 if c.label is None else c.guidance for c in self._conditions]
-        if all(strength == 1 for strength in strengths):
-            return self._labelled.answer(x, t, labels)
-        both = torch.cat([labels, torch.full_like(labels, none)])
+        if not self._guided:
+            return self._labelled.answer(x, t, self._labels)
+        both = torch.cat([self._labels, torch.full_like(self._labels, self._labelled.none)])
         wanted, without = self._labelled.answer(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        w = torch.tensor(strengths, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+        w = self._guidance.reshape(-1, *[1] * (x.ndim - 1))
         # Not left to rounding: what a member is must not depend on the others.
         return torch.where(w == 1, wanted, without + w * (wanted - without))

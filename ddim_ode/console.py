@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -203,13 +203,13 @@ def find_targets(
     if output and into_folder and output.exists() and not output.is_dir():
         raise NotADirectoryError(f"'{output}' is a file; name a folder for several inputs")
     targets: dict[Path, Path] = {}
-    skipped = 0
+    taken, skipped = _identities(paths), 0
     for path in paths:
         with failures.caught():
             target = _beside(path, suffix)
             if output:
                 target = output / target.name if into_folder else output
-            check_outputs([target], paths)
+            _check_output(target, taken)
             if target in targets:
                 raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
             if existing.skip and target.is_file():
@@ -249,9 +249,24 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     Raises:
         ValueError: for the first that is, by whatever name.
     """
+    taken = _identities(inputs)
     for target in outputs:
-        if target.exists() and any(target.samefile(path) for path in inputs if path.exists()):
-            raise ValueError(f"'{target}' is an input too, and would be lost; name another file for the output")
+        _check_output(target, taken)
+
+
+def _check_output(target: Path, taken: set[tuple[int, int]]) -> None:
+    if not taken.isdisjoint(_identities([target])):
+        raise ValueError(f"'{target}' is an input too, and would be lost; name another file for the output")
+
+
+def _identities(paths: Sequence[Path]) -> set[tuple[int, int]]:
+    """What tells those ``paths`` that exist from all other files, by whatever name."""
+    found = set()
+    for path in paths:
+        with suppress(OSError, ValueError):  # of names that no file can have
+            status = path.stat()
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[Path]:

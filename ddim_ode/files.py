@@ -12,6 +12,12 @@ from pathlib import Path
 _LONGEST_NAME = 255
 
 
+def reason(error: Exception) -> str:
+    """What ``error``, which a wrong content has provoked, says, in a line; of a KeyError what is missing."""
+    said = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    return " ".join(said.split()) or type(error).__name__
+
+
 def read_file(path: Path, kind: str, error: type[ValueError]) -> bytes:
     """The content of ``path``, which must be an ordinary file: reading a pipe or a device may never end.
 

@@ -74,7 +74,8 @@ def check_kind(name: str, folder: Path, scheduler: Mapping[str, Any]) -> None:
             "DDPM, give it a scheduler_config.json of a DDPMScheduler"
         )
     if scheduler.get("use_flow_sigmas"):
-        raise ModelError(f"model '{name}' is not supported: its scheduler asks for use_flow_sigmas, and so {_flow()}")
+        reason = _OTHERS["FlowMatch"]
+        raise ModelError(f"model '{name}' is not supported: its scheduler asks for use_flow_sigmas, and so {reason}")
     for place in (folder, folder.parent):
         for autoencoder in _AUTOENCODERS:
             if (place / autoencoder).is_dir():
@@ -90,10 +91,6 @@ def check_kind(name: str, folder: Path, scheduler: Mapping[str, Any]) -> None:
                 "because a clipped step is no step of the ODE",
                 stacklevel=3,
             )
-
-
-def _flow() -> str:
-    return _OTHERS["FlowMatch"]
 
 
 # What diffusers' network takes without a look, and fails on when it is called: the least value, and whether integers.

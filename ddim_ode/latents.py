@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_ode.files import read_file, write_file
+from ddim_ode.files import read_file, reason, write_file
 from ddim_ode.grids import Grid
 from ddim_ode.images import Source
 from ddim_ode.models import Model
@@ -212,8 +212,7 @@ def load_latent(file: str | Path | bytes) -> Latent:
         if content["dtype"] != _name_of(latent.x_T.dtype):
             raise ValueError(f"x_T is said to be {content['dtype']!r:.60}, but it is {latent.x_T.dtype}")
     except Exception as error:  # whatever a wrong structure provokes
-        what = f"there is no {error}" if isinstance(error, KeyError) else f"{error!s:.300}"
-        raise LatentError(f"the latent file '{name}' is damaged: {what}") from error
+        raise LatentError(f"the latent file '{name}' is damaged: {reason(error):.300}") from error
     return latent
 
 
@@ -255,6 +254,7 @@ def _from_content(content: dict[str, Any]) -> Latent:
     for key, right in (("sigma_T", grid.sigma_T), ("scale", SCALE)):
         if content[key] != right:
             raise ValueError(f"{key} is {content[key]!r}, but must be {right!r}")
+    width, height = content["source"]["size"]
     return Latent(
         x_T=content["x_T"],
         grid=grid,
@@ -264,20 +264,19 @@ def _from_content(content: dict[str, Any]) -> Latent:
         fingerprint=str(content["model"]["fingerprint"]),
         source=Source(
             name=str(content["source"]["name"]),
-            size=_counts(content["source"]["size"], 1),
+            size=(_count(width, 1), _count(height, 1)),
             fit=str(content["source"]["fit"]),
         ),
-        nfe=_counts([content["nfe"], 0], 0)[0],
+        nfe=_count(content["nfe"], 0),
         companion=content.get("companion"),
     )
 
 
-def _counts(values: Any, least: int) -> tuple[int, int]:
-    """Two integers, ``least`` or more."""
-    first, second = values
-    if not all(type(value) is int and value >= least for value in (first, second)):
-        raise ValueError(f"there must be integers from {least} on, but there are {first!r:.60} and {second!r:.60}")
-    return first, second
+def _count(value: Any, least: int) -> int:
+    """The ``value``, an integer from ``least`` on."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"there must be an integer from {least} on, but there is {value!r:.60}")
+    return value
 
 
 def _solver_settings(content: dict[str, Any]) -> dict[str, str | float]:

@@ -340,11 +340,10 @@ def image_size(config: Mapping[str, Any], where: str) -> tuple[int, int]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file ``path``; ModelError if there is none."""
+    text = read_file(path, "JSON file", ModelError)
     try:
-        content = json.loads(read_file(path, "JSON file", ModelError))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"cannot read '{path}': {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"'{path}' must hold a JSON object, but it holds a {type(content).__name__}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ddim_ode.grids import ENDS, full_range, grid_of_timesteps, make_grid
@@ -26,7 +27,7 @@ from solvers import (
 )
 
 if TYPE_CHECKING:
-    from ddim_ode.calibration import Entry
+    from ddim_ode.calibration import Entry, Weights
     from ddim_ode.grids import Grid
     from ddim_ode.latents import Latent
     from ddim_ode.models import Model
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DEFAULT_STEPS = 50
 # The nodes of a grid are all in memory, and nobody needs more.
 MOST_STEPS = 1_000_000
+MOST_IN_A_BATCH = 1_000_000
 # The grid of sampling with noise, whose steps are those of DDPM.
 NOISE_GRID = "trailing"
 
@@ -249,16 +251,22 @@ def _solver_of(entry: Entry, model: Model) -> Solver:
     from ddim_ode.calibration import CalibrationError
 
     try:
-        solver = fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down)
-        if entry.fitted:  # a walk of nothing, which finds out whether there are corrections for all slopes
-            for nodes in (entry.grid.upward(), entry.grid.downward()):
-                solver(lambda sigma, x: x, nodes.new_zeros(1, 1), nodes)
-        return solver
+        return _fitted(entry.solver, entry.grid, entry.up, entry.down)
     except ValueError as error:
         raise CalibrationError(
             f"the calibration of model '{model.name}' for {entry.grid.steps} steps is damaged: {error}; make it anew "
             "with: calibrate"
         ) from error
+
+
+@lru_cache(maxsize=32)  # each of many latents is planned for
+def _fitted(name: str, grid: Grid, up: Weights, down: Weights) -> Solver:
+    """The fitted solver, found out to have corrections for all slopes by walking nothing along its grid."""
+    solver = fitted(name, grid.sigmas, up, down)
+    if up:
+        for nodes in (grid.upward(), grid.downward()):
+            solver(lambda sigma, x: x, nodes.new_zeros(1, 1), nodes)
+    return solver
 
 
 def _left_behind(latent: Latent) -> tuple[str, ...]:

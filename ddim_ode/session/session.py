@@ -31,6 +31,7 @@ from ddim_ode.session import check as checking
 from ddim_ode.session.batches import MemberError, OnError, batched, each, together_or_alone
 from ddim_ode.session.corners import corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.plan import (
+    MOST_IN_A_BATCH,
     Plan,
     PlanError,
     Request,
@@ -60,9 +61,6 @@ from solvers import Solution, Solver, finer
 LatentLike = str | Path | bytes | Latent
 # A picture that was read: its number, its pixels, (1, C, H, W), and where they came from.
 ReadPicture = tuple[int, tuple[Tensor, Source]]
-
-
-MOST_IN_A_BATCH = 1_000_000
 
 
 def _name(job: ReadPicture) -> str:

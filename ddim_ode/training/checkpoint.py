@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ddim_ode.files import write_file
+from ddim_ode.files import reason, write_file
 from ddim_ode.training.settings import Settings, complete_unet
 from ddim_ode.work import LOCK
 
@@ -65,18 +65,20 @@ def check_new(folder: Path) -> None:
     """
     if (folder / FILE).exists():
         raise CheckpointError(f"'{folder}' holds a run already; go on with it by --resume, or name another folder")
-    if folder.exists() and (not folder.is_dir() or not all(map(_is_left_over, folder.iterdir()))):
+    if folder.exists() and (
+        not folder.is_dir() or not all(path.name == LOCK or _is_left_over(path) for path in folder.iterdir())
+    ):
         raise CheckpointError(f"'{folder}' exists and is not an empty folder; name another one for the model")
 
 
 def remove_left_overs(folder: Path) -> None:
     """Delete the temporary files that a killed run has left in ``folder``."""
-    for path in [path for path in folder.iterdir() if _is_left_over(path) and path.name != LOCK]:
+    for path in filter(_is_left_over, list(folder.iterdir())):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_left_over(path: Path) -> bool:
-    return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -98,8 +100,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         if len(checkpoint.losses) != checkpoint.step:
             raise ValueError(f"it has {len(checkpoint.losses)} losses of {checkpoint.step} steps")
     except Exception as error:  # whatever a broken file or a wrong structure provokes
-        what = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise CheckpointError(f"'{path}' is damaged or not a checkpoint of training: {what}") from error
+        raise CheckpointError(f"'{path}' is damaged or not a checkpoint of training: {reason(error)}") from error
     return checkpoint
 
 

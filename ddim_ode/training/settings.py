@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ddim_ode.codec import seeded
 from ddim_ode.kinds import check_numbers
 from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported, image_size, read_json
 from ddim_ode.processes import PREDICTIONS
@@ -88,8 +89,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (value > 0 and isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, but it is {value:g}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be at least 0 and below 2^63, but it is {self.seed}")
+        seeded(self.seed)  # which refuses a wrong one
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, but it is {self.ema:g}")
 
