@@ -13,7 +13,7 @@ import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
-from ddim_ode.files import write_file
+from ddim_ode.files import reason, write_file
 
 # In a folder that a job works in.
 LOCK = ".ddim-ode.lock"
@@ -60,7 +60,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        what = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        what = reason(error)
         raise WorkError(f"'{path}' is damaged: {what}; delete it, and that part of the work is done again") from error
 
 

@@ -32,6 +32,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         beta_end: float = 0.02,
         clip_sample: bool = False,
         prediction: str = "v_prediction",
+        labels: int | None = None,
     ) -> Path:
         torch.manual_seed(seed)
         unet = UNet2DModel(
@@ -42,6 +43,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             down_block_types=("DownBlock2D",),
             up_block_types=("UpBlock2D",),
             add_attention=False,
+            num_class_embeds=labels,
         )
         scheduler = DDIMScheduler(
             beta_start=beta_start, beta_end=beta_end, clip_sample=clip_sample, prediction_type=prediction

@@ -28,6 +28,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
+from ddim_ode.files import reason
 from ddim_ode.models import Model, UNet
 from ddim_ode.schedule import NoiseSchedule
 from ddim_ode.training.checkpoint import Checkpoint, CheckpointError, check_new, remove_left_overs, save_checkpoint
@@ -329,7 +330,7 @@ class _Run:
             self._optimizer.load_state_dict(checkpoint.optimizer)
             self._check_loaded()
         except Exception as error:  # whatever states of another network, or none at all, provoke
-            what = " ".join(str(error).split())
+            what = reason(error)
             raise CheckpointError(f"the checkpoint is damaged, and its run cannot go on: {what:.300}") from error
         self._losses = list(checkpoint.losses)
 

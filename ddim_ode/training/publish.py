@@ -21,7 +21,7 @@ from pathlib import Path
 from diffusers import DDPMPipeline, DDPMScheduler
 from torch import Tensor
 
-from ddim_ode.files import write_file
+from ddim_ode.files import reason, write_file
 from ddim_ode.images import save_image, tile
 from ddim_ode.models import Model
 from ddim_ode.training.checkpoint import Checkpoint
@@ -63,8 +63,7 @@ def _save_pipeline(model: Model, settings: Settings, folder: Path) -> None:
                 target.parent.mkdir(exist_ok=True)
                 os.replace(path, target)
     except Exception as error:  # a disk that is full fails in safetensors, diffusers or Python, each in its own way
-        what = f"{' '.join(str(error).split()):.300}"
-        raise OSError(f"cannot write the model into '{folder}': {what}") from error
+        raise OSError(f"cannot write the model into '{folder}': {reason(error):.300}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ddim_ode.codec import seeded
+from ddim_ode.files import reason
 from ddim_ode.kinds import check_numbers
 from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported, image_size, read_json
 from ddim_ode.processes import PREDICTIONS
@@ -162,8 +163,7 @@ def complete_unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         with torch.device("meta"):  # only to have it checked and completed: without weights
             complete = dict(UNet2DModel.from_config(config).config)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever a wrong configuration provokes in diffusers and torch
-        what = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"'{where}' does not describe a UNet2DModel: {what}") from error
+        raise ValueError(f"'{where}' does not describe a UNet2DModel: {reason(error)}") from error
     check_supported(where, complete)
     _check_trainable(where, complete)
     return {key: value for key, value in complete.items() if not key.startswith("_")}

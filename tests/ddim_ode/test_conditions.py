@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from ddim_ode.codec import decode, decode_solution, draw_latents, encode_solution
@@ -167,30 +167,20 @@ def test_wrong_conditions() -> None:
         without.ode(conditions=[Condition(None)])
 
 
-def save_classes(folder: Path, index: dict[str, object]) -> Path:
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        add_attention=False,
-        num_class_embeds=3,
-    )
-    DDIMPipeline(unet, DDIMScheduler(clip_sample=False)).save_pretrained(folder)
+def with_index(folder: Path, index: dict[str, object]) -> Path:
+    """The model's folder with more in its index."""
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | index))
     return folder
 
 
-def test_a_folder_with_classes(tmp_path: Path) -> None:
+def test_a_folder_with_classes(make_model: Callable[..., Path]) -> None:
     """The label that means none is what it is asked for unless told; the answers are those of diffusers' network."""
-    ours = load_model(str(save_classes(tmp_path / "model", {"id2label": {"0": "cat", "1": "dog"}})))
+    folder = with_index(make_model(labels=3), {"id2label": {"0": "cat", "1": "dog"}})
+    ours = load_model(str(folder))
     assert ours.classes == ("cat", "dog")
     assert "classes    cat, dog" in ours.summary()
-    theirs = UNet2DModel.from_pretrained(tmp_path / "model" / "unet").eval()
+    theirs = UNet2DModel.from_pretrained(folder / "unet").eval()
     x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
     with torch.no_grad():
         for labels, found in (
@@ -211,6 +201,8 @@ def test_a_folder_with_classes(tmp_path: Path) -> None:
         ({"id2label": {"0": "cat", "1": "cat"}}, "two classes have one name"),
     ],
 )
-def test_a_folder_that_does_not_say_what_its_labels_mean(tmp_path: Path, index: dict[str, object], words: str) -> None:
+def test_a_folder_that_does_not_say_what_its_labels_mean(
+    make_model: Callable[..., Path], index: dict[str, object], words: str
+) -> None:
     with pytest.raises(ModelError, match=words):
-        load_model(str(save_classes(tmp_path / "model", index)))
+        load_model(str(with_index(make_model(labels=3), index)))
