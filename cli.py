@@ -6,7 +6,6 @@ Only click is imported here, and what is cheap of the project: torch and the res
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from importlib import import_module
 from math import ceil, sqrt
@@ -17,12 +16,11 @@ import click
 from click.core import ParameterSource
 
 from analysis import ANALYSES
+from ddim_ode.conditions import NO_CLASS
 from ddim_ode.console import (
-    Bar,
     Existing,
     Failures,
     FilePath,
-    GridName,
     OneLineErrors,
     check_outputs,
     device_option,
@@ -33,113 +31,27 @@ from ddim_ode.console import (
     warn,
     warn_of,
 )
-from ddim_ode.grids import CLEAN_ENDS
 from ddim_ode.processes import PREDICTIONS
-from ddim_ode.session.plan import DEFAULT_STEPS, Request
+from ddim_ode.session.options import Run, class_option, guidance_option, run_options
+from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS
-from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, Solver
+from solvers import DEFAULT_SOLVER, SOLVERS, Solver
 
 if TYPE_CHECKING:
     from ddim_ode.calibration import Entry
     from ddim_ode.latents import Latent
     from ddim_ode.models import Model
     from ddim_ode.session.results import Sample
-    from ddim_ode.session.session import Session
     from ddim_ode.training.checkpoint import Checkpoint
 
 # The sheet of samples that training leaves at every save.
-PREVIEW_IMAGES, PREVIEW_STEPS = 36, 20
+PREVIEW_IMAGES, PREVIEW_OF_EACH, PREVIEW_STEPS = 36, 8, 20
+ALL_CLASSES = "all"
 PATH = FilePath()
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Run:
-    """The options that the commands share, each named as on the command line."""
-
-    model: str
-    device: str
-    batch_size: int
-    max_nfe: int
-    solver: str | None
-    steps: int | None
-    grid: str | tuple[float, ...] | None
-    clean_end: str | None
-    rtol: float | None
-    atol: float | None
-
-    @property
-    def wishes(self) -> dict[str, Any]:
-        """What the options wish of solver and grid, by the names of ``Request``."""
-        names = {option.name for option in fields(Request)}
-        return {name: value for name, value in asdict(self).items() if name in names}
-
-    def session(self) -> Session:
-        """The model, ready to work, with a progress bar on a terminal."""
-        from ddim_ode.session.session import Session
-
-        limits = {"batch_size": self.batch_size, "max_nfe": self.max_nfe}
-        return Session(self.model, device=self.device, progress=Bar(), **limits)
-
-
-def run_options(command: Callable[..., T]) -> Callable[..., T]:
-    """The shared options, handed to the command as one ``Run``."""
-
-    @wraps(command)
-    def with_run(**values: Any) -> T:
-        run = Run(**{option.name: values.pop(option.name) for option in fields(Run)})
-        return command(run, **values)
-
-    for option in reversed(_RUN_OPTIONS):
-        with_run = option(with_run)
-    return with_run
-
-
-_RUN_OPTIONS = (
-    click.option(
-        "--model",
-        default="default",
-        show_default=True,
-        metavar="FOLDER|ORG/NAME",
-        help="Model folder in diffusers' format, or a name on the Hub; 'default' is the embedded one.",
-    ),
-    click.option(
-        "--solver",
-        type=click.Choice([AUTO, *sorted(SOLVERS)], case_sensitive=False),
-        metavar="NAME",
-        help=f"Solver, one of those that 'info' lists. Default: the latent's own, or {AUTO}: what the model's "
-        f"calibration says for the number of steps, or else {DEFAULT_SOLVER}.",
-    ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        help=f"Number of steps (fixed-step solvers). Default: {DEFAULT_STEPS}, or the latent's own.",
-    ),
-    click.option(
-        "--grid",
-        type=GridName(),
-        help=f"Noise levels to visit (fixed-step solvers). Default: {DEFAULT_GRID}, or the latent's own.",
-    ),
-    click.option("--clean-end", type=click.Choice(CLEAN_ENDS), help="Noise level at which the image is taken."),
-    click.option("--rtol", type=float, help="Relative tolerance (adaptive solvers). Default: 1e-5."),
-    click.option("--atol", type=float, help="Absolute tolerance (adaptive solvers). Default: 1e-5."),
-    click.option(
-        "--max-nfe",
-        type=click.IntRange(min=1),
-        default=10_000,
-        show_default=True,
-        help="Largest number of network evaluations for a batch, one way.",
-    ),
-    device_option,
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=16,
-        show_default=True,
-        help="Number of images that go through the network together.",
-    ),
-)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
 output_option = click.option("-o", "--output", type=PATH, help="Output file for one input; folder for one or several.")
 
@@ -169,6 +81,8 @@ def main() -> None:
       python cli.py sample -n 64 --seed 1 -o sheet.png            new images
       python cli.py train pictures.zip --minutes 60 -o model      a model of your own
       python cli.py interpolate a.png b.png -n 9                  from one to the other
+      python cli.py sample --class horse --guidance 2 -o horses.png
+      python cli.py edit horse.png --from horse --to deer --guidance 3
       python cli.py info                                          the solvers and grids
     """
 
@@ -176,20 +90,28 @@ def main() -> None:
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMG...")
 @run_options
+@class_option()
 @click.option("--check", is_flag=True, help="Say how good the latents are; costs four times the evaluations.")
 @click.option("--exact", is_flag=True, help="Undo exactly what decoding with --solver, or with euler, will do.")
 @output_option
 @existing_options
 def encode(
-    run: Run, images: tuple[Path, ...], check: bool, exact: bool, output: Path | None, existing: Existing
+    run: Run,
+    images: tuple[Path, ...],
+    label: str | None,
+    check: bool,
+    exact: bool,
+    output: Path | None,
+    existing: Existing,
 ) -> None:
     """Encode pictures to latent files, IMG.latent.pt.
 
-    With --exact each step of a one-step decoder is undone by iteration, so that decoding gives back the picture.
+    With --exact each step of a one-step decoder is undone by iteration, so that decoding gives back the picture. With
+    --guidance above 1 encoding is unsure, and each latent is decoded to say what is lost.
     """
     failures = Failures()
     jobs = find_targets(images, output, ".latent.pt", existing, failures)
-    request = Request(**run.wishes, exact=exact)
+    request = Request(**run.wishes, exact=exact, label=label)
     for batch in run.session().encode_batches([path for path, _ in jobs], request, on_error=failures.report):
         warn(*batch.walk.notes)
         saved = []
@@ -197,30 +119,40 @@ def encode(
             with failures.caught():
                 save(encoded.latent, jobs[encoded.index][1], overwrite=existing.overwrite)
                 saved.append(encoded)
-        found = None
+        found = lost = None
         with failures.caught(RuntimeError):  # by then the latents are saved
             found = batch.check() if check else None
+            lost = batch.round_trip() if batch.guided else None
         for encoded in saved:
             name, target = encoded.latent.source.name, jobs[encoded.index][1]
             say(f"{name} -> {target} ({encoded.report(found)})")
-            warn(*encoded.warnings(found))
+            warn(*encoded.warnings(found, lost=lost))
     failures.exit()
 
 
 @main.command()
 @click.argument("latents", nargs=-1, required=True, type=PATH, metavar="LATENT...")
 @run_options
+@class_option()
 @click.option("--any-model", is_flag=True, help="Accept another model or schedule than the latent's own.")
 @output_option
 @existing_options
-def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | None, existing: Existing) -> None:
+def decode(
+    run: Run,
+    latents: tuple[Path, ...],
+    label: str | None,
+    any_model: bool,
+    output: Path | None,
+    existing: Existing,
+) -> None:
     """Decode latent files to pictures, NAME.decoded.png.
 
-    Each is decoded with the solver and on the grid that it was encoded with, unless the options name others.
+    Each is decoded with the solver, on the grid and as the class that it was encoded with, unless the options name
+    others.
     """
     failures = Failures()
     jobs = find_targets(latents, output, ".decoded.png", existing, failures)
-    paths, request = [path for path, _ in jobs], Request(**run.wishes)
+    paths, request = [path for path, _ in jobs], Request(**run.wishes, label=label)
     for decoded in run.session().decode_all(paths, request, any_model=any_model, on_error=failures.report):
         warn_of(decoded.walk, decoded.member)
         with failures.caught():
@@ -233,6 +165,7 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMG...")
 @run_options
+@class_option()
 @click.option(
     "--target-psnr",
     type=float,
@@ -242,7 +175,12 @@ def decode(run: Run, latents: tuple[Path, ...], any_model: bool, output: Path | 
 @output_option
 @existing_options
 def reconstruct(
-    run: Run, images: tuple[Path, ...], target_psnr: float | None, output: Path | None, existing: Existing
+    run: Run,
+    images: tuple[Path, ...],
+    label: str | None,
+    target_psnr: float | None,
+    output: Path | None,
+    existing: Existing,
 ) -> None:
     """Encode and decode pictures, print the errors, and save both side by side, IMG.reconstruction.png.
 
@@ -250,7 +188,7 @@ def reconstruct(
     """
     failures = Failures()
     jobs = find_targets(images, output, ".reconstruction.png", existing, failures)
-    session, request = run.session(), Request(**run.wishes)
+    session, request = run.session(), Request(**run.wishes, label=label)
     if target_psnr is not None:
         jobs = [jobs[i] for i in session.readable([path for path, _ in jobs], on_error=failures.report)]
         if jobs:
@@ -271,9 +209,19 @@ def reconstruct(
 @click.option("--eta", type=click.FloatRange(0, 1), help="Noise in each step: from 0, DDIM, to 1, DDPM; no --solver.")
 @click.option("--sigma-hat", is_flag=True, help="The larger noise of DDPM's other variance; no --solver.")
 @run_options
+@class_option(several=f"Several make a sheet with a row for each, of -n images; '{ALL_CLASSES}' is all of them.")
 @click.option("-o", "--output", type=PATH, default=Path("samples.png"), show_default=True)
 @overwrite_option
-def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, output: Path, overwrite: bool) -> None:
+def sample(
+    run: Run,
+    count: int,
+    seed: int,
+    eta: float | None,
+    sigma_hat: bool,
+    labels: tuple[str, ...],
+    output: Path,
+    overwrite: bool,
+) -> None:
     """Decode random latents to new images and save them as one sheet.
 
     With --eta or --sigma-hat the images come not through the ODE but with noise in each step, on the grid 'trailing'
@@ -284,16 +232,21 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
 
     check_image_path(output, overwrite=overwrite)
     session = run.session()
-    check_sheet(count, session.model.space.shape)
+    classes = session.model.classes if labels == (ALL_CLASSES,) else labels or (NO_CLASS,)
+    if not classes:
+        raise ValueError(f"model '{session.model.name}' knows no classes; leave --class out")
+    rows, columns = (len(classes), count) if len(classes) > 1 else (1, ceil(sqrt(count)))
+    check_sheet(rows * count, session.model.space.shape)
+    wanted = [name for name in classes for _ in range(count)]
     samples: list[Sample] = []
-    for found in session.sample(count, seed=seed, eta=eta, sigma_hat=sigma_hat, **run.wishes):
+    for found in session.sample(len(wanted), seed=seed, eta=eta, sigma_hat=sigma_hat, label=wanted, **run.wishes):
         warn_of(found.walk, len(samples) % session.batch_size)
         samples.append(found)
     pictures = [found.picture for found in samples]
-    save(sheet(pictures, ceil(sqrt(count)), pictures[-1].settings), output, overwrite=overwrite)
+    save(sheet(pictures, columns, {**pictures[-1].settings, "classes": classes}), output, overwrite=overwrite)
     noisy = eta is not None or sigma_hat
     noise = f" and noise of eta {1 if eta is None else eta:g}{', sigma-hat' if sigma_hat else ''}" if noisy else ""
-    say(f"{count} images from seed {seed}{noise} -> {output} ({samples[-1].report()} for the last batch)")
+    say(f"{len(wanted)} images from seed {seed}{noise} -> {output} (last batch: {samples[-1].report()})")
 
 
 @main.command()
@@ -301,6 +254,7 @@ def sample(run: Run, count: int, seed: int, eta: float | None, sigma_hat: bool, 
 @click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Seed of a random latent.")
 @click.option("-n", "--count", type=click.IntRange(min=2), default=9, show_default=True, help="Images in a row.")
 @run_options
+@class_option(several="One for all, or one for each of the corners in their order; latents have their own.")
 @click.option("--frames", type=PATH, metavar="FOLDER", help="Write each image there by itself.")
 @click.option("-o", "--output", type=PATH, default=Path("interpolation.png"), show_default=True)
 @overwrite_option
@@ -309,6 +263,7 @@ def interpolate(
     inputs: tuple[Path, ...],
     seeds: tuple[int, ...],
     count: int,
+    labels: tuple[str, ...],
     frames: Path | None,
     output: Path,
     overwrite: bool,
@@ -317,7 +272,7 @@ def interpolate(
 
     The way is between two pictures, latent files or --seed, or any of them mixed. Four make a sheet of --count rows,
     whose corners are upper left, upper right, lower left, lower right. Latent files are decoded on the grid of the
-    first of them.
+    first of them. Between corners of two classes lies some of both.
     """
     from ddim_ode.images import check_image_path
     from ddim_ode.session.corners import count_images
@@ -329,13 +284,75 @@ def interpolate(
     check_sheet(number, session.model.space.shape)
     targets = find_frames(frames, number, output, overwrite) if frames else []
     check_outputs([output, *targets], inputs)
-    found = session.interpolate(inputs, seeds=seeds, count=count, **run.wishes)
+    label = labels[0] if len(labels) == 1 else labels or None
+    found = session.interpolate(inputs, seeds=seeds, count=count, label=label, **run.wishes)
     warn(*found.there.notes, *found.back.notes)
     for picture, target in zip(found.pictures, targets, strict=False):
         save(picture, target, overwrite=overwrite)
     save(found.sheet, output, overwrite=overwrite)
     names = ", ".join(found.names)
-    say(f"{number} images between {names}: {found.report()} for the last batch -> {output}")
+    say(f"{number} images between {names} -> {output} (last batch: {found.report()})")
+
+
+@main.command()
+@click.argument("image", type=PATH, metavar="IMG")
+@click.option("--from", "own", metavar="CLASS", help="What the picture shows, by the class's name or number.")
+@click.option("--to", required=True, metavar="CLASS", help="What it should show.")
+@click.option(
+    "--strength",
+    "strengths",
+    type=float,
+    multiple=True,
+    default=(DEFAULT_STRENGTH,),
+    show_default=True,
+    help="How far up to encode, as a part of all timesteps; may be given several times.",
+)
+@run_options
+@click.option("-o", "--output", type=PATH, help="Output file. [default: IMG.edit.png]")
+@overwrite_option
+def edit(
+    run: Run,
+    image: Path,
+    own: str | None,
+    to: str,
+    strengths: tuple[float, ...],
+    output: Path | None,
+    overwrite: bool,
+) -> None:
+    """Make a picture of one class into one of another, and save what it was, came back as, and became side by side.
+
+    The picture is encoded as --from, without guidance, up to --strength, and decoded as --to with --guidance. The less
+    strength, the more of it stays.
+    """
+    from ddim_ode.images import check_image_path
+
+    target = output or image.with_name(f"{image.stem}.edit.png")
+    check_image_path(target, overwrite=overwrite)
+    check_outputs([target], [image])
+    found = run.session().edit(image, to, strength=strengths, label=own, **run.wishes)
+    for part in found.edits:
+        warn(*part.there.notes, *part.back.notes)
+        say(f"{found.name}: {part.report()}")
+    save(found.strip, target, overwrite=overwrite)
+    say(f"{found.name} from {found.own} to {found.edits[-1].plan.condition} -> {target}")
+
+
+@main.command()
+@click.argument("model", metavar="FOLDER|ORG/NAME")
+@class_option()
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the pipeline, a new or an empty one.")
+def export(model: str, label: str | None, output: Path) -> None:
+    """Write a model for one class, or for none, as a pipeline of diffusers that knows no classes.
+
+    DDPMPipeline.from_pretrained(...) opens and samples it.
+    """
+    from ddim_ode.models import load_model
+    from ddim_ode.pipelines import export_pipeline
+
+    loaded = load_model(model)
+    condition = loaded.condition(label)
+    export_pipeline(loaded, condition, output)
+    say(f"'{loaded.name}' of {condition} -> {output}")
 
 
 @main.command()
@@ -345,6 +362,15 @@ def interpolate(
 @click.option("--minutes", type=float, help="Length of the run in minutes, over all its parts if it is resumed.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the output folder, with its settings.")
 @click.option("--unet", type=PATH, help="JSON configuration of diffusers' UNet2DModel.")
+@click.option("--init", metavar="FOLDER|ORG/NAME", help="Begin with the weights of this model, and with its network.")
+@click.option("--classes", is_flag=True, help="Train on classes: the folder of a picture is its class.")
+@click.option(
+    "--label-dropout",
+    type=float,
+    default=0.15,
+    show_default=True,
+    help="Part of the pictures whose class is left out, so that the network learns to do without.",
+)
 @click.option(
     "--prediction",
     metavar="|".join(PREDICTIONS),
@@ -374,6 +400,8 @@ def train(
     output: Path,
     resume: bool,
     unet: Path | None,
+    init: str | None,
+    classes: bool,
     cpu: bool,
     compile: bool,
     processes: int | None,
@@ -388,6 +416,7 @@ def train(
     """
     import torch
 
+    from ddim_ode.models import load_model
     from ddim_ode.session.session import Session
     from ddim_ode.training.checkpoint import check_new, load_checkpoint
     from ddim_ode.training.data import read_training_images
@@ -395,28 +424,48 @@ def train(
     from ddim_ode.training.loop import train as run
     from ddim_ode.training.publish import publish
     from ddim_ode.training.settings import Settings, load_unet_config
+    from ddim_ode.training.start import begun_with, first_weights
 
     checkpoint = load_checkpoint(output) if resume else None
+    ctx = click.get_current_context()
+    given = {name: values[name] for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if init and (resume or unet):
+        raise PlanError("--init is for a new run, and brings its network with it; leave out --resume and --unet")
+    begin = load_model(init) if init else None
     if checkpoint:
-        ctx = click.get_current_context()
-        given = {name: values[name] for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
         settings = checkpoint.settings.resumed(given | ({"unet": load_unet_config(unet)} if unet else {}))
+        if classes and not settings.classes:
+            raise PlanError("the run to resume has no classes; leave out --classes")
     else:
-        settings = Settings(unet=load_unet_config(unet), **values)
+        settings = begun_with(begin, values, given) if begin else Settings(unet=load_unet_config(unet), **values)
         check_new(output)
     if output.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"'{output}' lies in '{source}', and its pictures would be trained on; name another folder")
     data = read_training_images(source, *settings.image_shape(), skip_unreadable=skip_unreadable)
     warn(*data.warnings())
+    if classes and not checkpoint:
+        settings = settings.of_classes(data.classes)
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
         session = Session(model, batch_size=settings.batch_size)
-        samples = session.sample(PREVIEW_IMAGES, seed=settings.seed, steps=PREVIEW_STEPS, solver=DEFAULT_SOLVER)
+        wanted = [name for name in model.classes for _ in range(PREVIEW_OF_EACH)] or [NO_CLASS] * PREVIEW_IMAGES
+        samples = session.sample(
+            len(wanted), label=wanted, seed=settings.seed, steps=PREVIEW_STEPS, solver=DEFAULT_SOLVER
+        )
         images = torch.stack([found.picture.image for found in samples])
         publish(model, checkpoint, data, output, samples=images)
 
     hardware = Hardware(cpu=cpu, compile=compile, processes=processes)
-    run(settings, data, output, publish=save, hardware=hardware, resume=checkpoint, save_minutes=save_minutes)
+    run(
+        settings,
+        data,
+        output,
+        publish=save,
+        hardware=hardware,
+        resume=checkpoint,
+        begin=first_weights(begin, settings) if begin else None,
+        save_minutes=save_minutes,
+    )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -431,6 +480,8 @@ def train(
 )
 @click.option("--latents", type=click.IntRange(min=4), default=32, show_default=True, help="Latents, half for judging.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
+@class_option()
+@guidance_option
 @device_option
 @click.option(
     "--work",
@@ -447,6 +498,8 @@ def calibrate(
     steps: tuple[int, ...],
     latents: int,
     seed: int,
+    label: str | None,
+    guidance: float | None,
     device: str,
     work: Path,
     output: Path | None,
@@ -454,15 +507,17 @@ def calibrate(
 ) -> None:
     """Fit a solver to a model, for '--solver auto'; minutes to an hour.
 
-    A fit that is worse than the default on images and latents that it was not fitted to is refused.
+    A fit that is worse than the default on images and latents that it was not fitted to is refused. With --overwrite
+    what a file holds for other guidance stays.
     """
     from analysis.pictures import CIFAR10_TRAIN
-    from ddim_ode.calibration import FILE, save_calibration
+    from ddim_ode.calibration import FILE, join_calibration, save_calibration
     from ddim_ode.devices import find_device
     from ddim_ode.files import check_writable
     from ddim_ode.images import list_pictures
     from ddim_ode.models import load_model
     from ddim_ode.session.calibrate import BUDGETS, Effort, calibrate_in
+    from ddim_ode.session.request import plan_condition
 
     loaded = load_model(model, device=find_device(device))
     if output is None and loaded.folder is None:
@@ -470,11 +525,12 @@ def calibrate(
     target = output or Path(loaded.folder or ".") / FILE
     check_writable(target, overwrite=overwrite)
     effort = Effort((DEFAULT_SOLVER, DEFAULT_GRID), steps or BUDGETS, latents, seed=seed)
-    calibration = calibrate_in(loaded, list_pictures(images or CIFAR10_TRAIN), effort, work)
-    save_calibration(calibration, target, overwrite=overwrite)
-    for count, entry in calibration.entries.items():
+    condition = plan_condition(Request(label=label, guidance=guidance), loaded)
+    calibration = calibrate_in(loaded, list_pictures(images or CIFAR10_TRAIN), effort, work, condition=condition)
+    save_calibration(join_calibration(calibration, target, loaded.schedule), target, overwrite=overwrite)
+    for entry in calibration.entries:
         kind = "fitted" if entry.fitted else "as it is"
-        say(f"{count} steps: {entry.solver} on {entry.grid.name}, {kind}; {_gains(entry)}")
+        say(f"{entry.grid.steps} steps: {entry.solver} on {entry.grid.name}, {kind}; {_gains(entry)}")
     say(f"-> {target}")
 
 

@@ -56,7 +56,8 @@ from ddim_ode.codec import draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
-from ddim_ode.session.plan import Plan, Request, plan_encoding
+from ddim_ode.session.plan import Plan, plan_encoding
+from ddim_ode.session.request import Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, SolverError
 
@@ -156,9 +157,9 @@ def not_far_behind(rows: Sequence[ComparisonRow], steps: int) -> set[tuple[str, 
 
 def calibrated(model: Model) -> dict[str, str]:
     """Digests of what the calibration of ``model`` says, by the number of steps."""
-    entries = model.calibration.entries if model.calibration else {}
-    parts = {steps: repr((e.solver, e.grid.sigmas, e.up, e.down)) for steps, e in sorted(entries.items())}
-    return {str(steps): hashlib.sha256(text.encode()).hexdigest()[:12] for steps, text in parts.items()}
+    entries = model.calibration.entries if model.calibration else ()
+    parts = {e.name: repr((e.solver, e.grid.sigmas, e.up, e.down)) for e in entries}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
 
 
 def ends(model: Model) -> set[End]:

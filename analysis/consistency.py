@@ -30,7 +30,8 @@ from ddim_ode.codec import draw_latents
 from ddim_ode.files import write_file
 from ddim_ode.images import tile
 from ddim_ode.models import Model
-from ddim_ode.session.plan import Request, plan_sampling
+from ddim_ode.session.plan import plan_sampling
+from ddim_ode.session.request import Request
 from ddim_ode.spacings import GRIDS
 
 STEPS = (10, 20, 50, 100, 1000)

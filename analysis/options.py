@@ -16,7 +16,8 @@ from analysis.reference import REFERENCES
 from ddim_ode.console import device_option, one_line
 from ddim_ode.devices import find_device
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
-from ddim_ode.session.plan import MOST_IN_A_BATCH
+from ddim_ode.session.options import class_option, guidance_option
+from ddim_ode.session.request import MOST_IN_A_BATCH, Request, plan_condition
 from solvers import SOLVERS, SolverError
 
 T = TypeVar("T")
@@ -29,28 +30,38 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The ``name`` of a model, and of the ``device`` to put it on."""
+    """The ``name`` of a model, and of the ``device`` to put it on; and the class that it is asked for, if any.
+
+    ``label``     the class by its name or number; ``guidance`` towards it.
+    """
 
     name: str
     device: str
+    label: str | None = None
+    guidance: float | None = None
 
     def load(self) -> Model:
-        """The model, on the device.
+        """The model, on the device, as one that answers for the class alone.
 
         Raises:
-            ValueError: if there is no such model or device.
+            ValueError: if there is no such model, device or class.
         """
-        return load_model(self.name, device=find_device(self.device))
+        model = load_model(self.name, device=find_device(self.device))
+        return model.bound(plan_condition(Request(label=self.label, guidance=self.guidance), model))
 
 
 def model_options(command: Callable[..., T]) -> Callable[..., T]:
-    """The options --model and --device, handed to the command as one ``model``."""
+    """The options --model, --device, --class and --guidance, handed to the command as one ``model``."""
 
     @click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model folder or Hub name.")
+    @class_option()
+    @guidance_option
     @device_option
     @wraps(command)
-    def with_model(*context: click.Context, model: str, device: str, **values: Any) -> T:
-        return command(*context, model=ModelChoice(model, device), **values)
+    def with_model(
+        *context: click.Context, model: str, device: str, label: str | None, guidance: float | None, **values: Any
+    ) -> T:
+        return command(*context, model=ModelChoice(model, device, label, guidance), **values)
 
     return with_model
 

@@ -28,7 +28,8 @@ from analysis.tables import markdown
 from analysis.timing import Stopwatch, machine, synchronize
 from ddim_ode.models import Model
 from ddim_ode.ode import ProbabilityFlowODE
-from ddim_ode.session.plan import Request, plan_encoding
+from ddim_ode.session.plan import plan_encoding
+from ddim_ode.session.request import Request
 from solvers import SOLVERS
 
 DEFAULT = ("euler", "heun", "ab4", "rk4", "torchdiffeq-rk4")

@@ -34,7 +34,8 @@ from ddim_ode.console import device_option
 from ddim_ode.devices import find_device
 from ddim_ode.images import save_image, tile, to_uint8
 from ddim_ode.models import Model, load_model
-from ddim_ode.session.plan import Request, plan_sampling
+from ddim_ode.session.plan import plan_sampling
+from ddim_ode.session.request import Request
 from ddim_ode.spacings import GRIDS
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.objective import denoising_loss

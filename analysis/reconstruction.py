@@ -54,7 +54,8 @@ from analysis.spread import spread
 from ddim_ode.grids import CLEAN_ENDS, Grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
-from ddim_ode.session.plan import Request, plan_encoding
+from ddim_ode.session.plan import plan_encoding
+from ddim_ode.session.request import Request
 from ddim_ode.spacings import GRIDS
 from ddim_ode.work import load_json
 from solvers import SOLVERS, SolverError, way_back

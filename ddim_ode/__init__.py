@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ddim_ode.codec import decode_solution as decode_solution
     from ddim_ode.codec import encode as encode
     from ddim_ode.codec import encode_solution as encode_solution
+    from ddim_ode.conditions import Condition as Condition
     from ddim_ode.family import ForwardProcess as ForwardProcess
     from ddim_ode.family import forward_process as forward_process
     from ddim_ode.grids import Grid as Grid
@@ -40,14 +41,15 @@ if TYPE_CHECKING:
     from ddim_ode.schedule import NoiseSchedule as NoiseSchedule
     from ddim_ode.schedule import make_schedule as make_schedule
     from ddim_ode.session.plan import Plan as Plan
-    from ddim_ode.session.plan import PlanError as PlanError
-    from ddim_ode.session.plan import Request as Request
+    from ddim_ode.session.request import PlanError as PlanError
+    from ddim_ode.session.request import Request as Request
     from ddim_ode.session.session import Session as Session
     from ddim_ode.session.walks import Progress as Progress
 
 _MODULES = {
     "ancestral": ("Ancestral", "seeded_noise"),
     "codec": ("decode", "decode_solution", "encode", "encode_solution"),
+    "conditions": ("Condition",),
     "family": ("ForwardProcess", "forward_process"),
     "grids": ("Grid", "full_range", "grid_of_timesteps", "make_grid"),
     "images": ("load_image", "save_image"),
@@ -56,7 +58,8 @@ _MODULES = {
     "models": ("Model", "load_model"),
     "ode": ("ProbabilityFlowODE",),
     "schedule": ("NoiseSchedule", "make_schedule"),
-    "session.plan": ("Plan", "PlanError", "Request"),
+    "session.plan": ("Plan",),
+    "session.request": ("PlanError", "Request"),
     "session.session": ("Session",),
     "session.walks": ("Progress",),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from ddim_ode.grids import Grid
 from ddim_ode.schedule import NoiseSchedule
 
 FILE = "calibration.json"
-FORMAT = "ddim-ode calibration 1"
+# In the first one all was for guidance 1.
+FORMATS = ("ddim-ode calibration 1", "ddim-ode calibration 2")
 
 # For each step the weights of the newest slopes and of the state.
 Weights = tuple[tuple[float, ...], ...]
@@ -35,6 +36,7 @@ class Entry:
     ``solver``      its name.
     ``up, down``    corrections of its steps in the two directions; empty if it is taken as it is.
     ``scores``      errors on what it was not fitted to, and those of the default solver and grid, by name.
+    ``guidance``    the one that it holds for.
 
     Raises:
         ValueError: if there are corrections, but not for each step in both directions.
@@ -45,6 +47,7 @@ class Entry:
     up: Weights
     down: Weights
     scores: Mapping[str, float]
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if (len(self.up), len(self.down)) not in ((0, 0), (self.grid.steps, self.grid.steps)):
@@ -58,17 +61,41 @@ class Entry:
         """Whether the steps of the solver are corrected."""
         return bool(self.up)
 
+    @property
+    def name(self) -> str:
+        """The number of steps, with the guidance where it is not 1."""
+        return f"{self.grid.steps}" if self.guidance == 1 else f"{self.grid.steps} at guidance {self.guidance!r}"
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """The entries, one for each number of steps, that hold for the weights of this ``fingerprint``.
+    """The entries, one for each number of steps at a guidance, that hold for the weights of this ``fingerprint``.
 
-    ``settings``  say how it was made.
+    ``settings``  say how those of each guidance were made, by its name.
     """
 
     fingerprint: str
-    entries: Mapping[int, Entry]
+    entries: tuple[Entry, ...]
     settings: Mapping[str, Any]
+
+    def find(self, steps: int, guidance: float = 1.0) -> Entry | None:
+        """The entry for so many steps at this guidance, if there is one."""
+        return next((e for e in self.entries if (e.grid.steps, e.guidance) == (steps, guidance)), None)
+
+
+def join_calibration(calibration: Calibration, path: Path, schedule: NoiseSchedule) -> Calibration:
+    """``calibration``, and what the file ``path`` holds for other guidances of the same weights, if it does."""
+    try:
+        before = load_calibration(path, calibration.fingerprint, schedule)
+    except CalibrationError:  # to be replaced
+        return calibration
+    if before is None:
+        return calibration
+    new = {entry.guidance for entry in calibration.entries}
+    kept = tuple(entry for entry in before.entries if entry.guidance not in new)
+    return replace(
+        calibration, entries=calibration.entries + kept, settings={**before.settings, **calibration.settings}
+    )
 
 
 def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = False) -> None:
@@ -78,10 +105,10 @@ def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = 
         OSError: if it exists and ``overwrite`` is false, or cannot be written.
     """
     content = {
-        "format": FORMAT,
+        "format": FORMATS[-1],
         "fingerprint": calibration.fingerprint,
         "settings": dict(calibration.settings),
-        "entries": {str(steps): asdict(entry) for steps, entry in sorted(calibration.entries.items())},
+        "entries": {entry.name: asdict(entry) for entry in calibration.entries},
     }
     write_file(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=overwrite)
 
@@ -99,14 +126,12 @@ def load_calibration(path: Path, fingerprint: str, schedule: NoiseSchedule) -> C
     content = read_file(path, "calibration", CalibrationError)
     try:
         content = json.loads(content)
-        if content["format"] != FORMAT:
-            raise ValueError(f"it is not of the format '{FORMAT}'")
-        entries = {int(steps): _entry(entry) for steps, entry in content["entries"].items()}
-        if content["entries"].keys() != set(map(str, entries)):
-            raise ValueError("the entries must be named by their numbers of steps, each once")
-        for steps, entry in entries.items():
-            if steps != entry.grid.steps:
-                raise ValueError(f"the entry for {steps} steps has a grid of {entry.grid.steps}")
+        if content["format"] not in FORMATS:
+            raise ValueError(f"it is not of the format '{FORMATS[-1]}'")
+        entries = tuple(map(_entry, content["entries"].values()))
+        for name, entry in zip(content["entries"], entries, strict=True):
+            if name != entry.name:
+                raise ValueError(f"the entry for {name:.60} steps has a grid of {entry.name}")
             entry.grid.check_belongs(schedule)
         calibration = Calibration(str(content["fingerprint"]), entries, dict(content["settings"]))
     except Exception as error:  # whatever a wrong structure provokes
@@ -132,6 +157,7 @@ def _entry(content: Mapping[str, Any]) -> Entry:
         up=tuple(map(_numbers, content["up"])),
         down=tuple(map(_numbers, content["down"])),
         scores=dict(zip(content["scores"], _numbers(list(content["scores"].values())), strict=True)),
+        guidance=_numbers([content.get("guidance", 1.0)])[0],
     )
 
 

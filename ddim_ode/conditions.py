@@ -3,25 +3,40 @@
 With guidance W the slope is eps_none + W (eps_class - eps_none), where eps_none is what the network answers with the
 label that means no class. W = 0 asks for no class at all, W = 1 for the class as it was learned, and larger ones for
 more of it. Every prediction is affine in eps with the same offset at one x and sigma, so that the outputs themselves
-are mixed.
+are mixed; any mixture whose weights add up to 1 may be asked for.
 
 Ho and Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598, Eq. (6), with w = W - 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+# What the guidance W does to the slope, as latent files say it.
+MEANING = "eps = eps_none + guidance * (eps_class - eps_none)"
+
+# A class by its name or its number, and what is said for none of them.
+Label = str | int
+NO_CLASS = "none"
+# Labels, None for that of no class, each once, with weights that add up to 1.
+Terms = tuple[tuple[int | None, float], ...]
+
+
+class Asked(Protocol):
+    """What a network may be asked for."""
+
+    @property
+    def terms(self) -> Terms:
+        """The labels whose answers are mixed, with their weights; as many as times the network is asked."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A class by its number, None for none, and the ``guidance`` W towards it.
+    """A class by its number, None for none, and the ``guidance`` W towards it; an ``Asked``.
+
+    ``name``  of the class, for people to read.
 
     Raises:
         ValueError: if W is not finite.
@@ -29,56 +44,47 @@ class Condition:
 
     label: int | None = None
     guidance: float = 1.0
+    name: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isfinite(self.guidance):
             raise ValueError(f"guidance must be a finite number, but it is {self.guidance:g}")
 
+    @property
+    def terms(self) -> Terms:
+        """No class, the class, or both."""
+        if self.label is None or self.guidance == 0:
+            return ((None, 1.0),)
+        if self.guidance == 1:
+            return ((self.label, 1.0),)
+        return ((None, 1 - self.guidance), (self.label, self.guidance))
 
-class Labelled(Protocol):
-    """A network that is told a class: ``none`` is the label that means none."""
+    @property
+    def strength(self) -> float:
+        """The guidance where it counts: 1 where the network is asked only once."""
+        return self.guidance if len(self.terms) > 1 else 1.0
 
-    none: int
+    def __str__(self) -> str:
+        if self.label is None:
+            return "no class"
+        return f"class '{self.name or self.label}' with guidance {self.guidance:g}"
 
-    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The output, ``(B, C, H, W)``, for x ``(B, C, H, W)``, t ``(B,)`` and labels ``(B,)``, int64."""
+
+# Asked for where nobody asks for a class.
+UNCONDITIONAL = Condition()
 
 
-class Conditioned(nn.Module):
-    """A ``network`` that is a ``Labelled``, asked with a condition for each member of a batch.
+@dataclass(frozen=True)
+class Blend:
+    """Some of each of the ``parts``, whose weights add up to 1; an ``Asked``."""
 
-    A member with guidance other than 1 is asked for twice, with its class and without, in one call of the network for
-    all of them; where no member is, or none has a class, each is asked for once.
-    """
+    parts: tuple[tuple[Asked, float], ...]
 
-    def __init__(self, network: nn.Module, conditions: Sequence[Condition]) -> None:
-        super().__init__()
-        self.network = network
-        self._labelled: Labelled = network  # type: ignore[assignment]  # what the caller promises
-        self._conditions = tuple(conditions)
-        none = self._labelled.none
-        # Made once, where the network is: nothing is copied to a device at a call.
-        like = next(network.parameters(), torch.empty(0))
-        self._labels = torch.tensor([none if c.label is None else c.label for c in conditions], device=like.device)
-        self._guidance = like.new_tensor([1.0 if c.label is None else c.guidance for c in conditions])
-        self._guided = any(c.label is not None and c.guidance != 1 for c in conditions)
-
-    def of(self, members: Tensor) -> Conditioned:
-        """The same for some ``members`` of the batch, by their places in it: int64, ``(A,)``."""
-        return Conditioned(self.network, [self._conditions[i] for i in members.tolist()])
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)``, t ``(B,)``, to ``(B, C, H, W)``.
-
-        Raises:
-            ValueError: if there is not one condition for each member.
-        """
-        if len(x) != len(self._conditions):
-            raise ValueError(f"there are {len(self._conditions)} conditions, but the batch has {len(x)} members")
-        if not self._guided:
-            return self._labelled.answer(x, t, self._labels)
-        both = torch.cat([self._labels, torch.full_like(self._labels, self._labelled.none)])
-        wanted, without = self._labelled.answer(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        w = self._guidance.reshape(-1, *[1] * (x.ndim - 1))
-        # Not left to rounding: what a member is must not depend on the others.
-        return torch.where(w == 1, wanted, without + w * (wanted - without))
+    @property
+    def terms(self) -> Terms:
+        """Those of all parts."""
+        sums: dict[int | None, float] = {}
+        for part, share in self.parts:
+            for label, weight in part.terms:
+                sums[label] = sums.get(label, 0.0) + share * weight
+        return tuple((label, weight) for label, weight in sums.items() if weight)

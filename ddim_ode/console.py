@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from ddim_ode.session.plan import PlanError
+from ddim_ode.session.request import PlanError
 from ddim_ode.spacings import GRIDS
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddim_ode.conditions import MEANING, UNCONDITIONAL, Condition
 from ddim_ode.files import read_file, reason, write_file
 from ddim_ode.grids import Grid
 from ddim_ode.images import Source
@@ -22,7 +23,8 @@ from ddim_ode.models import Model
 from ddim_ode.schedule import NoiseSchedule
 
 FORMAT = "ddim-ode latent"
-VERSION = 1
+# In the first version there were no conditions.
+VERSIONS = (1, 2)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Far outside of what has unit variance: normal noise reaches 7 at most.
 LARGEST = 100.0
@@ -45,6 +47,7 @@ class Latent:
     ``source``         the picture it was made from.
     ``nfe``            network evaluations spent on it.
     ``companion``      the second state of a reversible solver, of the shape and dtype of x_T; None for all others.
+    ``condition``      what the network was asked for; a class with its name.
 
     Raises:
         LatentError: if x_T or its companion has another shape, or holds NaN, infinity or values far too large.
@@ -59,6 +62,7 @@ class Latent:
     source: Source
     nfe: int
     companion: Tensor | None = None
+    condition: Condition = UNCONDITIONAL
 
     def __post_init__(self) -> None:
         if self.x_T.layout != torch.strided or self.x_T.is_meta:
@@ -102,6 +106,12 @@ class Latent:
                 f"the latent was encoded with model '{self.model}' (weights {self.fingerprint[:12]}), but "
                 f"'{model.name}' has other weights ({model.fingerprint[:12]}); decode it with the model it names"
             )
+        label = self.condition.label
+        if label is not None and (label >= len(model.classes) or model.classes[label] != self.condition.name):
+            raise LatentError(
+                f"the latent was encoded as class {label}, '{self.condition.name}', and model '{model.name}' calls "
+                f"its classes otherwise: {', '.join(model.classes) or 'it knows none'}; restore their names"
+            )
 
     def reached_by(self, grid: Grid) -> bool:
         """Whether decoding on ``grid`` begins at this latent's noise level."""
@@ -138,6 +148,7 @@ class Latent:
                 f"  sigma_T    {self.grid.sigma_T:.6g} at t = {self.grid.timesteps[-1]:g}; scale: {SCALE}",
                 f"  grid       {grid}, {self.grid.steps} steps, clean end {self.grid.clean_end}",
                 f"  solver     {solver}, {self.nfe} NFE",
+                f"  condition  {_short(str(self.condition))}",
                 f"  model      {_short(self.model)}, weights {self.fingerprint[:12]}, schedule {schedule}",
             )
         )
@@ -166,7 +177,7 @@ def save_latent(latent: Latent, path: str | Path, *, overwrite: bool = False) ->
 def _content(latent: Latent) -> bytes:
     content = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[-1],
         "x_T": latent.x_T.detach().cpu().clone(),
         "dtype": _name_of(latent.x_T.dtype),
         "scale": SCALE,
@@ -182,6 +193,7 @@ def _content(latent: Latent) -> bytes:
         "model": {"name": latent.model, "fingerprint": latent.fingerprint},
         "source": asdict(latent.source),
         "nfe": latent.nfe,
+        "condition": {**asdict(latent.condition), "meaning": MEANING},
         "companion": None if latent.companion is None else latent.companion.detach().cpu().clone(),
     }
     buffer = io.BytesIO()
@@ -201,10 +213,10 @@ def load_latent(file: str | Path | bytes) -> Latent:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise LatentError(f"'{name}' is not a latent file of ddim-ode; make one with: encode")
     version = content.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in VERSIONS:
         raise LatentError(
-            f"'{name}' has format version {version!s:.60}, but this program reads version {VERSION}; "
-            "use the version of ddim-ode that wrote it"
+            f"'{name}' has format version {version!s:.60}, but this program reads the versions "
+            f"{' and '.join(map(str, VERSIONS))}; use the version of ddim-ode that wrote it"
         )
     try:
         _check_held(content, len(data))
@@ -269,7 +281,18 @@ def _from_content(content: dict[str, Any]) -> Latent:
         ),
         nfe=_count(content["nfe"], 0),
         companion=content.get("companion"),
+        condition=UNCONDITIONAL if content["version"] == 1 else _condition(content["condition"]),
     )
+
+
+def _condition(content: dict[str, Any]) -> Condition:
+    """The condition in a file: a class with its number and its name, or none of them."""
+    label, guidance, name = content["label"], content["guidance"], content["name"]
+    if type(guidance) not in (int, float) or content["meaning"] != MEANING:
+        raise ValueError(f"guidance must be a number that means {MEANING!r}, but there is {content!r:.60}")
+    if (label is None) != (name is None) or not isinstance(name, str | None):
+        raise ValueError(f"a class must have a number and a name, but there are {label!r:.60} and {name!r:.60}")
+    return Condition(label if label is None else _count(label, 0), float(guidance), name)
 
 
 def _count(value: Any, least: int) -> int:

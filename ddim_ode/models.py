@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
-from ddim_ode.conditions import Condition, Conditioned
+from ddim_ode.conditioned import Bound, Conditioned
+from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
 from ddim_ode.files import read_file
 from ddim_ode.kinds import ModelError as ModelError
 from ddim_ode.kinds import check_finite_weights, check_kind, check_numbers, check_weights
@@ -39,6 +40,8 @@ DEFAULT_MODEL = "default"
 MOST_PIXELS = 8192  # a side
 _DEFAULT_FOLDER = Path(__file__).parent / "pretrained" / "ddpm-cifar10"
 DEFAULT_UNET_CONFIG = _DEFAULT_FOLDER / "unet" / "config.json"
+# A pipeline's index, and what class-conditional ones of diffusers call the names of the classes in it.
+INDEX, CLASS_NAMES = "model_index.json", "id2label"
 _WEIGHTS = "diffusion_pytorch_model"
 # What is fetched from the Hub: whole, in parts, and in half precision, which is loaded where there is nothing else.
 _ON_HUB = [
@@ -64,7 +67,7 @@ class UNet(nn.Module):
 class ClassUNet(UNet):
     """A ``UNet2DModel`` with labels of classes, the last of which means none; as a function of x and t it is that.
 
-    A ``conditions.Labelled``.
+    A ``conditioned.Labelled``.
     """
 
     def __init__(self, unet: nn.Module, channels: int, labels: int) -> None:
@@ -87,6 +90,7 @@ class Model:
 
     ``folder``   where it was read from, if it was.
     ``classes``  the names of the classes that the network knows, by their numbers; none if it knows none.
+    ``scheduler``  the configuration of diffusers' scheduler that it came with.
     """
 
     name: str
@@ -98,8 +102,9 @@ class Model:
     width: int
     folder: Path | None = None
     classes: tuple[str, ...] = ()
+    scheduler: Mapping[str, Any] | None = None
 
-    def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Condition] | None = None) -> ProbabilityFlowODE:
+    def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Asked] | None = None) -> ProbabilityFlowODE:
         """A fresh ODE of this model, with its count of evaluations at zero.
 
         ``conditions``  one for each member of the batches that it is for; None for no class, and any batch.
@@ -112,21 +117,34 @@ class Model:
         network = self.network if conditions is None else Conditioned(self.network, conditions)
         return ProbabilityFlowODE(network, self.schedule, prediction=self.prediction, max_nfe=max_nfe)
 
-    def condition(self, label: str | int | None, *, guidance: float = 1.0) -> Condition:
-        """What to ask of the network for a class, by its name or its number; None for none.
+    def condition(self, label: Label | None, *, guidance: float = 1.0) -> Condition:
+        """What to ask of the network for a class, by its name or its number; None or 'none' for no class.
 
         Raises:
             ValueError: if there is no such class, or guidance is not finite.
         """
-        if label is None:
+        number = self.classes.index(label) if isinstance(label, str) and label in self.classes else label
+        if number in (None, NO_CLASS):
             return Condition(None, guidance)
-        number = self.classes.index(label) if label in self.classes else label
         if isinstance(number, str) and number.isdecimal():
             number = int(number)
         if not isinstance(number, int) or not 0 <= number < len(self.classes):
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.classes)) or "none at all"
-            raise ValueError(f"model '{self.name}' knows no class '{label}'; it knows: {known}")
-        return Condition(number, guidance)
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.classes)) or "no classes at all"
+            raise ValueError(f"model '{self.name}' knows no class '{label}'; it knows: {known}, and '{NO_CLASS}'")
+        return Condition(number, guidance, self.classes[number])
+
+    def bound(self, condition: Condition) -> Model:
+        """This model as one that knows no classes, and answers under ``condition``; itself for no class.
+
+        Raises:
+            ValueError: if a class is asked for, but the network knows none.
+        """
+        if condition.terms == UNCONDITIONAL.terms:
+            return self
+        if not self.classes:
+            raise ValueError(f"model '{self.name}' knows no classes; leave the class out")
+        network = Bound(self.network, condition).to(self.device).eval().requires_grad_(False)
+        return replace(self, name=f"{self.name}, {condition}", network=network, folder=None, classes=())
 
     @property
     def process(self) -> VariancePreserving:
@@ -167,8 +185,11 @@ class Model:
         """What it is, in a few lines for people to read."""
         schedule = self.schedule
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        entries = self.calibration.entries if self.calibration else {}
-        calibrated = ", ".join(f"{steps} steps" for steps in sorted(entries)) or "none"
+        entries = self.calibration.entries if self.calibration else ()
+        calibrated = ", ".join(
+            f"{entry.grid.steps} steps{'' if entry.guidance == 1 else f' at guidance {entry.guidance:g}'}"
+            for entry in entries
+        )
         return "\n".join(
             (
                 f"model '{self.name}'",
@@ -177,7 +198,7 @@ class Model:
                 *((f"  classes    {', '.join(self.classes)}; none unless named",) if self.classes else ()),
                 f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
                 f"  weights    {self.fingerprint}",
-                f"  calibrated {calibrated}",
+                f"  calibrated {calibrated or 'none'}",
             )
         )
 
@@ -208,15 +229,17 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     channels = int(unet.config["in_channels"])
     labels = unet.config.num_class_embeds
     network = ClassUNet(unet, channels, labels) if labels else UNet(unet, channels)
-    network.to(device).eval().requires_grad_(False)
+    # Channels last: convolutions are 5 to 15 % faster so on a CPU.
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    network.eval().requires_grad_(False)
     classes = _class_names(name, folder, labels) if labels else ()
-    return Model(name, network, schedule, prediction, channels, height, width, folder, classes)
+    return Model(name, network, schedule, prediction, channels, height, width, folder, classes, scheduler)
 
 
 def _class_names(name: str, folder: Path, labels: int) -> tuple[str, ...]:
     """The names of the classes, under ``id2label`` in the pipeline's index; the last of the ``labels`` means none."""
-    index = folder / "model_index.json"
-    names = read_json(index).get("id2label") if index.is_file() else None
+    index = folder / INDEX
+    names = read_json(index).get(CLASS_NAMES) if index.is_file() else None
     wanted = {str(i) for i in range(labels - 1)}
     if not isinstance(names, dict) or names.keys() != wanted or not all(isinstance(n, str) for n in names.values()):
         raise ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -59,3 +60,12 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def tiny_model(make_model: Callable[..., Path]) -> Path:
     """The model that ``cli`` uses."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def class_model(make_model: Callable[..., Path]) -> Path:
+    """One that knows the classes cat, dog and horse."""
+    folder = make_model(labels=4)
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"0": "cat", "1": "dog", "2": "horse"}}))
+    return folder

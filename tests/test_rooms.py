@@ -60,7 +60,7 @@ def test_the_walk_finds_the_rooms() -> None:
     assert {room(name) for name in MODULES} == set(ROOMS)
     assert len(MODULES) > 60
     assert "solvers" in GRAPH["ddim_ode.session.plan"]
-    assert "ddim_ode.session.plan" in GRAPH["cli"]
+    assert "ddim_ode.session.request" in GRAPH["cli"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite, log, prod, sqrt
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from ddim_ode.calibration import Calibration, Entry, Weights
 from ddim_ode.codec import decode, draw_latents, encode, seeded
+from ddim_ode.conditions import UNCONDITIONAL, Condition
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
@@ -119,25 +120,38 @@ class Material:
 
 
 def calibrate(
-    model: Model, images: Tensor, effort: Effort, folder: Path, names: Sequence[str] | None = None
+    model: Model,
+    images: Tensor,
+    effort: Effort,
+    folder: Path,
+    names: Sequence[str] | None = None,
+    *,
+    condition: Condition = UNCONDITIONAL,
 ) -> Calibration:
     """The calibration of ``model``, from ``images`` ``(B, C, H, W)`` in [-1, 1], of which half is kept for judging.
 
-    ``folder``  keeps the trajectories and each candidate's result; what is there is not done again.
-    ``names``   of the images, for messages.
+    ``folder``     keeps the trajectories and each candidate's result; what is there is not done again.
+    ``names``      of the images, for messages.
+    ``condition``  what the network is asked for; the calibration is for its guidance.
 
     Raises:
         ValueError: if there is not the memory for the trajectories, or the network gives no finite numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _check_memory(model, len(images), effort)
-    material = gather(model, images, effort, folder, names)
-    results = [*measure(model, material, effort, folder)]
-    entries = {
-        steps: choose([r for r in results if r.candidate.steps == steps], model, effort) for steps in effort.budgets
+    asked = model.bound(condition)
+    material = gather(asked, images, effort, folder, names)
+    results = [*measure(asked, material, effort, folder)]
+    chosen = (choose([r for r in results if r.candidate.steps == steps], asked, effort) for steps in effort.budgets)
+    entries = tuple(replace(entry, guidance=condition.strength) for entry in chosen)
+    settings = {
+        **asdict(effort),
+        "images": len(images),
+        "solver": SOLVER,
+        "grids": GRID_NAMES,
+        "condition": str(condition),
     }
-    settings = {**asdict(effort), "images": len(images), "solver": SOLVER, "grids": GRID_NAMES}
-    return Calibration(model.fingerprint, entries, settings)
+    return Calibration(model.fingerprint, entries, {f"guidance {condition.strength!r}": settings})
 
 
 def _check_memory(model: Model, images: int, effort: Effort) -> None:
@@ -155,7 +169,9 @@ def _check_memory(model: Model, images: int, effort: Effort) -> None:
         )
 
 
-def calibrate_in(model: Model, pictures: Sequence[Path], effort: Effort, folder: Path) -> Calibration:
+def calibrate_in(
+    model: Model, pictures: Sequence[Path], effort: Effort, folder: Path, *, condition: Condition = UNCONDITIONAL
+) -> Calibration:
     """``calibrate`` on all ``pictures``; a ``folder`` with the work for other settings is refused.
 
     Raises:
@@ -173,11 +189,12 @@ def calibrate_in(model: Model, pictures: Sequence[Path], effort: Effort, folder:
         "images": names,
         "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16],
         "effort": asdict(effort),
+        "condition": str(condition),
         "torch": torch.__version__,
     }
     with claimed(folder):
         _claim(folder, json.loads(json.dumps(settings)))
-        return calibrate(model, images, effort, folder, names)
+        return calibrate(model, images, effort, folder, names, condition=condition)
 
 
 def _claim(folder: Path, settings: Mapping[str, object]) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddim_ode.codec import draw_latents, to_device
+from ddim_ode.codec import draw_latents
+from ddim_ode.conditions import Asked, Blend, Condition
 from ddim_ode.images import pixel_mse
 from ddim_ode.latents import Latent, load_latent
 from ddim_ode.models import Model
 from ddim_ode.session.plan import Plan
-from ddim_ode.session.walks import Walk, Walker
+from ddim_ode.session.walks import Walk
+from ddim_ode.session.worker import Worker
 from ddim_ode.spaces import Readable
 
 
@@ -72,10 +74,13 @@ def _load(source: Readable | Latent, model: Model) -> Corner:
     return Corner(about.name, picture=picture)
 
 
-def encode_corners(walker: Walker, corners: Sequence[Corner], plan: Plan, device: torch.device) -> tuple[Tensor, Walk]:
-    """The latents x_T of ``corners``, ``(len(corners), C, H, W)``, on the network's ``device``, and what that took.
+def encode_corners(
+    worker: Worker, corners: Sequence[Corner], plan: Plan, conditions: Sequence[Condition]
+) -> tuple[Tensor, Walk]:
+    """The latents x_T of ``corners``, ``(len(corners), C, H, W)``, on the network's device, and what that took.
 
-    Pictures go through the ODE together, and the companions of latents are left out.
+    Pictures go through the ODE together, each under its own of the ``conditions``, and the companions of latents are
+    left out.
 
     Raises:
         LatentError: if a latent lies at another noise level than the end of the grid.
@@ -84,14 +89,34 @@ def encode_corners(walker: Walker, corners: Sequence[Corner], plan: Plan, device
     for corner in corners:
         if corner.latent is not None:
             corner.latent.check_reaches(plan.grid)
-    pictures = [corner.picture for corner in corners if corner.picture is not None]
+    pictures = [(corner.picture, asked) for corner, asked in zip(corners, conditions, strict=True)]
+    known = [(picture, asked) for picture, asked in pictures if picture is not None]
     encoded: list[Tensor] = []
     walk = Walk(plan.solver, plan.grid, 0, 0.0)
-    if pictures:
-        solution, walk = walker.encode(to_device(torch.cat(pictures), device), plan.grid, plan.solver)
+    if known:
+        walker = worker.walker([asked for _, asked in known])
+        solution, walk = walker.encode(worker.states(picture for picture, _ in known), plan.grid, plan.solver)
         encoded += torch.split(solution.x, 1)
-    known = (corner.noise if corner.latent is None else corner.latent.x_T for corner in corners)
-    return torch.cat([encoded.pop(0) if x_T is None else to_device(x_T, device) for x_T in known]), walk
+    latents = (corner.noise if corner.latent is None else corner.latent.x_T for corner in corners)
+    return torch.cat([encoded.pop(0) if x_T is None else worker.states([x_T]) for x_T in latents]), walk
+
+
+def between(conditions: Sequence[Condition], count: int) -> list[Asked]:
+    """What is asked for at each of the points of ``interpolation.span``: at the corners the ``conditions`` themselves.
+
+    Between those that differ it is some of each, in proportion.
+    """
+    if len(conditions) == 2:
+        return _line(conditions[0], conditions[1], count)
+    left, right = _line(conditions[0], conditions[2], count), _line(conditions[1], conditions[3], count)
+    return [asked for a, b in zip(left, right, strict=True) for asked in _line(a, b, count)]
+
+
+def _line(a: Asked, b: Asked, count: int) -> list[Asked]:
+    if a.terms == b.terms:
+        return [a] * count
+    inner = (i / (count - 1) for i in range(1, count - 1))
+    return [a, *(Blend(((a, 1 - share), (b, share))) for share in inner), b]
 
 
 def corner_errors(corners: Sequence[Corner], images: Tensor) -> list[float]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ddim_ode.conditions import UNCONDITIONAL, Condition
 from ddim_ode.grids import ENDS, full_range, grid_of_timesteps, make_grid
+from ddim_ode.session.request import DEFAULT_STEPS, PlanError, Request, plan_condition, towards_classes
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS
 from solvers import (
     AUTO,
@@ -32,44 +34,8 @@ if TYPE_CHECKING:
     from ddim_ode.latents import Latent
     from ddim_ode.models import Model
 
-DEFAULT_STEPS = 50
-# The nodes of a grid are all in memory, and nobody needs more.
-MOST_STEPS = 1_000_000
-MOST_IN_A_BATCH = 1_000_000
 # The grid of sampling with noise, whose steps are those of DDPM.
 NOISE_GRID = "trailing"
-
-
-class PlanError(ValueError):
-    """Wishes that do not go together; the message says which, and what to ask for instead."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What somebody wishes; None leaves a wish open.
-
-    ``solver``      a key of ``solvers.SOLVERS``, or 'auto' for what the calibration of the model says.
-    ``steps``       number of steps, at least 1; for solvers that do not choose their own.
-    ``grid``        a key of ``GRIDS``, or the timesteps themselves, rising.
-    ``clean_end``   noise level at which the image is taken: 'zero' or 'sigma-min'.
-    ``rtol, atol``  tolerances of an adaptive solver.
-    ``exact``       for encoding: undo exactly what decoding with ``solver``, or with euler, will do.
-
-    Raises:
-        PlanError: if ``steps`` is below 1 or above MOST_STEPS.
-    """
-
-    solver: str | None = None
-    steps: int | None = None
-    grid: str | tuple[float, ...] | None = None
-    clean_end: str | None = None
-    rtol: float | None = None
-    atol: float | None = None
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise PlanError(f"steps must be from 1 to {MOST_STEPS}, but it is {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +46,7 @@ class Plan:
     ``grid``    the nodes of the walk, in both directions.
     ``exact``   whether decoding begins with both states of a reversible solver, and so leads back exactly.
     ``why``     sentences about what is not as one might expect, for people to read.
+    ``condition``  what the network is asked for.
     """
 
     solver: Solver
@@ -87,6 +54,7 @@ class Plan:
     grid: Grid
     exact: bool = False
     why: tuple[str, ...] = ()
+    condition: Condition = UNCONDITIONAL
 
 
 def check_cost(solver: Solver, grid: Grid, max_nfe: int) -> None:
@@ -122,13 +90,34 @@ def plan_encoding(request: Request, model: Model) -> Plan:
 
 def plan_sampling(request: Request, model: Model) -> Plan:
     """The plan to decode random latents with ``model``. Errors are those of ``plan_encoding``."""
-    entry, why = _calibrated(request, model, request.steps or DEFAULT_STEPS)
+    condition = plan_condition(request, model)
+    entry, why = _calibrated(request, model, condition, request.steps or DEFAULT_STEPS)
     if entry:
         solver = _solver_of(entry, model)
-        return Plan(solver, way_back(solver), entry.grid, why=why)
+        return Plan(solver, way_back(solver), entry.grid, why=why, condition=condition)
     solver = _solver(request)
     grid, more = _grid(request, model, solver, t_end=None)
-    return Plan(solver, way_back(solver), grid, isinstance(solver, ReversibleSolver), why + more)
+    return Plan(solver, way_back(solver), grid, isinstance(solver, ReversibleSolver), why + more, condition)
+
+
+def plan_edit(request: Request, model: Model, strength: float) -> Plan:
+    """The plan to encode pictures up to a part of all timesteps, the ``strength``, and to decode them from there.
+
+    Raises:
+        ValueError: as ``plan_encoding`` does, and for a strength that is not above 0 and at most 1.
+    """
+    if not 0 < strength <= 1:
+        raise PlanError(f"the strength must be above 0 and at most 1, but it is {strength:g}")
+    plan = plan_encoding(request, model)
+    t_end = strength * plan.grid.timesteps[-1]
+    if strength == 1:
+        return plan
+    if isinstance(request.grid, tuple):
+        raise PlanError("a list of timesteps says where it ends; take --strength 1, or the name of a grid")
+    # A calibration is for the whole way.
+    solver = _solver(replace(request, solver=None if request.solver == AUTO else request.solver))
+    grid, why = _grid(request, model, solver, t_end=t_end)
+    return replace(plan, solver=solver, back=way_back(solver), grid=grid, why=why)
 
 
 def plan_noise(request: Request, model: Model) -> Plan:
@@ -139,10 +128,11 @@ def plan_noise(request: Request, model: Model) -> Plan:
     """
     if request.solver:
         raise PlanError(f"--eta and --sigma-hat are steps of their own; leave out --solver {request.solver}")
+    condition = plan_condition(request, model)
     solver = replace(_solver(replace(request, solver="euler")), name="ancestral")
     # Noise is added to what a step predicts, and so there is no evaluation at sigma = 0.
     grid, _ = _grid(replace(request, grid=request.grid or NOISE_GRID), model, solver, t_end=None, evaluates_end=False)
-    return Plan(solver, solver, grid)
+    return Plan(solver, solver, grid, condition=condition)
 
 
 def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
@@ -154,17 +144,19 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     """
     from ddim_ode.latents import LatentError
 
+    condition = plan_condition(request, model, latent)
     steps = DEFAULT_STEPS if latent.grid.name == ENDS else latent.grid.steps
     why: tuple[str, ...] = ()
     if AUTO in (request.solver, latent.solver["name"]):
         as_encoded = latent.solver["name"] == AUTO and request.steps in (None, steps)
-        entry, why = _calibrated(request, model, request.steps or steps)
+        as_encoded = as_encoded and condition.strength == latent.condition.strength
+        entry, why = _calibrated(request, model, condition, request.steps or steps)
         if as_encoded and _agrees(request, latent.grid):
             solver = _calibrated_way_back(latent, model)
-            return Plan(solver, solver, latent.grid)
+            return Plan(solver, solver, latent.grid, condition=condition)
         if entry and latent.reached_by(entry.grid):
             solver = _solver_of(entry, model)
-            return Plan(solver, solver, entry.grid, why=(*why, *_left_behind(latent)))
+            return Plan(solver, solver, entry.grid, why=(*why, *_left_behind(latent)), condition=condition)
         if entry:
             why = (f"{AUTO} is {DEFAULT_SOLVER}: the calibration for {entry.grid.steps} steps ends at another sigma",)
     own = _solver(request, latent)
@@ -186,21 +178,40 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     latent.check_reaches(grid)
     _check_clean_end(solver, grid)
     same = solver.settings == {**solver.settings, **latent.solver} and grid == latent.grid
+    same = same and condition.terms == latent.condition.terms
     exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
     why += () if exact else _left_behind(latent)
-    return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why)
+    return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why, condition)
 
 
-def plan_interpolation(request: Request, latents: Sequence[Latent], model: Model) -> Plan:
+def plan_interpolation(
+    requests: Sequence[Request], latents: Sequence[Latent | None], model: Model
+) -> tuple[Plan, list[Condition]]:
     """The plan to interpolate between pictures and ``latents``: that of the first latent, if there is one.
 
-    Companions play no part, since what lies between has none. Errors are those of ``plan_decoding``.
+    For each corner there is a request, which differ in their classes alone, and a latent or None; what each is asked
+    for is returned too. Companions play no part, since what lies between has none.
+
+    Raises:
+        ValueError: as ``plan_decoding`` does; and if a calibrated solver is to serve more than one guidance.
     """
-    if not latents:
-        return plan_encoding(request, model)
-    plan = plan_decoding(request, latents[0], model)
-    without = ("without the companion: what lies between latents has none",) if plan.exact else ()
-    return replace(plan, exact=False, why=(*plan.why, *without))
+    requests = towards_classes(requests, latents, model)
+    conditions = [plan_condition(request, model, latent) for request, latent in zip(requests, latents, strict=True)]
+    known = [(request, latent) for request, latent in zip(requests, latents, strict=True) if latent]
+    if known:
+        plan = plan_decoding(*known[0], model)
+        without = ("without the companion: what lies between latents has none",) if plan.exact else ()
+        plan = replace(plan, exact=False, why=(*plan.why, *without))
+    else:
+        plan = plan_encoding(requests[0], model)
+    strengths = {condition.strength for condition in conditions}
+    if plan.solver.name == AUTO and len(strengths) > 1:
+        several = " and ".join(f"{strength:g}" for strength in sorted(strengths))
+        raise PlanError(
+            f"the calibration is for one guidance, and corners have {several}; name a solver, such as --solver "
+            f"{DEFAULT_SOLVER}"
+        )
+    return plan, conditions
 
 
 def _agrees(request: Request, grid: Grid) -> bool:
@@ -214,16 +225,19 @@ def _agrees(request: Request, grid: Grid) -> bool:
     )
 
 
-def _calibrated(request: Request, model: Model, steps: int) -> tuple[Entry | None, tuple[str, ...]]:
+def _calibrated(
+    request: Request, model: Model, condition: Condition, steps: int
+) -> tuple[Entry | None, tuple[str, ...]]:
     """What the calibration of ``model`` says for so many steps, if it is asked; and why it is not followed."""
     if request.exact or request.solver not in (None, AUTO):
         return None, ()
-    entry = model.calibration.entries.get(steps) if model.calibration else None
+    entry = model.calibration.find(steps, condition.strength) if model.calibration else None
     falls_back = f"{AUTO} is {DEFAULT_SOLVER}"
     if not isinstance(request.grid, str | None):
         return None, (f"{falls_back}: the calibration has grids of its own, and not these timesteps",)
     if entry is None:
-        return None, (f"{falls_back}: model '{model.name}' is not calibrated for {steps} steps",)
+        guided = f" with guidance {condition.strength:g}" if condition.strength != 1 else ""
+        return None, (f"{falls_back}: model '{model.name}' is not calibrated for {steps} steps{guided}",)
     for what, wish, own in (
         ("grid", request.grid, entry.grid.name),
         ("clean end", request.clean_end, entry.grid.clean_end),
@@ -237,7 +251,7 @@ def _calibrated(request: Request, model: Model, steps: int) -> tuple[Entry | Non
 def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     from ddim_ode.latents import LatentError
 
-    entry = model.calibration.entries.get(latent.grid.steps) if model.calibration else None
+    entry = model.calibration.find(latent.grid.steps, latent.condition.strength) if model.calibration else None
     solver = _solver_of(entry, model) if entry else None
     if solver is None or solver.settings != latent.solver:
         raise LatentError(
@@ -274,6 +288,7 @@ def _left_behind(latent: Latent) -> tuple[str, ...]:
     if latent.companion is None:
         return ()
     own = f"{latent.solver['name']} in {latent.grid.steps} steps on {latent.grid.name}"
+    own += f" and {latent.condition}" if latent.condition.label is not None else ""
     return (f"without the companion, which leads back exactly with {own} alone",)
 
 

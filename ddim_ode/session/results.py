@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddim_ode.conditions import Condition
 from ddim_ode.images import png, psnr, save_image, tile, to_picture
 from ddim_ode.latents import Latent
 from ddim_ode.session.check import Check
@@ -70,7 +71,15 @@ def _zoom(height: int) -> int:
 
 def describe(plan: Plan, walk: Walk, member: int | None = None) -> str:
     """What was done, what it cost, and why, in a line; of a ``member`` of the batch, or of the batch."""
-    return "; ".join((walk.report(member), *plan.why))
+    return "; ".join((walk.report(member), *_asked(plan.condition, walk.nfe_of(member)), *plan.why))
+
+
+def _asked(condition: Condition, nfe: int) -> tuple[str, ...]:
+    """What the network was asked for ``nfe`` times, if it was for a class; and what that took of it."""
+    if condition.label is None:
+        return ()
+    calls = len(condition.terms)
+    return (f"{condition}{f', {calls * nfe} network calls an image' if calls > 1 else ''}",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,29 +97,47 @@ class Encoded:
         line = describe(self.plan, self.walk, self.member)
         return f"{line}; {found.report(self.member)}" if found else line
 
-    def warnings(self, found: Check | None) -> tuple[str, ...]:
-        """A sentence, if what was ``found`` shows that this is no latent."""
-        i, solver = self.member, self.plan.solver
-        if found is None or not bool(found.drifts[i]):
-            return ()
-        finer_steps = "smaller tolerances" if solver.adaptive else "twice the steps"
-        return (
-            f"the latent of '{self.latent.source.name}' by '{solver.name}' is wrong: its second moment is "
-            f"{float(found.second_moment[i]):.4g} here and {float(found.finer_moment[i]):.4g} with {finer_steps}; "
-            "take those, or another solver",
-        )
+    def warnings(self, found: Check | None = None, *, lost: Tensor | None = None) -> tuple[str, ...]:
+        """Sentences, if what was ``found`` shows that this is no latent, or guidance makes encoding unsure.
+
+        ``lost``  the errors of the round trips of the batch, ``(B,)``, where they were measured.
+        """
+        i, solver, condition, warnings = self.member, self.plan.solver, self.plan.condition, []
+        if found is not None and bool(found.drifts[i]):
+            finer_steps = "smaller tolerances" if solver.adaptive else "twice the steps"
+            warnings.append(
+                f"the latent of '{self.latent.source.name}' by '{solver.name}' is wrong: its second moment is "
+                f"{float(found.second_moment[i]):.4g} here and {float(found.finer_moment[i]):.4g} with {finer_steps}; "
+                "take those, or another solver"
+            )
+        if lost is not None and condition.strength > 1:
+            warnings.append(
+                f"guidance {condition.guidance:g} makes encoding unsure: '{self.latent.source.name}' comes back with "
+                f"an MSE of {float(lost[i]):.3g} on [0, 1]; encode without guidance and decode with it, take more "
+                "steps, or a reversible solver"
+            )
+        return tuple(warnings)
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedBatch:
-    """Latents that were encoded together; ``check`` says how good they are, for four times their evaluations."""
+    """Latents that were encoded together; ``check`` says how good they are, for four times their evaluations.
+
+    ``round_trip``  decodes them, and gives the MSE of each, pixels in [0, 1], ``(B,)``.
+    """
 
     latents: Sequence[Encoded]
     walk: Walk
     check: Callable[[], Check]
+    round_trip: Callable[[], Tensor]
 
     def __iter__(self) -> Iterator[Encoded]:
         return iter(self.latents)
+
+    @property
+    def guided(self) -> bool:
+        """Whether one of them was encoded with guidance above 1, which makes encoding unsure."""
+        return any(encoded.plan.condition.strength > 1 for encoded in self.latents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +211,7 @@ class Interpolation:
     """The way from one corner to the next, or between four, as pictures, row by row.
 
     ``names``        of the corners; ``errors`` the MSE, pixels in [0, 1], of those of them that were pictures.
+    ``conditions``   what the network is asked for at the corners.
     ``there, back``  the walk of the pictures to their latents, and that of the last batch decoded.
     """
 
@@ -191,6 +219,7 @@ class Interpolation:
     columns: int
     names: Sequence[str]
     errors: Sequence[float]
+    conditions: Sequence[Condition]
     plan: Plan
     there: Walk
     back: Walk
@@ -205,4 +234,55 @@ class Interpolation:
         """How the corners were encoded, if any were, what they lost, and how all was decoded, in a line."""
         ends = f"MSE of the ends {', '.join(f'{mse:.3g}' for mse in self.errors)} on [0, 1], "
         encoded = f"{ends}encode {self.there.report()}, " if self.errors else ""
-        return f"{encoded}decode {describe(self.plan, self.back)}"
+        if len({condition.terms for condition in self.conditions}) == 1:
+            return f"{encoded}decode {describe(self.plan, self.back)}"
+        most = len({label for condition in self.conditions for label, _ in condition.terms})
+        way = f"{' to '.join(map(str, self.conditions))}, {most * self.back.nfe} network calls an image at most"
+        return f"{encoded}decode {'; '.join((self.back.report(), way, *self.plan.why))}"
+
+
+@dataclass(frozen=True, eq=False)
+class EditedAt:
+    """What a picture became that was encoded up to a part of all timesteps, the ``strength``.
+
+    ``again, edited``  decoded as what it was, and as what it should be: ``(C, H, W)`` on the CPU.
+    ``mse``            of the first of these against the picture, pixels in [0, 1].
+    ``there, back``    the walk up, and that of both down.
+    """
+
+    strength: float
+    again: Tensor
+    edited: Tensor
+    mse: float
+    plan: Plan
+    there: Walk
+    back: Walk
+
+    def report(self) -> str:
+        """How it was done, and what encoding lost, in a line."""
+        return (
+            f"strength {self.strength:g}: comes back with MSE {self.mse:.3g} on [0, 1], encode {self.there.report()}, "
+            f"decode {describe(self.plan, self.back)}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """The picture ``name``, ``image`` ``(C, H, W)``, as another class, at one strength or several, rising.
+
+    ``own``  what it was encoded as.
+    """
+
+    name: str
+    image: Tensor
+    own: Condition
+    edits: Sequence[EditedAt]
+    settings: Mapping[str, object]
+
+    @property
+    def strip(self) -> Picture:
+        """The picture, what came back of it from the largest strength, and the edits, side by side."""
+        images = [self.image, self.edits[-1].again, *(found.edited for found in self.edits)]
+        return Picture(
+            tile(torch.stack(images), columns=len(images)), self.settings, zoom=-(-128 // self.image.shape[-2])
+        )

@@ -12,8 +12,9 @@ from torch import Tensor
 from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
-from ddim_ode.session.plan import Plan, PlanError, Request, plan_encoding
-from ddim_ode.session.walks import Walker
+from ddim_ode.session.plan import Plan, plan_encoding
+from ddim_ode.session.request import PlanError, Request
+from ddim_ode.session.worker import Worker
 from ddim_ode.spacings import GRIDS, Tau
 from solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
 
@@ -44,13 +45,14 @@ def least(quality: Callable[[int], float], target: float, most: int) -> int | No
     return effort
 
 
-def worst_psnr(walker: Walker, batches: Iterable[Tensor], plan: Plan) -> float:
+def worst_psnr(worker: Worker, batches: Iterable[Tensor], plan: Plan) -> float:
     """The PSNR, in dB, of the image that comes back worst, encoded and decoded by ``plan``.
 
     ``batches``  of images, each ``(B, C, H, W)``, pixels in [-1, 1]. Errors are those of ``codec.encode``.
     """
     errors: list[float] = []
     for x_0 in batches:
+        walker = worker.walker([plan.condition] * len(x_0))
         found, _ = walker.encode(x_0, plan.grid, plan.solver)
         back, _ = walker.decode(found.x, plan.grid, plan.back, companion=found.companion)
         errors += pixel_mse(x_0, back.x).tolist()
@@ -60,7 +62,7 @@ def worst_psnr(walker: Walker, batches: Iterable[Tensor], plan: Plan) -> float:
 def cheapest(
     request: Request,
     model: Model,
-    walker: Walker,
+    worker: Worker,
     batches: Callable[[], Iterable[Tensor]],
     target: float,
     *,
@@ -86,7 +88,7 @@ def cheapest(
     def reached(name: str, steps: int) -> float:
         plan = plan_encoding(replace(request, solver=name, steps=steps), model)
         try:
-            reached_of.append(worst_psnr(walker, batches(), plan))
+            reached_of.append(worst_psnr(worker, batches(), plan))
         except (SolverError, EvaluationLimitError) as error:
             tried(f"tried {plan.solver.name}, {steps} steps: {' '.join(str(error).split())}")
             return -inf

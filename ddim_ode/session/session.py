@@ -11,8 +11,8 @@ more than a batch in memory.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -20,30 +20,30 @@ import torch
 from torch import Tensor
 
 from ddim_ode.ancestral import Ancestral, seeded_noise
-from ddim_ode.codec import stream_latents, to_device
+from ddim_ode.codec import stream_latents
+from ddim_ode.conditions import Label
 from ddim_ode.devices import find_device
-from ddim_ode.grids import Grid, halved
-from ddim_ode.images import Source, pixel_mse
+from ddim_ode.images import Source
 from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, LatentError, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
-from ddim_ode.session import check as checking
-from ddim_ode.session.batches import MemberError, OnError, batched, each, together_or_alone
-from ddim_ode.session.corners import corner_errors, count_images, encode_corners, load_corners
+from ddim_ode.session.batches import OnError, batched, each, together_or_alone
+from ddim_ode.session.corners import between, corner_errors, count_images, encode_corners, load_corners
+from ddim_ode.session.edits import edit
 from ddim_ode.session.plan import (
-    MOST_IN_A_BATCH,
     Plan,
-    PlanError,
-    Request,
     check_cost,
     plan_decoding,
+    plan_edit,
     plan_encoding,
     plan_interpolation,
     plan_noise,
     plan_sampling,
 )
+from ddim_ode.session.request import DEFAULT_STRENGTH, MOST_IN_A_BATCH, PlanError, Request, towards_classes
 from ddim_ode.session.results import (
     Decoded,
+    Edit,
     Encoded,
     EncodedBatch,
     Interpolation,
@@ -53,18 +53,33 @@ from ddim_ode.session.results import (
     check_sheet,
 )
 from ddim_ode.session.search import cheapest
-from ddim_ode.session.walks import Listener, Walker
+from ddim_ode.session.walks import Listener
+from ddim_ode.session.worker import LatentJob, PictureJob, Worker, alike, plan_settings
 from ddim_ode.spaces import Readable
-from solvers import Solution, Solver, finer
 
 # A latent to decode: a file's path, its content, or the latent itself.
 LatentLike = str | Path | bytes | Latent
-# A picture that was read: its number, its pixels, (1, C, H, W), and where they came from.
-ReadPicture = tuple[int, tuple[Tensor, Source]]
+# What is wished for all inputs, or for one after another.
+Requests = Request | Iterable[Request] | None
+# A class for all, or one for each.
+Labels = Label | Sequence[Label] | None
 
 
-def _name(job: ReadPicture) -> str:
-    return job[1][1].name
+def _name(job: PictureJob | LatentJob) -> str:
+    return job.name
+
+
+def _each_label(label: Labels, count: int) -> list[Label | None]:
+    """The class of each of ``count``.
+
+    Raises:
+        ValueError: if there are several, but not as many.
+    """
+    if label is None or isinstance(label, str | int):
+        return [label] * count
+    if len(label) != count:
+        raise ValueError(f"there must be one class, or one for each of {count}, but there are {len(label)}")
+    return list(label)
 
 
 class Session:
@@ -97,8 +112,8 @@ class Session:
         self.model = model if isinstance(model, Model) else load_model(str(model), device=find_device(device))
         self.batch_size = batch_size
         self.max_nfe = max_nfe
-        self._progress = progress
-        self._walker = Walker(self.model.ode(max_nfe=max_nfe), progress)
+        self._worker = Worker(self.model, max_nfe, progress)
+        self._worker.walker(())  # which refuses a wrong limit before any work
 
     def encode(
         self,
@@ -110,19 +125,25 @@ class Session:
         clean_end: str | None = None,
         rtol: float | None = None,
         atol: float | None = None,
+        label: Label | None = None,
+        guidance: float | None = None,
         exact: bool = False,
     ) -> Latent:
         """The latent of ``picture``: a file's path or content, or a picture of Pillow's.
 
-        The wishes are those of ``Request``.
+        The wishes are those of ``Request``. With guidance above 1 the latent is decoded as well, and a UserWarning says
+        what was lost.
 
         Raises:
             ValueError: if the picture cannot be read, or the wishes do not go together.
             SolverError, EvaluationLimitError: if the solver does not reach the end.
         """
-        request = Request(solver, steps, grid, clean_end, rtol, atol, exact)
-        (encoded,) = self.encode_all([picture], request)
+        request = Request(solver, steps, grid, clean_end, rtol, atol, exact, label, guidance)
+        (batch,) = self.encode_batches([picture], request)
+        (encoded,) = batch
         encoded.walk.warn()
+        for text in encoded.warnings(lost=batch.round_trip() if batch.guided else None):
+            warnings.warn(text, stacklevel=2)
         return encoded.latent
 
     def decode(
@@ -135,6 +156,8 @@ class Session:
         clean_end: str | None = None,
         rtol: float | None = None,
         atol: float | None = None,
+        label: Label | None = None,
+        guidance: float | None = None,
         any_model: bool = False,
     ) -> Picture:
         """The picture that ``latent`` decodes to, as it was encoded but for what is wished.
@@ -146,7 +169,7 @@ class Session:
             ValueError: if the latent cannot be read or belongs to another model, or the wishes do not go together.
             SolverError, EvaluationLimitError: if the solver does not reach the end.
         """
-        request = Request(solver, steps, grid, clean_end, rtol, atol)
+        request = Request(solver, steps, grid, clean_end, rtol, atol, label=label, guidance=guidance)
         (decoded,) = self.decode_all([latent], request, any_model=any_model)
         decoded.walk.warn()
         return decoded.picture
@@ -161,9 +184,12 @@ class Session:
         clean_end: str | None = None,
         rtol: float | None = None,
         atol: float | None = None,
+        label: Label | None = None,
+        guidance: float | None = None,
     ) -> Reconstructed:
         """``picture`` encoded and decoded again, with what was lost. Errors are those of ``encode``."""
-        (reconstructed,) = self.reconstruct_all([picture], Request(solver, steps, grid, clean_end, rtol, atol))
+        request = Request(solver, steps, grid, clean_end, rtol, atol, label=label, guidance=guidance)
+        (reconstructed,) = self.reconstruct_all([picture], request)
         return reconstructed
 
     def sample(
@@ -179,11 +205,14 @@ class Session:
         clean_end: str | None = None,
         rtol: float | None = None,
         atol: float | None = None,
+        label: Labels = None,
+        guidance: float | None = None,
     ) -> Iterator[Sample]:
         """``count`` new images, decoded from random latents; neither depends on the batches nor on ``count``.
 
         ``eta``        noise in each step, from 0, DDIM, to 1, DDPM, instead of a solver of the ODE; None for none.
         ``sigma_hat``  the larger noise of DDPM's other variance.
+        ``label``      a class for all, or one for each image.
 
         Raises:
             ValueError: if the wishes do not go together, eta lies outside [0, 1], or ``count`` is below 1.
@@ -191,10 +220,20 @@ class Session:
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, but it is {count}")
-        request = Request(solver, steps, grid, clean_end, rtol, atol)
         noisy, eta = eta is not None or sigma_hat, 1.0 if eta is None else eta
-        plan = self._affordable((plan_noise if noisy else plan_sampling)(request, self.model))
-        settings = self._settings(plan.solver, plan.grid, "samples") | {"seed": seed, "count": count}
+
+        labels = _each_label(label, count)
+        wishes = [
+            Request(solver, steps, grid, clean_end, rtol, atol, label=own, guidance=guidance)
+            for own in dict.fromkeys(labels)
+        ]
+        asked = towards_classes(wishes, [None] * len(wishes), self.model)
+        plan = plan_noise if noisy else plan_sampling
+        plans = {
+            own: self._affordable(plan(wish, self.model))
+            for own, wish in zip(dict.fromkeys(labels), asked, strict=True)
+        }
+        settings: dict[str, object] = {"seed": seed, "count": count}
         settings |= {"eta": eta, "sigma_hat": sigma_hat} if noisy else {}
         shape = self.model.space.shape
 
@@ -202,8 +241,9 @@ class Session:
             return Ancestral(seeded_noise(members, shape, seed=seed), eta, sigma_hat)
 
         noise(range(1))  # which refuses a wrong eta before any work
-        latents = islice(stream_latents(shape, seed=seed), count)
-        return self._sample(plan, latents, count, noise if noisy else None, settings)
+        jobs = zip(islice(stream_latents(shape, seed=seed), count), (plans[own] for own in labels), strict=True)
+        batches = batched(jobs, self.batch_size, lambda job: (job[1].solver, job[1].grid))
+        return self._worker.sample(batches, count, noise if noisy else None, settings)
 
     def interpolate(
         self,
@@ -217,55 +257,95 @@ class Session:
         clean_end: str | None = None,
         rtol: float | None = None,
         atol: float | None = None,
+        label: Labels = None,
+        guidance: float | None = None,
     ) -> Interpolation:
         """The way between two corners on a great circle, ``count`` images, or between four, ``count`` x ``count``.
 
         ``inputs``  pictures, latent files (whose names end with .pt) and latents; then random latents by ``seeds``.
+        ``label``   a class for all, or one for each corner; latents have their own unless there is one. Where corners
+                    differ, what lies between is asked for some of each.
 
         Raises:
             ValueError: if there are neither two corners nor four, one cannot be read, or wishes do not go together.
             SolverError, EvaluationLimitError: if the solver does not reach the end.
         """
         corners = load_corners(inputs, seeds, self.model)
-        known = [corner.latent for corner in corners if corner.latent]
-        check_sheet(count_images(len(corners), count), self.model.space.shape)
-        plan = plan_interpolation(Request(solver, steps, grid, clean_end, rtol, atol), known, self.model)
-        plan = self._affordable(plan)
-        ends, there = encode_corners(self._walker, corners, plan, self.model.device)
-        names = [corner.name for corner in corners]
-        settings = self._settings(plan.back, plan.grid, ", ".join(names)) | {"between": names, "count": count}
-        walks = [
-            (solution.x.cpu(), walk)
-            for solution, walk in self._walker.decode_batches(
-                torch.split(span(ends, count), self.batch_size), count_images(len(corners), count), plan.grid, plan.back
-            )
+        total = count_images(len(corners), count)
+        check_sheet(total, self.model.space.shape)
+        requests = [
+            Request(solver, steps, grid, clean_end, rtol, atol, label=own, guidance=guidance)
+            for own in _each_label(label, len(corners))
         ]
-        images = torch.cat([decoded for decoded, _ in walks])
-        errors = corner_errors(corners, images)
-        settings |= {"mse": errors}
+        plan, conditions = plan_interpolation(requests, [corner.latent for corner in corners], self.model)
+        ends, there = encode_corners(self._worker, corners, self._affordable(plan), conditions)
+        images: list[Tensor] = []
+        for batch in batched(zip(span(ends, count), between(conditions, count), strict=True), self.batch_size):
+            x_T = torch.stack([x for x, _ in batch])
+            text = f"decode {len(images) + 1}-{len(images) + len(batch)} of {total}"
+            walker = self._worker.walker([asked for _, asked in batch])
+            solution, back = walker.decode(x_T, plan.grid, plan.back, label=text)
+            images += solution.x.cpu()
+        errors = corner_errors(corners, torch.stack(images))
+        names = [corner.name for corner in corners]
+        settings = plan_settings(self.model, plan, plan.back, ", ".join(names)) | {
+            "between": names,
+            "conditions": [str(condition) for condition in conditions],
+            "count": count,
+            "mse": errors,
+        }
         pictures = [Picture(image, settings | {"frame": i}) for i, image in enumerate(images)]
-        return Interpolation(pictures, count, names, errors, plan, there, walks[-1][1], settings)
+        return Interpolation(pictures, count, names, errors, conditions, plan, there, back, settings)
+
+    def edit(
+        self,
+        picture: Readable,
+        to: Label,
+        *,
+        strength: float | Sequence[float] = DEFAULT_STRENGTH,
+        solver: str | None = None,
+        steps: int | None = None,
+        grid: str | tuple[float, ...] | None = None,
+        clean_end: str | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
+        label: Label | None = None,
+        guidance: float | None = None,
+    ) -> Edit:
+        """``picture`` encoded as the class ``label``, or as none, and decoded as the class ``to``, with ``guidance``.
+
+        ``strength``  how far up to encode: a part of all timesteps, above 0 and at most 1, or several of them.
+
+        Errors are those of ``encode``.
+        """
+        image, source = self.model.space.read(picture)
+        request = Request(solver, steps, grid, clean_end, rtol, atol, label=to, guidance=guidance)
+        strengths = [strength] if isinstance(strength, int | float) else sorted(strength)
+        plans = [self._affordable(plan_edit(request, self.model, part)) for part in strengths]
+        own = self.model.condition(label)
+        return edit(self._worker, image, source, own, dict(zip(strengths, plans, strict=True)))
 
     def encode_all(
-        self, pictures: Iterable[Readable], request: Request | None = None, *, on_error: OnError | None = None
+        self, pictures: Iterable[Readable], request: Requests = None, *, on_error: OnError | None = None
     ) -> Iterator[Encoded]:
         """The latents of any number of ``pictures``, in their order.
 
+        ``request``   what is wished for all, or for each of them. Neighbours whose solver and grid are the same go
+                      through the network together, whatever their classes.
         ``on_error``  is told of each picture that fails, while the others go on; without it, the error is raised.
         """
         return (encoded for batch in self.encode_batches(pictures, request, on_error=on_error) for encoded in batch)
 
     def encode_batches(
-        self, pictures: Iterable[Readable], request: Request | None = None, *, on_error: OnError | None = None
+        self, pictures: Iterable[Readable], request: Requests = None, *, on_error: OnError | None = None
     ) -> Iterator[EncodedBatch]:
         """What ``encode_all`` gives, batch by batch, so that each batch can be checked."""
-        plan = self._affordable(plan_encoding(request or Request(), self.model))
 
-        def work(chunk: Sequence[ReadPicture]) -> EncodedBatch:
-            return self._encode_batch(plan, chunk, on_error)
+        def work(jobs: Sequence[PictureJob]) -> EncodedBatch:
+            return self._worker.encode(jobs, on_error)
 
-        chunks = batched(each(pictures, self.model.space.read, on_error), self.batch_size)
-        return (done for chunk in chunks for done in together_or_alone(chunk, work, _name, on_error))
+        batches = self._jobs(pictures, request, on_error)
+        return (done for jobs in batches for done in together_or_alone(jobs, work, _name, on_error))
 
     def decode_all(
         self,
@@ -291,25 +371,17 @@ class Session:
                     raise
                 raise LatentError(f"'{source}': {error}") from error
 
-        def alike(job: tuple[int, tuple[Latent, Plan]]) -> tuple[Solver, Grid, bool]:
-            plan = job[1][1]
-            return plan.back, plan.grid, plan.exact
-
-        def name(job: tuple[int, tuple[Latent, Plan]]) -> str:
-            return f"latent of {job[1][0].source.name}"
-
-        chunks = batched(each(latents, load, on_error), self.batch_size, alike)
-        done = (part for chunk in chunks for part in together_or_alone(chunk, self._decode_batch, name, on_error))
+        jobs = (LatentJob(index, *job) for index, job in each(latents, load, on_error))
+        batches = batched(jobs, self.batch_size, alike)
+        done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.decode, _name, on_error))
         return (decoded for part in done for decoded in part)
 
     def reconstruct_all(
-        self, pictures: Iterable[Readable], request: Request | None = None, *, on_error: OnError | None = None
+        self, pictures: Iterable[Readable], request: Requests = None, *, on_error: OnError | None = None
     ) -> Iterator[Reconstructed]:
         """Encode and decode any number of ``pictures``, in their order; arguments are those of ``encode_all``."""
-        plan = self._affordable(plan_encoding(request or Request(), self.model))
-        work = partial(self._reconstruct_batch, plan)
-        chunks = batched(each(pictures, self.model.space.read, on_error), self.batch_size)
-        done = (part for chunk in chunks for part in together_or_alone(chunk, work, _name, on_error))
+        batches = self._jobs(pictures, request, on_error)
+        done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.reconstruct, _name, on_error))
         return (found for part in done for found in part)
 
     def readable(self, pictures: Sequence[Readable], *, on_error: OnError) -> list[int]:
@@ -329,120 +401,30 @@ class Session:
 
         def batches() -> Iterator[Tensor]:
             for chunk in batched(each(pictures, self.model.space.read, None), self.batch_size):
-                yield self._states([image for _, (image, _) in chunk])
+                yield self._worker.states(image for _, (image, _) in chunk)
 
-        return cheapest(request, self.model, self._walker, batches, target_psnr, max_nfe=self.max_nfe, tried=tried)
+        return cheapest(request, self.model, self._worker, batches, target_psnr, max_nfe=self.max_nfe, tried=tried)
 
-    def _encode_batch(self, plan: Plan, chunk: Sequence[ReadPicture], on_error: OnError | None) -> EncodedBatch:
-        x_0 = self._states([image for _, (image, _) in chunk])
-        solution, walk = self._walker.encode(x_0, plan.grid, plan.solver)
+    def _jobs(
+        self, pictures: Iterable[Readable], request: Requests, on_error: OnError | None
+    ) -> Iterator[Sequence[PictureJob]]:
+        """The ``pictures``, read and planned for, in batches that go through the network together."""
+        planned: Iterable[tuple[Readable, Plan]]
+        if request is None or isinstance(request, Request):
+            plan = self._affordable(plan_encoding(request or Request(), self.model))
+            planned = ((picture, plan) for picture in pictures)
+        else:
+            plans = (self._affordable(plan_encoding(one, self.model)) for one in request)
+            planned = zip(pictures, plans, strict=True)
 
-        def latent(job: tuple[int, tuple[int, Source]]) -> Encoded:
-            member, (index, source) = job
-            try:
-                found = self._latent(plan, solution, member, source, walk.nfe_of(member))
-            except LatentError as error:
-                raise MemberError(f"'{source.name}': {error}") from error
-            return Encoded(index, member, found, plan, walk)
+        def read(source: tuple[Readable, Plan]) -> tuple[Tensor, Source, Plan]:
+            return *self.model.space.read(source[0]), source[1]
 
-        members = enumerate((index, source) for index, (_, source) in chunk)
-        latents = [encoded for _, encoded in each(members, latent, on_error)]
-        return EncodedBatch(latents, walk, lambda: self._check(plan, x_0, solution))
-
-    def _latent(self, plan: Plan, solution: Solution, member: int, source: Source, nfe: int) -> Latent:
-        part = slice(member, member + 1)
-        return Latent(
-            x_T=solution.x[part].cpu(),
-            grid=plan.grid,
-            solver=plan.solver.settings,
-            schedule=self.model.schedule,
-            model=self.model.name,
-            fingerprint=self.model.fingerprint,
-            source=source,
-            nfe=nfe,
-            companion=None if solution.companion is None else solution.companion[part].cpu(),
-        )
-
-    def _check(self, plan: Plan, x_0: Tensor, solution: Solution) -> checking.Check:
-        # Finer steps are twice as many, of an adaptive solver up to four times.
-        walker = Walker(self.model.ode(max_nfe=4 * self.max_nfe), self._progress)
-        fine_grid = plan.grid if plan.solver.adaptive else halved(plan.grid, self.model.schedule)
-        fine = (finer(plan.solver), fine_grid)
-        return checking.check(
-            walker, x_0, solution.x, plan.grid, finer=fine, back=plan.back, companion=solution.companion
-        )
-
-    def _decode_batch(self, chunk: Sequence[tuple[int, tuple[Latent, Plan]]]) -> list[Decoded]:
-        plan = chunk[0][1][1]
-        x_T = self._states([latent.x_T for _, (latent, _) in chunk])
-        companions = [latent.companion for _, (latent, _) in chunk if plan.exact and latent.companion is not None]
-        companion = self._states(companions) if companions else None
-        solution, walk = self._walker.decode(x_T, plan.grid, plan.back, companion=companion)
-        images, found = solution.x.cpu(), []
-        for member, (index, (latent, own)) in enumerate(chunk):
-            settings = self._settings(plan.back, plan.grid, latent.source.name)
-            found.append(Decoded(index, member, Picture(images[member], settings), latent, own, walk))
-        return found
-
-    def _reconstruct_batch(self, plan: Plan, chunk: Sequence[ReadPicture]) -> list[Reconstructed]:
-        x_0 = self._states([image for _, (image, _) in chunk])
-        there, walk_there = self._walker.encode(x_0, plan.grid, plan.solver)
-        back, walk_back = self._walker.decode(there.x, plan.grid, plan.back, companion=there.companion)
-        errors, decoded = pixel_mse(x_0, back.x).tolist(), back.x.cpu()
-        alone: list[float | None] = [None] * len(chunk)
-        if there.companion is not None:
-            alone = pixel_mse(x_0, self._walker.decode(there.x, plan.grid, plan.back)[0].x).tolist()
-        return [
-            Reconstructed(
-                index=index,
-                member=member,
-                name=source.name,
-                image=image[0],
-                decoded=decoded[member],
-                mse=errors[member],
-                mse_alone=alone[member],
-                plan=plan,
-                there=walk_there,
-                back=walk_back,
-                settings=self._settings(plan.solver, plan.grid, source.name) | {"mse": errors[member]},
-            )
-            for member, (index, (image, source)) in enumerate(chunk)
-        ]
-
-    def _sample(
-        self,
-        plan: Plan,
-        latents: Iterable[Tensor],
-        count: int,
-        noise: Callable[[range], Ancestral] | None,
-        settings: dict[str, object],
-    ) -> Iterator[Sample]:
-        batches = (torch.stack(list(batch)) for batch in batched(latents, self.batch_size))
-        for solution, walk in self._walker.decode_batches(
-            batches, count, plan.grid, plan.solver, label="sample", noise=noise
-        ):
-            for image in solution.x.cpu():
-                yield Sample(Picture(image, settings), plan, walk)
+        jobs = (PictureJob(index, *job) for index, job in each(planned, read, on_error))
+        return batched(jobs, self.batch_size, alike)
 
     def _affordable(self, plan: Plan) -> Plan:
         """The ``plan``, if its cost is not known to be above the limit."""
         check_cost(plan.solver, plan.grid, self.max_nfe)
         check_cost(plan.back, plan.grid, self.max_nfe)
         return plan
-
-    def _states(self, parts: Sequence[Tensor]) -> Tensor:
-        """The ``parts``, each ``(1, C, H, W)``, as one batch on the device of the network."""
-        return to_device(torch.cat(list(parts)), self.model.device)
-
-    def _settings(self, solver: Solver, grid: Grid, source: str) -> dict[str, object]:
-        """What made a picture of ``source``, to be written into its file."""
-        return {
-            "source": source,
-            "model": self.model.name,
-            "fingerprint": self.model.fingerprint,
-            "solver": solver.settings,
-            "grid": grid.name,
-            "clean_end": grid.clean_end,
-            "steps": None if solver.adaptive else grid.steps,
-            "sigma_T": grid.sigma_T,
-        }

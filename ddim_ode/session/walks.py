@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
 from ddim_ode.ancestral import Ancestral
-from ddim_ode.codec import decode, decode_solution, encode_solution, to_device
+from ddim_ode.codec import decode, decode_solution, encode_solution
 from ddim_ode.grids import Grid
 from ddim_ode.ode import ProbabilityFlowODE
 from solvers import Cost, ExactInverse, Solution, Solver, SolverError
@@ -47,9 +46,9 @@ class Walk:
     cost: Cost | None = None
     notes: tuple[str, ...] = ()
 
-    def nfe_of(self, i: int) -> int:
+    def nfe_of(self, i: int | None) -> int:
         """Network evaluations spent on the member number ``i``: its own, or those of the batch."""
-        return int(self.cost.evaluations[i]) if self.cost else self.nfe
+        return self.nfe if self.cost is None or i is None else int(self.cost.evaluations[i])
 
     def warn(self) -> None:
         """Issue the notes as UserWarnings, for those who get no report."""
@@ -92,30 +91,13 @@ class Walker:
         """
         return self.watch(label, grid, solver, lambda: decode_solution(self.ode, x_T, grid, solver, companion))
 
-    def decode_batches(
-        self,
-        batches: Iterable[Tensor],
-        count: int,
-        grid: Grid,
-        solver: Solver,
-        *,
-        label: str = "decode",
-        noise: Callable[[range], Ancestral] | None = None,
-    ) -> Iterator[tuple[Solution, Walk]]:
-        """What ``batches`` of latents, each ``(B, C, H, W)`` and ``count`` in all, decode to, one after another.
-
-        ``noise``  makes what walks in the place of ``solver``, for the members of a batch by their numbers.
-        """
-        first = 0
-        for batch in batches:
-            members = range(first, first + len(batch))
-            states = to_device(batch, next(self.ode.parameters()).device)
-            text = f"{label} {first + 1}-{members.stop} of {count}"
-            if noise is None:
-                yield self.decode(states, grid, solver, label=text)
-            else:
-                yield self.watch(text, grid, solver, partial(self._with_noise, states, grid, noise(members)))
-            first = members.stop
+    def sample(
+        self, x_T: Tensor, grid: Grid, solver: Solver, noise: Ancestral | None = None, *, label: str = "sample"
+    ) -> tuple[Solution, Walk]:
+        """As ``decode``; with ``noise`` that walks in the place of ``solver``."""
+        if noise is None:
+            return self.decode(x_T, grid, solver, label=label)
+        return self.watch(label, grid, solver, lambda: self._with_noise(x_T, grid, noise))
 
     def _with_noise(self, x_T: Tensor, grid: Grid, ancestral: Ancestral) -> Solution:
         images = decode(self.ode, x_T, grid, ancestral)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ddim_ode.conditions import NO_CLASS
 from ddim_ode.files import read_file
 from ddim_ode.images import ImageFileError, fit_picture, open_picture, to_uint8
 
@@ -49,6 +50,32 @@ class TrainingImages:
     files: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     left_out: int = 0
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the folders that the pictures lie in, in alphabetical order.
+
+        Raises:
+            DataError: if a picture lies in no folder, there are not two of them, or one is called what no class is.
+        """
+        folders = [Path(name).parent.name for name in self.files]
+        loose = next((name for name, folder in zip(self.files, folders, strict=True) if not folder), None)
+        if loose is not None:
+            raise DataError(f"'{loose}' lies in no folder of '{self.name}', and the folder is its class; put it in one")
+        names = tuple(sorted(set(folders)))
+        if len(names) < 2 or NO_CLASS in names:
+            raise DataError(
+                f"the classes must be two folders or more, and none of them called '{NO_CLASS}', but those of the "
+                f"pictures in '{self.name}' are: {', '.join(names):.300}"
+            )
+        return names
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The number of each picture's class: ``(N,)``, int64, beside the pixels."""
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        labels = [numbers[Path(name).parent.name] for name in self.files]
+        return torch.tensor(labels, device=self.pixels.device)
 
     def images(self, indices: Tensor, flips: Tensor) -> Tensor:
         """The images at ``indices``, mirrored where ``flips``, both ``(B,)``: ``(B, C, H, W)``, float32, in [-1, 1]."""

@@ -12,7 +12,7 @@ import hashlib
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -29,16 +29,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddim_ode.files import reason
-from ddim_ode.models import Model, UNet
+from ddim_ode.models import ClassUNet, Model, UNet
 from ddim_ode.schedule import NoiseSchedule
 from ddim_ode.training.checkpoint import Checkpoint, CheckpointError, check_new, remove_left_overs, save_checkpoint
 from ddim_ode.training.data import TrainingImages
 from ddim_ode.training.objective import denoising_loss, stratified_timesteps
 from ddim_ode.training.settings import Settings
+from ddim_ode.training.start import first_network
 from ddim_ode.work import claimed
 
-MAX_GRADIENT_NORM = 1.0
-BETAS = (0.9, 0.99)
 # So often is the loss beside the bar renewed, in steps; reading it makes a GPU wait.
 _TELL_EVERY = 20
 
@@ -97,11 +96,13 @@ def train(
     publish: Publish,
     hardware: Hardware,
     resume: Checkpoint | None = None,
+    begin: Mapping[str, Tensor] | None = None,
     save_minutes: float = 10.0,
 ) -> None:
     """Train a network on ``data`` and leave checkpoints in ``folder``, made if need be, every ``save_minutes``.
 
     ``resume``   go on from there; ``settings`` may then differ from its in the length of the run and the licence.
+    ``begin``    weights to begin a new run with, by their names; None for random ones.
     ``publish``  called after every checkpoint, by the main process.
 
     Raises:
@@ -118,7 +119,7 @@ def train(
         check_new(folder)
     with claimed(folder) if accelerator.is_main_process else nullcontext():
         machine = hardware.describe(accelerator)
-        run = _Run(settings, data, accelerator, machine)
+        run = _Run(settings, data, accelerator, machine, begin)
         if resume:
             run.load(resume)
         elif accelerator.is_main_process:
@@ -201,7 +202,14 @@ class _Clock:
 class _Run:
     """The state of a run in one process."""
 
-    def __init__(self, settings: Settings, data: TrainingImages, accelerator: Accelerator, machine: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        data: TrainingImages,
+        accelerator: Accelerator,
+        machine: str,
+        begin: Mapping[str, Tensor] | None,
+    ) -> None:
         if settings.batch_size % accelerator.num_processes:
             raise ValueError(
                 f"a batch of {settings.batch_size} cannot be shared evenly by {accelerator.num_processes} processes"
@@ -214,12 +222,13 @@ class _Run:
         self._data = data.to(accelerator.device)
         self._losses: list[float] = []
         self._pending: list[Tensor] = []
-        self._unet = UNet2DModel.from_config(settings.unet)  # type: ignore[no-untyped-call]
+        self._unet = first_network(settings, begin)
         self._unet.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(self._unet.parameters(), lr=settings.learning_rate, betas=BETAS, fused=True)
+        weights = self._unet.parameters()
+        optimizer = torch.optim.Adam(weights, lr=settings.learning_rate, betas=settings.betas, fused=True)
         self._network, self._optimizer = accelerator.prepare(self._unet, optimizer)
         self._average = EMAModel(
-            self._unet.parameters(), decay=settings.ema, use_ema_warmup=True, power=3 / 4, foreach=True
+            self._unet.parameters(), decay=settings.ema, use_ema_warmup=True, power=settings.ema_power, foreach=True
         )
         self._permutation = lru_cache(maxsize=2)(partial(_permutation, settings.seed, len(data.pixels)))
 
@@ -232,9 +241,9 @@ class _Run:
         """One step of the optimizer; ``done`` of the run is over."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(self.step, done)
-        x_0, t, noise = self._draw()
+        x_0, t, noise, labels = self._draw()
         errors = denoising_loss(
-            lambda x, t: self._network(x, t, return_dict=False)[0],
+            lambda x, t: self._network(x, t, class_labels=labels, return_dict=False)[0],
             self.schedule,
             self.settings.prediction,
             x_0.contiguous(memory_format=torch.channels_last),
@@ -244,15 +253,15 @@ class _Run:
         )
         loss = errors.mean()
         self._accelerator.backward(loss)
-        self._accelerator.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT_NORM)
+        self._accelerator.clip_grad_norm_(self._network.parameters(), self.settings.max_gradient_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._average.step(self._unet.parameters())
         self._pending.append(loss.detach())
         self.step += 1
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """This process's share of the images, timesteps and noise of the step that comes."""
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """This process's share of the images, timesteps, noise and labels, if any, of the step that comes."""
         device, rank = self._accelerator.device, self._accelerator.process_index
         size, N = self.settings.batch_size, len(self._data.pixels)
         torch.manual_seed(_seed(self.settings.seed, "dropout", self.step) + rank)
@@ -260,13 +269,20 @@ class _Run:
         positions = torch.arange(self.images, self.images + size)
         epochs = positions // N
         indices = torch.cat([self._permutation(e)[positions[epochs == e] % N] for e in sorted(set(epochs.tolist()))])
-        flips = torch.rand(size, generator=generator, device=device) < 0.5
+        flips = torch.rand(size, generator=generator, device=device) < (0.5 if self.settings.mirrored else 0)
         t = stratified_timesteps(size, len(self.schedule), generator)
         noise = torch.randn((size, *self._data.pixels.shape[1:]), generator=generator, device=device)
         share = slice(
             rank * size // self._accelerator.num_processes, (rank + 1) * size // self._accelerator.num_processes
         )
-        return self._data.images(indices.to(device)[share], flips[share]), t[share], noise[share]
+        indices = indices.to(device)
+        labels = self._labels(indices, generator)[share] if self.settings.classes else None
+        return self._data.images(indices[share], flips[share]), t[share], noise[share], labels
+
+    def _labels(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """The classes of the images at ``indices``, ``(B,)``, some of them replaced by the label that means none."""
+        dropped = torch.rand(len(indices), generator=generator, device=indices.device) < self.settings.label_dropout
+        return self._data.labels[indices].masked_fill(dropped, len(self.settings.classes))
 
     def own_loss(self) -> float:
         """The mean loss of the last hundred steps or since the last save, over this process's share of the images."""
@@ -358,7 +374,9 @@ class _Run:
         unet.to(self._accelerator.device).requires_grad_(False).eval()
         self._average.copy_to(unet.parameters())
         shape = self.settings.image_shape()
-        return Model(name, UNet(unet, shape[0]), self.schedule, self.settings.prediction, *shape)
+        classes = self.settings.classes
+        network = ClassUNet(unet, shape[0], len(classes) + 1) if classes else UNet(unet, shape[0])
+        return Model(name, network, self.schedule, self.settings.prediction, *shape, classes=classes)
 
 
 def _permutation(seed: int, count: int, epoch: int) -> Tensor:

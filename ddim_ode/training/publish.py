@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
-import shutil
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from diffusers import DDPMPipeline, DDPMScheduler
 from torch import Tensor
 
-from ddim_ode.files import reason, write_file
+from ddim_ode.files import write_file
 from ddim_ode.images import save_image, tile
 from ddim_ode.models import Model
+from ddim_ode.pipelines import save_pipeline
 from ddim_ode.training.checkpoint import Checkpoint
 from ddim_ode.training.data import TrainingImages
-from ddim_ode.training.loop import BETAS, MAX_GRADIENT_NORM
-from ddim_ode.training.settings import ANNEALED, WARM_UP, Settings
+from ddim_ode.training.settings import Settings
 
 _PACKAGES = ("torch", "diffusers", "accelerate", "ddim-ode")
 _CURVE_POINTS = 500
@@ -36,36 +33,21 @@ _CURVE_POINTS = 500
 def publish(model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: Path, *, samples: Tensor) -> None:
     """Write all of it into ``folder``; ``samples`` are ``(B, C, H, W)``, pixels in [-1, 1], decoded with ``model``.
 
+    Of a model that knows classes they are as many of each, class by class.
+
     Raises:
         OSError: if it cannot be written.
     """
-    _save_pipeline(model, checkpoint.settings, folder)
+    save_pipeline(model.network.unet, checkpoint.settings.scheduler_config(), folder, classes=model.classes)
     curve = smoothed(checkpoint.losses, _CURVE_POINTS)
     lines = [f"{step},{loss:.6g}" for step, loss in curve]
     write_file(folder / "loss.csv", "\n".join(["step,loss", *lines, ""]).encode(), overwrite=True)
     write_file(folder / "loss.png", _plot(curve, checkpoint.settings), overwrite=True)
-    columns = max(1, round(len(samples) ** 0.5))
+    columns = len(samples) // len(model.classes) if model.classes else max(1, round(len(samples) ** 0.5))
     settings = {"step": checkpoint.step, "images": checkpoint.step * checkpoint.settings.batch_size}
     save_image(tile(samples, columns), folder / "samples.png", settings=settings, zoom=2, overwrite=True)
     card = model_card(model, checkpoint, data)
     write_file(folder / "README.md", card.encode(errors="backslashreplace"), overwrite=True)
-
-
-def _save_pipeline(model: Model, settings: Settings, folder: Path) -> None:
-    """diffusers writes into a folder of its own first; then each file is moved to its place."""
-    fresh = folder / f".pipeline.{os.getpid()}.tmp"
-    try:
-        scheduler = DDPMScheduler(**settings.scheduler_config())  # type: ignore[no-untyped-call]
-        DDPMPipeline(model.network.unet, scheduler).save_pretrained(fresh)  # type: ignore[no-untyped-call,attr-defined]
-        for path in sorted(fresh.rglob("*")):
-            if path.is_file():
-                target = folder / path.relative_to(fresh)
-                target.parent.mkdir(exist_ok=True)
-                os.replace(path, target)
-    except Exception as error:  # a disk that is full fails in safetensors, diffusers or Python, each in its own way
-        raise OSError(f"cannot write the model into '{folder}': {reason(error):.300}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def smoothed(losses: list[float], points: int) -> list[tuple[int, float]]:
@@ -102,21 +84,37 @@ def _version(package: str) -> str:
         return f"{package} not installed"
 
 
+def _begun(settings: Settings) -> dict[str, str]:
+    """The rows of the card about classes and first weights, where there are any."""
+    rows = {}
+    if settings.classes:
+        rows["classes"] = (
+            f"{', '.join(settings.classes)}, and the last label, {len(settings.classes)}, for none of them, which "
+            f"{settings.label_dropout:.0%} of the images have"
+        )
+    if settings.init:
+        rows["begun from"] = settings.init
+    return rows
+
+
 def model_card(model: Model, checkpoint: Checkpoint, data: TrainingImages) -> str:
     """What the model is and how it came to be, in Markdown."""
     settings, schedule = checkpoint.settings, model.schedule
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     images = checkpoint.step * settings.batch_size
     skipped = f", {len(data.skipped)} unreadable files skipped" if data.skipped else ""
+    mirrored = ", mirrored at random" if settings.mirrored else ""
     recent = checkpoint.losses[-1000:]
     rows = {
         "network": f"UNet2DModel, {parameters / 1e6:.2f} M parameters, moving average of the weights in float32",
         "predicts": settings.prediction,
         "noise schedule": f"{schedule.name}, sigma {schedule.sigma_min:.4g} to {schedule.sigma_max:.4g}",
-        "trained on": f"{len(data.pixels)} images of `{data.name}`{skipped}, mirrored at random",
+        "trained on": f"{len(data.pixels)} images of `{data.name}`{skipped}{mirrored}",
+        **_begun(settings),
         "objective": f"{_objective(settings)}, t uniform and stratified",
-        "optimizer": f"Adam, betas {BETAS}, gradients clipped to a norm of {MAX_GRADIENT_NORM:g}",
-        "learning rate": f"{settings.learning_rate:g} after {WARM_UP} steps, falling to 0 in the last {ANNEALED:.0%}",
+        "optimizer": f"Adam, betas {settings.betas}, gradients clipped to a norm of {settings.max_gradient_norm:g}",
+        "learning rate": f"{settings.learning_rate:g} after {settings.warm_up} steps, falling to 0 in the last "
+        f"{settings.annealed:.0%}",
         "images seen": f"{images:,} in {checkpoint.step:,} steps, {images / len(data.pixels):.1f} epochs",
         "time": f"{checkpoint.seconds / 3600:.2f} hours, in {checkpoint.machine}",
         "precision": "bfloat16 where that is safe, weights in float32" if settings.bf16 else "float32",
@@ -128,10 +126,15 @@ def model_card(model: Model, checkpoint: Checkpoint, data: TrainingImages) -> st
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     plain = {key: value for key, value in asdict(settings).items() if key != "unet"}
+    opened_by = "`DDPMPipeline.from_pretrained(...)` opens it"
+    rows_of = ", a row for each class" if settings.classes else ""
+    if settings.classes:
+        # diffusers has no pipeline that would tell the network its class.
+        opened_by = "`UNet2DModel.from_pretrained(..., subfolder='unet')` opens its network"
     return f"""# {model.name}
 
 A diffusion model for images of {model.channels} x {model.height} x {model.width}, in diffusers' folder format:
-`DDPMPipeline.from_pretrained(...)` opens it, and `ddim-ode --model ...`.
+{opened_by}, and `ddim-ode --model ...`.
 
 | | |
 |---|---|
@@ -139,7 +142,7 @@ A diffusion model for images of {model.channels} x {model.height} x {model.width
 
 ![Training loss](loss.png)
 
-![Samples, not selected](samples.png)
+![Samples, not selected{rows_of}](samples.png)
 
 Settings of the run:
 

@@ -21,8 +21,6 @@ from ddim_ode.training.objective import GAMMAS
 
 # By the name on the command line: what diffusers calls them.
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-WARM_UP = 200  # steps
-ANNEALED = 0.3  # the last part of a run, in which the learning rate falls to 0
 # What may change when a run is resumed.
 _CHANGING = ("steps", "minutes", "licence")
 # What is allowed for each of the settings.
@@ -39,6 +37,16 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "bf16": (bool,),
     "licence": (str,),
+    "classes": (tuple,),
+    "label_dropout": (int, float),
+    "class_std": (int, float),
+    "init": (str, NoneType),
+    "mirrored": (bool,),
+    "warm_up": (int,),
+    "annealed": (int, float),
+    "betas": (tuple,),
+    "max_gradient_norm": (int, float),
+    "ema_power": (int, float),
 }
 
 
@@ -56,6 +64,15 @@ class Settings:
     ``seed``           of the first weights, the order of the pictures, the timesteps and the noise.
     ``bf16``           compute in bfloat16 where that is safe.
     ``licence``        of the model, for its card.
+    ``classes``        the names of the classes of the pictures, by their numbers; empty for a network that knows none.
+    ``label_dropout``  the part of the labels that is replaced by the one that means no class.
+    ``class_std``      the standard deviation that the embedding of classes begins with.
+    ``init``           the model whose weights the run began with, in words; None for random ones.
+    ``mirrored``       whether pictures are mirrored at random.
+    ``warm_up``        the first steps, in which the learning rate rises; ``annealed`` the last part of the run, in
+                       which it falls to 0.
+    ``betas``          of Adam; ``max_gradient_norm`` the norm that gradients are clipped to.
+    ``ema_power``      of the decay at the step n: 1 - (1 + n)^-power, at most ``ema``.
 
     Raises:
         ValueError: for a value that is not allowed.
@@ -73,6 +90,16 @@ class Settings:
     seed: int = 0
     bf16: bool = False
     licence: str = "not stated"
+    classes: tuple[str, ...] = ()
+    label_dropout: float = 0.15
+    class_std: float = 0.02
+    init: str | None = None
+    mirrored: bool = True
+    warm_up: int = 200
+    annealed: float = 0.3
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_gradient_norm: float = 1.0
+    ema_power: float = 0.75
 
     def __post_init__(self) -> None:
         for name, kinds in _KINDS.items():
@@ -86,13 +113,20 @@ class Settings:
             value = getattr(self, name)
             if value not in allowed and not (name == "gamma" and value is None):
                 raise ValueError(f"unknown {name} '{value}'; choose one of: {', '.join(sorted(allowed))}")
-        for name in ("steps", "minutes", "batch_size", "learning_rate"):
+        for name in ("steps", "minutes", "batch_size", "learning_rate", "warm_up", "annealed", "max_gradient_norm"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, but it is {value:g}")
         seeded(self.seed)  # which refuses a wrong one
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be at least 0 and below 1, but it is {self.ema:g}")
+        for name in ("ema", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, but it is {getattr(self, name):g}")
+        wanted = len(self.classes) + 1 if self.classes else None
+        if self.unet.get("num_class_embeds") != wanted:
+            raise ValueError(
+                f"the network has num_class_embeds {self.unet.get('num_class_embeds')}, but it must be {wanted} for "
+                f"{len(self.classes)} classes"
+            )
 
     def resumed(self, given: Mapping[str, Any]) -> Settings:
         """These settings with the length of the run and the licence that are ``given``, if they are.
@@ -108,6 +142,10 @@ class Settings:
         if not changes.keys().isdisjoint(("steps", "minutes")):
             changes = {"steps": None, "minutes": None, **changes}
         return replace(self, **changes)
+
+    def of_classes(self, classes: tuple[str, ...]) -> Settings:
+        """These settings for a network that knows the ``classes``."""
+        return replace(self, unet={**self.unet, "num_class_embeds": len(classes) + 1}, classes=classes)
 
     def scheduler_config(self) -> dict[str, Any]:
         """The noise schedule as diffusers' schedulers take it."""
@@ -137,7 +175,7 @@ class Settings:
 
         Hagele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", arXiv 2405.18392.
         """
-        return self.learning_rate * min(1.0, (step + 1) / WARM_UP, (1 - progress) / ANNEALED)
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up, (1 - progress) / self.annealed)
 
 
 def load_unet_config(path: Path | None) -> dict[str, Any]:
@@ -146,8 +184,15 @@ def load_unet_config(path: Path | None) -> dict[str, Any]:
     Raises:
         ValueError: if it cannot be read, or is of a kind that cannot be trained here.
     """
-    path = path or DEFAULT_UNET_CONFIG
-    return complete_unet(read_json(path), str(path))
+    if path is None:
+        return complete_unet({**read_json(DEFAULT_UNET_CONFIG), "num_class_embeds": None}, str(DEFAULT_UNET_CONFIG))
+    config = read_json(path)
+    if config.get("num_class_embeds") is not None:
+        raise ValueError(
+            f"'{path}' has num_class_embeds, which follows from the pictures; leave it out, and pass --classes for a "
+            "network that knows the classes of its pictures"
+        )
+    return complete_unet(config, str(path))
 
 
 def complete_unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -170,10 +215,6 @@ def complete_unet(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _check_trainable(where: str, config: Mapping[str, Any]) -> None:
-    if config["num_class_embeds"] is not None:
-        raise ValueError(
-            f"'{where}' has num_class_embeds, and networks with classes cannot be trained yet; leave it out"
-        )
     if config["out_channels"] != config["in_channels"]:
         raise ValueError(
             f"'{where}' has out_channels {config['out_channels']}, but it must be {config['in_channels']}, "

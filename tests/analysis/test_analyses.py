@@ -39,6 +39,7 @@ from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import UNet
+from ddim_ode.work import load_json
 from solvers import SOLVERS, torchdiffeq_adapter
 
 
@@ -97,6 +98,23 @@ def test_a_second_run_measures_nothing(name: str, tiny_model: Path, tmp_path: Pa
     result = CliRunner().invoke(module.main, ["--model", model, "--out", str(out), "--count", "4"])
     assert result.exit_code == 1
     assert "another" in result.output
+
+
+def test_a_class_is_another_model(class_model: Path, tmp_path: Path) -> None:
+    """Measured by itself: its rows are not those of another class, of none, or of another guidance."""
+    quick = ("--count", "2", "--points", "3", "--reference-steps", "20")
+    runs = {(): "none", ("--class", "dog"): "dog", ("--class", "dog", "--guidance", "2"): "dog 2"}
+    printed = {run(curvature.main, class_model, tmp_path / name, *quick, *asked) for asked, name in runs.items()}
+    assert len(printed) == 3
+    names = [load_json(tmp_path / name / "settings.json")["model"] for name in runs.values()]
+    assert [name.removeprefix(str(class_model)) for name in names] == [
+        "",
+        ", class 'dog' with guidance 1",
+        ", class 'dog' with guidance 2",
+    ]
+    options = ["--model", str(class_model), "--out", str(tmp_path / "dog"), *quick, "--class", "cat"]
+    result = CliRunner().invoke(curvature.main, options)
+    assert (result.exit_code, "holds rows with another" in result.output) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_auto_is_what_the_calibration_says(model: Model, tiny_model: Path, tmp_p
     folder = tmp_path / "calibrated"
     shutil.copytree(tiny_model, folder)
     grid = make_grid(model.schedule, "capped-50", 5)
-    entries = {5: Entry("reab3", grid, ((0.0,),) * 5, ((0.0,),) * 5, {})}
+    entries = (Entry("reab3", grid, ((0.0,),) * 5, ((0.0,),) * 5, {}),)
     save_calibration(Calibration(model.fingerprint, entries, {}), folder / FILE)
     calibrated = load_model(str(folder))
     assert plan(calibrated, "auto", "", 5).grid == grid

@@ -13,7 +13,7 @@ from PIL import Image
 from cli import main
 
 Cli = Callable[..., Result]
-WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate")
+WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate", "edit")
 
 
 @pytest.fixture
@@ -23,11 +23,7 @@ def cli(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cl
 
     def call(*arguments: str | Path) -> Result:
         words = [str(argument) for argument in arguments]
-        if (
-            words
-            and words[0] in ("encode", "decode", "reconstruct", "sample", "interpolate")
-            and "--model" not in words
-        ):
+        if words and words[0] in WITH_MODEL and "--model" not in words:
             words += ["--model", str(tiny_model)]
         return CliRunner().invoke(main, words)
 

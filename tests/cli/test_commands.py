@@ -22,7 +22,7 @@ from ddim_ode import load_latent, load_model
 from ddim_ode.calibration import Calibration, Entry, save_calibration
 from ddim_ode.grids import make_grid
 from ddim_ode.images import load_image, to_picture
-from ddim_ode.session.plan import DEFAULT_STEPS
+from ddim_ode.session.request import DEFAULT_STEPS
 from ddim_ode.session.search import CANDIDATES
 from ddim_ode.spacings import GRIDS
 from solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver
@@ -210,7 +210,7 @@ def test_lines_say_why(cli: Cli, picture: Path) -> None:
     encoded = ok(cli("encode", picture, "--steps", "3"))
     assert re.search(rf"\(dpmpp3m, 3 steps on log-snr, 3 NFE, \S+ s; {falls_back}\)\n$", encoded)
     assert re.search(rf"encode dpmpp3m, .* s; {falls_back}, decode", ok(cli("reconstruct", picture, "--steps", "3")))
-    assert re.search(rf" s; {falls_back} for the last batch\)", ok(cli("sample", "-n", "1", "--steps", "3")))
+    assert re.search(rf" s; {falls_back}\)", ok(cli("sample", "-n", "1", "--steps", "3")))
     assert re.search(r" NFE, \S+ s\)\n$", ok(cli("decode", "photo.latent.pt")))
     ok(cli("encode", picture, "--solver", "bdia", "--steps", "6", "-o", "two.pt"))
     assert re.search(r" NFE, \S+ s\)\n$", ok(cli("decode", "two.pt", "-o", "exact.png")))
@@ -430,7 +430,7 @@ def test_interpolate_between_pictures(cli: Cli, picture: Path) -> None:
     """The ends are the pictures, as the model sees them; the frames are the strip."""
     Image.open(picture).convert("RGB").rotate(180).save("other.png")
     output = ok(cli("interpolate", picture, "other.png", "-n", "4", "--steps", "50", "--frames", "frames"))
-    assert "4 images between photo.png, other.png: MSE of the ends" in output
+    assert "4 images between photo.png, other.png -> interpolation.png (last batch: MSE of the ends" in output
     frames = [pixels(f"frames/{i:04}.png") for i in range(4)]
     assert len(list(Path("frames").iterdir())) == 4
     for path, frame in ((picture, frames[0]), (Path("other.png"), frames[-1])):
@@ -487,7 +487,10 @@ def test_sample_with_noise(cli: Cli) -> None:
     assert (settings["eta"], settings["sigma_hat"], settings["grid"]) == (1.0, True, "trailing")
     assert settings["solver"] == {"name": "ancestral"}
     report = ok(cli("sample", "-n", "1", "--steps", "4", "--eta", "0.5", "-o", "half.png"))
-    assert "1 images from seed 0 and noise of eta 0.5 -> half.png (ancestral, 4 steps on trailing, 4 NFE" in report
+    assert (
+        "1 images from seed 0 and noise of eta 0.5 -> half.png (last batch: ancestral, 4 steps on trailing, 4 NFE"
+        in report
+    )
 
 
 def test_decoding_by_the_calibration_for_another_number_of_steps(
@@ -498,12 +501,12 @@ def test_decoding_by_the_calibration_for_another_number_of_steps(
     model = load_model(str(folder))
 
     def calibrate(weight: float) -> None:
-        entries = {}
+        entries = []
         for steps, grid in ((3, "linspace"), (5, "karras"), (7, "leading")):
             nodes, weights = make_grid(model.schedule, grid, steps, clean_end="sigma-min"), ((weight,),) * steps
-            entries[steps] = Entry("euler", nodes, weights, weights, {})
+            entries.append(Entry("euler", nodes, weights, weights, {}))
         path = folder / "calibration.json"
-        save_calibration(Calibration(model.fingerprint, entries, {}), path, overwrite=True)
+        save_calibration(Calibration(model.fingerprint, tuple(entries), {}), path, overwrite=True)
 
     def decoded(*options: str) -> str:
         return ok(cli("decode", "photo.latent.pt", "--overwrite", "--model", folder, *options))
@@ -541,7 +544,7 @@ def calibrated(make_model: Callable[..., Path], picture: Path) -> Path:
 
 def test_calibrate_then_everything_is_calibrated(cli: Cli, calibrated: Path, picture: Path) -> None:
     """'auto' is the default for as many steps; the latent says so, and is decoded so, or not at all."""
-    entry = load_model(str(calibrated)).calibration.entries[3]
+    entry = load_model(str(calibrated)).calibration.find(3)
     assert entry.fitted  # or else there is nothing to test here
     model = ("--model", calibrated)
     assert "calibrated 3 steps" in ok(cli("info", calibrated))

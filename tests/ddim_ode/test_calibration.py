@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ SCHEDULE = make_schedule()
 GRID = make_grid(SCHEDULE, "log-snr", 3)
 FITTED = Entry("reab2", GRID, ((0.1, -0.2), (1e-17, 0.3, 0.5), (1.0,)), ((0.0, 0.1),) * 3, {"decode": 0.01})
 CALIBRATION = Calibration(
-    "abc", {3: FITTED, 5: Entry("euler", make_grid(SCHEDULE, "log-snr", 5), (), (), {})}, {"seed": 0}
+    "abc",
+    (FITTED, Entry("euler", make_grid(SCHEDULE, "log-snr", 5), (), (), {}), replace(FITTED, guidance=2.5)),
+    {"guidance 1": {"seed": 0}},
 )
 
 
@@ -26,7 +28,7 @@ def test_it_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     save_calibration(CALIBRATION, path)
     assert load_calibration(path, "abc", SCHEDULE) == CALIBRATION
-    assert [entry.fitted for entry in CALIBRATION.entries.values()] == [True, False]
+    assert [entry.fitted for entry in CALIBRATION.entries] == [True, False, True]
     with pytest.raises(FileExistsError):
         save_calibration(CALIBRATION, path)
 

@@ -13,7 +13,8 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from ddim_ode.codec import decode, decode_solution, draw_latents, encode_solution
-from ddim_ode.conditions import Condition, Conditioned
+from ddim_ode.conditioned import Conditioned
+from ddim_ode.conditions import Condition
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, ModelError, load_model
 from ddim_ode.processes import PREDICTIONS
@@ -114,7 +115,9 @@ def test_guidance_of_1_is_no_guidance_to_the_last_bit() -> None:
     [
         ([Condition(0), Condition(1)], 2),
         ([Condition(None, 4.0), Condition(None)], 2),
-        ([Condition(0, 2.0), Condition(1)], 4),
+        ([Condition(0, 2.0), Condition(1)], 3),
+        ([Condition(0, 2.0), Condition(1, 0.0)], 3),
+        ([Condition(0, 2.0), Condition(1, 3.0)], 4),
     ],
 )
 def test_one_call_for_each_evaluation_and_twice_the_batch_only_where_it_must(
@@ -180,7 +183,7 @@ def test_a_folder_with_classes(make_model: Callable[..., Path]) -> None:
     ours = load_model(str(folder))
     assert ours.classes == ("cat", "dog")
     assert "classes    cat, dog" in ours.summary()
-    theirs = UNet2DModel.from_pretrained(folder / "unet").eval()
+    theirs = UNet2DModel.from_pretrained(folder / "unet").eval().to(memory_format=torch.channels_last)
     x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
     with torch.no_grad():
         for labels, found in (

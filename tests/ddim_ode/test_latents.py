@@ -9,7 +9,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ddim_ode.conditions import MEANING, UNCONDITIONAL, Condition
 from ddim_ode.grids import CLEAN_ENDS, grid_of_timesteps, make_grid
 from ddim_ode.images import Source
 from ddim_ode.latents import LARGEST, Latent, LatentError, load_latent, save_latent
@@ -43,6 +44,9 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(max_size=20)
 
 
+conditions = st.just(UNCONDITIONAL) | st.builds(Condition, st.integers(0, 10**6), finite, texts)
+
+
 @st.composite
 def latents(draw: st.DrawFn) -> Latent:
     """Any latent at all."""
@@ -65,6 +69,7 @@ def latents(draw: st.DrawFn) -> Latent:
         source=Source(draw(texts), (draw(st.integers(1, 10**6)), draw(st.integers(1, 10**6))), draw(texts)),
         nfe=draw(st.integers(0, 10**9)),
         companion=x_T.flip(3) if draw(st.booleans()) else None,
+        condition=draw(conditions),
     )
 
 
@@ -83,18 +88,41 @@ def test_everything_survives_the_file(latent: Latent) -> None:
         assert loaded.companion.numpy().tobytes() == latent.companion.numpy().tobytes()
     assert loaded.schedule.alpha_bar.equal(latent.schedule.alpha_bar)
     assert loaded.schedule.name == latent.schedule.name
-    for name in ("grid", "solver", "model", "fingerprint", "source", "nfe"):
+    for name in ("grid", "solver", "model", "fingerprint", "source", "nfe", "condition"):
         assert getattr(loaded, name) == getattr(latent, name)
+    assert loaded.condition.name == latent.condition.name
+
+
+def test_a_file_of_the_first_version_was_encoded_without_a_class(tmp_path: Path) -> None:
+    save_latent(LATENT, tmp_path / "latent.pt")
+    content = torch.load(tmp_path / "latent.pt", weights_only=True)
+    del content["condition"]
+    content["version"] = 1
+    torch.save(content, tmp_path / "old.pt")
+    old = load_latent(tmp_path / "old.pt")
+    assert old.condition == UNCONDITIONAL
+    assert old.x_T.equal(LATENT.x_T)
+
+
+def test_a_class_by_another_name_is_no_class_of_the_model() -> None:
+    latent = replace(LATENT, condition=Condition(1, 2.0, "dog"))
+    latent.check_fits(replace(MODEL, classes=("cat", "dog")))
+    for classes in (("dog", "cat"), ("cat",), ()):
+        with pytest.raises(LatentError, match="encoded as class 1, 'dog', and model 'tiny' calls its classes otherwi"):
+            latent.check_fits(replace(MODEL, classes=classes))
+        latent.check_fits(replace(MODEL, classes=classes), any_model=True)
 
 
 def test_a_reader_without_this_package_finds_what_it_needs(tmp_path: Path) -> None:
-    save_latent(LATENT, tmp_path / "latent.pt")
+    save_latent(replace(LATENT, condition=Condition(7, 2.5, "horse")), tmp_path / "latent.pt")
     content = torch.load(tmp_path / "latent.pt", weights_only=True)
     x_bar_T = content["x_T"] * (1 + content["sigma_T"] ** 2) ** 0.5
     assert content["scale"] == "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
     assert content["sigma_T"] == SCHEDULE.sigma_max == content["grid"]["sigmas"][-1]
     assert content["dtype"] == "float64"
-    assert content["version"] == 1
+    assert content["version"] == 2
+    meaning = "eps = eps_none + guidance * (eps_class - eps_none)"
+    assert content["condition"] == {"label": 7, "guidance": 2.5, "name": "horse", "meaning": meaning}
     assert x_bar_T.shape == (1, 3, 4, 5)
 
 
@@ -222,8 +250,11 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
     ("edit", "words"),
     [
         (with_value("jpeg", "format"), "is not a latent file of ddim-ode"),
-        (with_value(2, "version"), "has format version 2, but this program reads version 1; use the version of"),
-        (without("version"), "has format version None, but this program reads version 1"),
+        (
+            with_value(3, "version"),
+            "has format version 3, but this program reads the versions 1 and 2; use the version of",
+        ),
+        (without("version"), "has format version None, but this program reads the versions 1 and 2"),
         (without("x_T"), "is damaged: there is no 'x_T'"),
         (without("grid", "sigmas"), "is damaged: there is no 'sigmas'"),
         (without("schedule"), "is damaged: there is no 'schedule'"),
@@ -258,6 +289,14 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         (with_value(torch.ones(3), "schedule", "alpha_bar"), "is damaged: alpha_bar of schedule 'linear-1000' must"),
         (with_value([640], "source", "size"), "is damaged"),
         (with_value(float("inf"), "nfe"), "is damaged"),
+        (without("condition"), "is damaged: there is no 'condition'"),
+        (without("condition", "name"), "is damaged: there is no 'name'"),
+        (with_value(3, "condition", "label"), "is damaged: a class must have a number and a name, but there are 3 and"),
+        (with_value("cat", "condition", "name"), "a class must have a number and a name, but there are None and 'cat'"),
+        (with_value({**asdict(Condition(-1, 1.0, "cat")), "meaning": MEANING}, "condition"), "an integer from 0 on"),
+        (with_value("2", "condition", "guidance"), "guidance must be a number that means 'eps = eps_none + guidance"),
+        (with_value(float("nan"), "condition", "guidance"), "is damaged: guidance must be a finite number, but it is"),
+        (with_value("w - 1", "condition", "meaning"), "guidance must be a number that means 'eps = eps_none + guidan"),
     ],
 )
 def test_a_file_of_a_wrong_content_is_refused(

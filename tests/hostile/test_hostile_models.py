@@ -75,7 +75,7 @@ def _calibrate(folder: Path, corrections: tuple[tuple[float, ...], ...], solver:
     """Write a calibration for 50 steps."""
     model = load_model(str(folder))
     entry = Entry(solver, make_grid(model.schedule, "log-snr", 50), corrections, corrections, {})
-    save_calibration(Calibration(model.fingerprint, {50: entry}, {}), folder / "calibration.json")
+    save_calibration(Calibration(model.fingerprint, (entry,), {}), folder / "calibration.json")
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

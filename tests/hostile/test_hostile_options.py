@@ -95,8 +95,68 @@ OPTIONS: Sequence[str] = (
     "calibrate --images empty",
     "analyze curvature --images empty --out rows",
     "analyze curvature --images pictures --out good.png",
+    # A model without classes.
+    "encode good.png --class cat",
+    "encode good.png --guidance 2",
+    "sample --class all",
+    "edit good.png --to cat",
+    "analyze curvature --class cat --images pictures --out rows",
+    # Pictures in no folder, and a model that cannot be trained on.
+    "train pictures -o run --steps 1 --classes",
+    "train pictures -o run --steps 1 --classes --label-dropout nan",
+    "train pictures -o run --steps 1 --label-dropout 1",
+    "train pictures -o run --steps 1 --init nowhere",
+    "export nowhere -o twin",
 )
-WITH_MODEL = ("encode", "reconstruct", "sample", "interpolate", "decode", "calibrate", "analyze")
+# Those of a model that knows the classes cat, dog and horse.
+CLASS_OPTIONS: Sequence[str] = (
+    "encode good.png --class cow",
+    "encode good.png --class 3",
+    "encode good.png --class -1",
+    "encode good.png --class 1.5",
+    "encode good.png --class all",
+    "encode good.png --class " + 300 * "long",
+    "encode good.png --class cat --guidance nan",
+    "encode good.png --class cat --guidance inf",
+    "encode good.png --class cat --guidance 1e300 --steps 3",
+    "encode good.png --class none --guidance 2",
+    "reconstruct good.png --class cat --guidance -1e30 --steps 3",
+    "sample --class cow",
+    "sample --class all --class cat",
+    "sample --class all -n 100000000",
+    "sample --class cat --guidance 1e30 --steps 3",
+    "interpolate --seed 1 --seed 2 --class cat --class dog --class horse",
+    "interpolate --seed 1 --seed 2 --class cow",
+    "edit good.png --to cow",
+    "edit good.png --to dog --from cow",
+    "edit good.png --to dog --guidance nan",
+    "edit good.png --to dog --guidance 1e30 --steps 3",
+    "edit good.png --to dog --strength nan",
+    "edit good.png --to dog --strength 0",
+    "edit good.png --to dog --strength -0.5",
+    "edit good.png --to dog --strength 1.5",
+    "edit good.png --to dog --strength 1e-300",
+    "edit good.png --to dog --strength 0.5 --grid 0,500,999",
+    "edit good.png --to dog --steps 20000",
+    "edit good.png --to dog -o good.png --overwrite",
+    "edit good.png --to dog -o strip.jpg",
+    "edit nowhere.png --to dog",
+    "calibrate --images pictures --class cow",
+    "calibrate --images pictures --class cat --guidance nan",
+    "calibrate --images pictures --guidance 2",
+    "analyze curvature --class cow --images pictures --out rows",
+    "analyze curvature --guidance 2 --images pictures --out rows",
+)
+WITH_MODEL = ("encode", "reconstruct", "sample", "interpolate", "decode", "calibrate", "analyze", "edit")
+
+
+@pytest.mark.parametrize("line", CLASS_OPTIONS)
+def test_options_with_classes(line: str, good: Path, class_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(good, tmp_path / "pictures")
+    before = there(tmp_path)
+    refused(call(*line.split(), "--model", str(class_model)))
+    assert there(tmp_path) == before
 
 
 @pytest.mark.parametrize("line", OPTIONS)
@@ -111,6 +171,6 @@ def test_options(line: str, good: Path, tiny_model: Path, tmp_path: Path) -> Non
     if words[0] in WITH_MODEL and "--model" not in words:
         words += ["--model", str(tiny_model)]
     if words[0] == "train":
-        words += ["--cpu"] if "--resume" in words else ["--unet", "unet.json", "--cpu"]
+        words += ["--cpu"] if {"--resume", "--init"} & {*words} else ["--unet", "unet.json", "--cpu"]
     refused(call(*words))
     assert there(tmp_path) == before

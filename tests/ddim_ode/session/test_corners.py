@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from ddim_ode.codec import draw_latents, encode
+from ddim_ode.conditions import UNCONDITIONAL
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, load_model
 from ddim_ode.session.corners import Corner, corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.plan import Plan
-from ddim_ode.session.walks import Walker
+from ddim_ode.session.worker import Worker
 from solvers import get_solver
 
 
@@ -35,7 +36,7 @@ def test_pictures_and_seeds_are_encoded_in_their_order(model: Model, tmp_path: P
     corners = load_corners([tmp_path / "a.png", tmp_path / "b.png"], [3, 4], model)
     assert [corner.name for corner in corners] == ["a.png", "b.png", "seed 3", "seed 4"]
     grid, solver = make_grid(model.schedule, "log-snr", 3), get_solver("euler")
-    x_T, walk = encode_corners(Walker(model.ode()), corners, Plan(solver, solver, grid), model.device)
+    x_T, walk = encode_corners(Worker(model, 10, None), corners, Plan(solver, solver, grid), [UNCONDITIONAL] * 4)
     assert walk.nfe == 3
     assert x_T.shape == (4, 3, 8, 8)
     for i, corner in enumerate(corners[:2]):

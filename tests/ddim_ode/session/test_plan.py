@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,22 +12,21 @@ import torch
 from torch import nn
 
 from ddim_ode.calibration import Calibration, Entry
+from ddim_ode.conditions import UNCONDITIONAL
 from ddim_ode.grids import Grid, full_range, make_grid
 from ddim_ode.images import Source
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.models import Model
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.plan import (
-    DEFAULT_STEPS,
     Plan,
-    PlanError,
-    Request,
     plan_decoding,
     plan_encoding,
     plan_interpolation,
     plan_noise,
     plan_sampling,
 )
+from ddim_ode.session.request import DEFAULT_STEPS, PlanError, Request
 from ddim_ode.spacings import GRIDS, Spacing
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, get_solver, way_back
 
@@ -43,7 +42,7 @@ def entry(grid: str, steps: int, weight: float = 0.0) -> Entry:
 def make_model(prediction: str = "epsilon", entries: Mapping[int, Entry] | None = None) -> Model:
     model = Model("small", nn.Linear(1, 1), SCHEDULE, prediction, 1, 2, 2)
     if entries:
-        vars(model)["calibration"] = Calibration(model.fingerprint, entries, {})
+        vars(model)["calibration"] = Calibration(model.fingerprint, tuple(entries.values()), {})
     return model
 
 
@@ -285,15 +284,21 @@ def test_a_tolerance_is_no_wish_for_a_calibrated_solver(tolerance: str) -> None:
 def test_interpolation_is_planned_by_the_first_latent() -> None:
     """Pictures beside it are encoded so that they lead back; an ``auto`` latent is as calibrated in both directions."""
     undone = latent({"name": "exact-euler", "tolerance": 1e-6}, REVERSIBLE_6)
-    plan = plan_interpolation(Request(), [undone, latent({"name": "heun"}, EULER_4)], PLAIN)
+    plan = interpolated(Request(), [undone, latent({"name": "heun"}, EULER_4)], PLAIN)
     assert summary(plan) == ("exact-euler", "euler", "log-snr", 6)
-    plan = plan_interpolation(Request(), [latent(AUTO_3.solver.settings, AUTO_3.grid)], CALIBRATED)
+    plan = interpolated(Request(), [None, latent(AUTO_3.solver.settings, AUTO_3.grid)], CALIBRATED)
     assert plan.solver == plan.back == AUTO_3.solver
     assert plan.grid == AUTO_3.grid
-    plan = plan_interpolation(Request(), [latent({"name": "bdia"}, REVERSIBLE_6, companion=True)], PLAIN)
+    plan = interpolated(Request(), [latent({"name": "bdia"}, REVERSIBLE_6, companion=True), None], PLAIN)
     assert not plan.exact
     assert plan.why == ("without the companion: what lies between latents has none",)
-    assert plan_interpolation(Request(steps=3), [], CALIBRATED) == AUTO_3
+    assert interpolated(Request(steps=3), [None, None], CALIBRATED) == AUTO_3
+
+
+def interpolated(request: Request, latents: Sequence[Latent | None], model: Model) -> Plan:
+    plan, conditions = plan_interpolation([request] * len(latents), latents, model)
+    assert conditions == [UNCONDITIONAL] * len(latents)
+    return plan
 
 
 @pytest.mark.parametrize(

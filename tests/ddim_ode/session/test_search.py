@@ -15,9 +15,10 @@ from ddim_ode import ProbabilityFlowODE, decode, encode, make_grid, make_schedul
 from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
-from ddim_ode.session.plan import Plan, Request
+from ddim_ode.session.plan import Plan
+from ddim_ode.session.request import Request
 from ddim_ode.session.search import cheapest, least, worst_psnr
-from ddim_ode.session.walks import Walker
+from ddim_ode.session.worker import Worker
 from ddim_ode.spacings import GRIDS, Tau
 from solvers import get_solver
 
@@ -48,17 +49,17 @@ def test_least_takes_no_quality_that_is_not_a_number() -> None:
 
 def test_worst_psnr_is_that_of_the_worst_image_of_all_batches() -> None:
     """Each way of each batch begins to count its evaluations anew."""
-    ode = ProbabilityFlowODE(lambda x, t: x.tanh(), SCHEDULE, max_nfe=5)
+    worker = Worker(MODEL, 5, None)
     images = torch.rand(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images *= torch.tensor([0.1, 1.0, 0.3])[:, None, None, None]
     grid, solver = make_grid(SCHEDULE, "log-snr", 5), get_solver("euler")
-    found = worst_psnr(Walker(ode), [images[:2], images[2:]], Plan(solver, solver, grid))
+    found = worst_psnr(worker, [images[:2], images[2:]], Plan(solver, solver, grid))
     free = ProbabilityFlowODE(lambda x, t: x.tanh(), SCHEDULE)
     errors = pixel_mse(images, decode(free, encode(free, images, grid, solver), grid, solver)).tolist()
     assert found == pytest.approx(psnr(max(errors)))
     assert len(set(errors)) == 3
     with pytest.raises(EvaluationLimitError):
-        worst_psnr(Walker(ode), [images], Plan(solver, solver, make_grid(SCHEDULE, "log-snr", 6)))
+        worst_psnr(worker, [images], Plan(solver, solver, make_grid(SCHEDULE, "log-snr", 6)))
 
 
 class Tanh(nn.Module):
@@ -79,8 +80,8 @@ def search(request: Request, target: float, max_nfe: int) -> tuple[Request, list
     """The cheapest request for two random pictures, and what was tried on the way."""
     images = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     tried: list[str] = []
-    walker = Walker(MODEL.ode(max_nfe=max_nfe))
-    return cheapest(request, MODEL, walker, lambda: [images], target, max_nfe=max_nfe, tried=tried.append), tried
+    worker = Worker(MODEL, max_nfe, None)
+    return cheapest(request, MODEL, worker, lambda: [images], target, max_nfe=max_nfe, tried=tried.append), tried
 
 
 @pytest.mark.parametrize("grid", [name for name, kind in GRIDS.items() if isinstance(kind, Tau)])

@@ -176,3 +176,35 @@ def test_a_member_that_is_said_to_be_huge_is_not_begun(tmp_path: Path, monkeypat
     data = read_training_images(path, 3, 8, 8, skip_unreadable=True)
     assert data.files == ("good.png",)
     assert data.skipped == ("cannot read 'bomb.png': it is 100000 bytes long, and no picture is as large",)
+
+
+def test_the_folder_of_a_picture_is_its_class(tmp_path: Path) -> None:
+    """The last folder on its way, in a folder or a zip file; in alphabetical order."""
+    folder = tmp_path / "pictures"
+    for name in ("train/dog/1.png", "train/cat/1.png", "test/dog/2.png", "bird/7.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    for source in (folder, zipped(folder)):
+        data = read_training_images(source, 3, 8, 8)
+        assert data.classes == ("bird", "cat", "dog")
+        assert [(Path(name).parent.name, data.classes[n]) for name, n in zip(data.files, data.labels, strict=True)] == [
+            (name, name) for name in ("bird", "dog", "cat", "dog")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("a/1.png", "b/2.png", "3.png"), "'3.png' lies in no folder of 'pictures', and the folder is its class"),
+        (("a/1.png", "a/2.png"), "two folders or more, .* of the pictures in 'pictures' are: a$"),
+        (("a/1.png", "none/2.png"), "none of them called 'none', but those of the pictures in 'pictures' are: a, none"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path: Path, names: tuple[str, ...], words: str) -> None:
+    for name in names:
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    data = read_training_images(tmp_path / "pictures", 3, 8, 8)
+    with pytest.raises(DataError, match=words):
+        _ = data.classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,17 +16,20 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ddim_ode.models import Model, load_model
 from ddim_ode.processes import PREDICTIONS
+from ddim_ode.session.session import Session
 from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint
 from ddim_ode.training.data import read_training_images
 from ddim_ode.training.loop import DivergedError, Hardware, train
 from ddim_ode.training.publish import publish, smoothed
 from ddim_ode.training.settings import Settings
+from ddim_ode.training.start import begun_with, first_network, first_weights
 
 MakeSettings = Callable[..., Settings]
 CPU = Hardware(cpu=True)
@@ -33,14 +37,31 @@ ROOT = Path(__file__).parents[3]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(settings: Settings, pictures: Path, folder: Path, *, resume: bool = False, save_minutes: float = 10.0) -> None:
+def run(
+    settings: Settings,
+    pictures: Path,
+    folder: Path,
+    *,
+    resume: bool = False,
+    save_minutes: float = 10.0,
+    begin: dict[str, Tensor] | None = None,
+) -> None:
     data = read_training_images(pictures, 3, 8, 8)
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
         publish(model, checkpoint, data, folder, samples=torch.zeros(4, 3, 8, 8))
 
     checkpoint = load_checkpoint(folder) if resume else None
-    train(settings, data, folder, publish=save, hardware=CPU, resume=checkpoint, save_minutes=save_minutes)
+    train(
+        settings,
+        data,
+        folder,
+        publish=save,
+        hardware=CPU,
+        resume=checkpoint,
+        save_minutes=save_minutes,
+        begin=begin,
+    )
 
 
 def write_config(folder: Path) -> Path:
@@ -81,7 +102,8 @@ def test_the_result_opens_in_diffusers_and_here(
     assert model.prediction == prediction
     assert torch.allclose(pipeline.scheduler.alphas_cumprod.double(), model.schedule.alpha_bar, rtol=1e-4)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([7.0, 70.0])
-    assert pipeline.unet(x, t).sample.equal(model.network(x, t))
+    theirs = pipeline.unet.to(memory_format=torch.channels_last)(x, t).sample  # as ours is laid out
+    assert theirs.equal(model.network(x, t))
     card = (folder / "README.md").read_text()
     for text in (model.fingerprint, "10 images of `pictures`", "24 in 6 steps", "CC0", f'"prediction": "{prediction}"'):
         assert text in card
@@ -111,10 +133,14 @@ def test_seeds_decide_a_run(make_settings: MakeSettings, pictures: Path, tmp_pat
     assert losses[0] != losses[2]
 
 
-def test_stopped_and_resumed_as_if_never_stopped(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [(), ("a", "b")])
+def test_stopped_and_resumed_as_if_never_stopped(
+    make_settings: MakeSettings, pictures: Path, tmp_path: Path, classes: tuple[str, ...]
+) -> None:
     """With dropout, whose random numbers are not drawn by the loop."""
     unet = {**make_settings().unet, "dropout": 0.3}
     settings = make_settings(unet=unet, steps=12)
+    settings = settings.of_classes(classes) if classes else settings
     run(settings, pictures, tmp_path / "whole", save_minutes=0)
     stopped = tmp_path / "stopped"
 
@@ -158,6 +184,105 @@ def test_killed_and_resumed(pictures: Path, tmp_path: Path) -> None:
     assert whole.step == resumed.step == 8
     assert whole.losses == resumed.losses
     assert all(value.equal(weights(killed)[key]) for key, value in weights(tmp_path / "whole").items())
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """Pictures of one colour: dark ones in the folder 'night', bright ones in 'day'."""
+    folder = tmp_path / "colours"
+    for i in range(8):
+        for name, level in (("night", 40), ("day", 215)):
+            path = folder / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (level, level + i, level)).save(path)
+    return folder
+
+
+def brightness(model: Model, label: str, guidance: float = 1.0) -> float:
+    samples = Session(model).sample(4, label=label, guidance=guidance, steps=10, solver="dpmpp3m")
+    return float(torch.stack([found.picture.image for found in samples]).mean())
+
+
+def test_a_run_learns_classes(make_settings: MakeSettings, colours: Path, tmp_path: Path) -> None:
+    """What is in the folder: class names for both readers, a card that names them, and pictures of their brightness."""
+    folder = tmp_path / "run"
+    settings = make_settings(steps=400, batch_size=16, learning_rate=3e-3, warm_up=20, label_dropout=0.3, ema=0.98)
+    run(settings.of_classes(("day", "night")), colours, folder)
+    model = load_model(str(folder))
+    assert model.classes == ("day", "night")
+    assert model.network.none == 2
+    night, none, day = (brightness(model, name) for name in ("night", "none", "day"))
+    assert night < -0.3 < 0.3 < day
+    assert night < none < day
+    assert brightness(model, "day", 1.5) > day
+    card = (folder / "README.md").read_text()
+    assert "day, night, and the last label, 2, for none of them, which 30% of the images have" in card
+    assert "`UNet2DModel.from_pretrained(..., subfolder='unet')` opens its network" in card
+    unet = UNet2DModel.from_pretrained(folder, subfolder="unet")
+    assert unet.config.num_class_embeds == 3
+
+
+def test_no_label_is_dropped_unless_it_should_be(make_settings: MakeSettings, colours: Path, tmp_path: Path) -> None:
+    """The embedding begins small; without dropout that of no class is never trained."""
+    settings = make_settings(steps=3, batch_size=16, label_dropout=0.0, class_std=0.05).of_classes(("day", "night"))
+    first = first_network(settings).class_embedding.weight.detach()
+    assert float(first.std()) == pytest.approx(0.05, rel=0.3)
+    for dropout in (0.0, 0.5):
+        folder = tmp_path / f"{dropout}"
+        run(replace(settings, label_dropout=dropout), colours, folder)
+        trained = load_checkpoint(folder).unet["class_embedding.weight"]
+        torch.manual_seed(settings.seed)
+        begun = first_network(settings).class_embedding.weight.detach()
+        assert not trained[:2].equal(begun[:2])
+        assert trained[2].equal(begun[2]) == (dropout == 0)
+
+
+@pytest.mark.parametrize("labels", [None, 3])
+@pytest.mark.parametrize("classes", [(), ("a", "b"), ("b", "c", "cat", "dog")])
+def test_a_run_may_begin_with_the_weights_of_a_model(
+    make_model: Callable[..., Path], labels: int | None, classes: tuple[str, ...]
+) -> None:
+    """Whatever the classes of either: what the model knows, the network knows too, before its first step."""
+    folder = make_model(labels=labels, prediction="epsilon", seed=3)
+    if labels:
+        index = json.loads((folder / "model_index.json").read_text()) | {"id2label": {"0": "dog", "1": "cat"}}
+        (folder / "model_index.json").write_text(json.dumps(index))
+    model = load_model(str(folder))
+    settings = begun_with(model, {"steps": 2, "prediction": "v_prediction", "schedule": "cosine"}, {"steps"})
+    assert (settings.prediction, settings.schedule) == ("epsilon", "linear")
+    assert settings.init == f"{folder}, weights {model.fingerprint}"
+    settings = settings.of_classes(classes) if classes else settings
+    unet = first_network(settings, first_weights(model, settings)).eval()
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([7.0, 700.0])
+
+    def ours(label: str) -> Tensor:
+        number = classes.index(label) if label in classes else len(classes)
+        return unet(x, t, class_labels=torch.full((2,), number) if classes else None).sample
+
+    with torch.no_grad():
+        for label in ("none", *(name for name in classes if name in model.classes)):
+            asked = model.ode(conditions=[model.condition(label)] * 2) if model.classes else model.ode()
+            torch.testing.assert_close(ours(label), asked.predictor.network(x, t), rtol=0, atol=1e-5)
+        if "b" in classes:
+            assert float((ours("b") - ours("none")).abs().max()) < 0.1
+            assert not ours("b").equal(ours("none"))
+
+
+def test_a_run_that_began_with_a_model_goes_on(
+    make_settings: MakeSettings, make_model: Callable[..., Path], pictures: Path, tmp_path: Path
+) -> None:
+    """It trains from those weights on, is resumed without the model, and its card says where it began."""
+    model = load_model(str(make_model()))
+    settings = begun_with(model, {"steps": 4, "batch_size": 4, "learning_rate": 1e-6}, set())
+    begin = first_weights(model, settings)
+    run(settings, pictures, tmp_path / "whole", begin=begin)
+    run(replace(settings, steps=2), pictures, tmp_path / "parts", begin=begin)
+    run(settings.resumed({"steps": 4}), pictures, tmp_path / "parts", resume=True)
+    for key, value in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(value, model.network.state_dict()[key], rtol=0, atol=1e-4)
+    assert f"begun from | {model.name}, weights {model.fingerprint}" in (tmp_path / "whole" / "README.md").read_text()
+    with pytest.raises(ValueError, match="has prediction 'v_prediction', not 'epsilon'; leave --prediction out"):
+        begun_with(model, {"steps": 4, "prediction": "epsilon"}, {"prediction"})
 
 
 def test_two_processes_do_what_one_does(pictures: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddim_ode.processes import PREDICTIONS
-from ddim_ode.training.settings import ANNEALED, SCHEDULES, WARM_UP, Settings, load_unet_config
+from ddim_ode.training.settings import SCHEDULES, Settings, load_unet_config
 
 MakeSettings = Callable[..., Settings]
 
@@ -17,10 +17,10 @@ MakeSettings = Callable[..., Settings]
 def test_learning_rate_rises_stays_and_falls_to_zero(make_settings: MakeSettings) -> None:
     settings = make_settings(steps=10_000, learning_rate=1e-3)
     rates = [settings.learning_rate_at(step, settings.progress(step, 0)) for step in range(10_000)]
-    assert rates[0] == pytest.approx(1e-3 / WARM_UP)
-    plateau = rates[WARM_UP : round(10_000 * (1 - ANNEALED))]
+    assert rates[0] == pytest.approx(1e-3 / settings.warm_up)
+    plateau = rates[settings.warm_up : round(10_000 * (1 - settings.annealed))]
     assert min(plateau) == max(plateau) == 1e-3
-    falling = rates[round(10_000 * (1 - ANNEALED)) :]
+    falling = rates[round(10_000 * (1 - settings.annealed)) :]
     assert falling == sorted(falling, reverse=True)
     assert 0 < rates[-1] < 1e-6
 
@@ -44,6 +44,12 @@ def test_progress_in_time(make_settings: MakeSettings) -> None:
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"minutes": float("inf"), "steps": None}, "minutes must be positive and finite, but it is inf"),
         ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+        ({"label_dropout": 1.0}, "label_dropout must be at least 0 and below 1, but it is 1"),
+        ({"warm_up": 0}, "warm_up must be positive and finite, but it is 0"),
+        ({"annealed": 0.0}, "annealed must be positive"),
+        ({"mirrored": 1}, "mirrored must be bool, but it is 1"),
+        ({"classes": ("a", "b")}, "the network has num_class_embeds None, but it must be 3 for 2 classes"),
+        ({"classes": ["a"]}, "classes must be tuple"),
     ],
 )
 def test_wrong_values_are_named(make_settings: MakeSettings, values: dict[str, object], message: str) -> None:
@@ -80,6 +86,7 @@ def test_unet_config_is_completed_and_checked(tmp_path: Path) -> None:
         ("[]", "must hold a JSON object, but it holds a list"),
         ("{}", "does not say its image size"),
         ('{"sample_size": 8, "block_out_channels": 32}', "does not describe a UNet2DModel"),
+        ('{"sample_size": 8, "num_class_embeds": 3}', "which follows from the pictures; leave it out, and pass --cla"),
         ('{"sample_size": 8, "out_channels": 6}', "has out_channels 6, but it must be 3"),
         ('{"sample_size": 12}', "has sample_size 12, .* must be a multiple of 8"),
     ):

@@ -1,0 +1,94 @@
+"""Networks that are asked under conditions, as functions of x and t. What conditions are: ``ddim_ode.conditions``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddim_ode.conditions import Asked, Condition
+
+
+class Labelled(Protocol):
+    """A network that is told a class: ``none`` is the label that means none."""
+
+    none: int
+
+    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The output, ``(B, C, H, W)``, for x ``(B, C, H, W)``, t ``(B,)`` and labels ``(B,)``, int64."""
+
+
+class Conditioned(nn.Module):
+    """A ``network`` that is a ``Labelled``, asked with a condition for each member of a batch.
+
+    All that is asked goes into one call: a member whose condition mixes several labels is in it several times.
+    """
+
+    def __init__(self, network: nn.Module, conditions: Sequence[Asked]) -> None:
+        super().__init__()
+        self.network = network
+        self._labelled: Labelled = network  # type: ignore[assignment]  # what the caller promises
+        self._conditions = tuple(conditions)
+        none = self._labelled.none
+        all_terms = [condition.terms for condition in conditions]
+        # Made once, where the network is: nothing is copied to a device at a call.
+        like = next(network.parameters(), torch.empty(0))
+        # The first terms of all members, then the second ones of those that have any, and so on.
+        rounds = range(max(map(len, all_terms), default=0))
+        members = [[i for i, terms in enumerate(all_terms) if len(terms) > k] for k in rounds]
+        labels = [all_terms[i][k][0] for k in rounds for i in members[k]]
+        self._labels = torch.tensor([none if n is None else n for n in labels], device=like.device)
+        self._more = [
+            (
+                torch.tensor(members[k], device=like.device),
+                like.new_tensor([all_terms[i][k][1] for i in members[k]]),
+            )
+            for k in rounds[1:]
+        ]
+
+    def of(self, members: Tensor) -> Conditioned:
+        """The same for some ``members`` of the batch, by their places in it: int64, ``(A,)``."""
+        return Conditioned(self.network, [self._conditions[i] for i in members.tolist()])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)``, t ``(B,)``, to ``(B, C, H, W)``.
+
+        Raises:
+            ValueError: if there is not one condition for each member.
+        """
+        if len(x) != len(self._conditions):
+            raise ValueError(f"there are {len(self._conditions)} conditions, but the batch has {len(x)} members")
+        if not self._more:
+            return self._labelled.answer(x, t, self._labels)
+        xs = [x, *(x[members] for members, _ in self._more)]
+        ts = [t, *(t[members] for members, _ in self._more)]
+        answers = self._labelled.answer(torch.cat(xs), torch.cat(ts), self._labels)
+        first, *others = torch.split(answers, [len(part) for part in xs])
+        mixed = first
+        for (members, weights), output in zip(self._more, others, strict=True):
+            w = weights.reshape(-1, *[1] * (x.ndim - 1))
+            # A member that is asked for once stays what it is to the last bit.
+            mixed = mixed.index_copy(0, members, mixed[members] + w * (output - first[members]))
+        return mixed
+
+
+class Bound(nn.Module):
+    """A ``network`` that is a ``Labelled``, asked with one condition whatever the batch; as a function of x and t.
+
+    The condition is a part of its state, so that its weights are others than those of another condition.
+    """
+
+    def __init__(self, network: nn.Module, condition: Condition) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("label", torch.tensor(-1 if condition.label is None else condition.label))
+        self.register_buffer("guidance", torch.tensor(condition.guidance))
+        self._for_batch = lru_cache(maxsize=2)(lambda size: Conditioned(network, [condition] * size))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)``, t ``(B,)``, to ``(B, C, H, W)``."""
+        output: Tensor = self._for_batch(len(x))(x, t)
+        return output

@@ -1,0 +1,131 @@
+"""The options that the commands share and that make a ``Request`` and a ``Session``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ddim_ode.conditions import NO_CLASS
+from ddim_ode.console import Bar, GridName, device_option
+from ddim_ode.grids import CLEAN_ENDS
+from ddim_ode.session.request import DEFAULT_STEPS, Request
+from ddim_ode.spacings import DEFAULT_GRID
+from solvers import AUTO, DEFAULT_SOLVER, SOLVERS
+
+if TYPE_CHECKING:
+    from ddim_ode.session.session import Session
+
+T = TypeVar("T")
+FC = TypeVar("FC", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Run:
+    """The options that the commands share, each named as on the command line."""
+
+    model: str
+    device: str
+    batch_size: int
+    max_nfe: int
+    solver: str | None
+    steps: int | None
+    grid: str | tuple[float, ...] | None
+    clean_end: str | None
+    rtol: float | None
+    atol: float | None
+    guidance: float | None
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """What the options wish of solver and grid, by the names of ``Request``."""
+        names = {option.name for option in fields(Request)}
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+    def session(self) -> Session:
+        """The model, ready to work, with a progress bar on a terminal."""
+        from ddim_ode.session.session import Session
+
+        limits = {"batch_size": self.batch_size, "max_nfe": self.max_nfe}
+        return Session(self.model, device=self.device, progress=Bar(), **limits)
+
+
+guidance_option = click.option(
+    "--guidance",
+    type=float,
+    metavar="W",
+    help="How strongly towards --class: 1 is the class as it was learned. Default: 1, or the latent's own.",
+)
+
+
+def class_option(*, several: str = "") -> Callable[[FC], FC]:
+    """The option --class, handed to the command as ``label``, or as ``labels`` where there may be ``several``.
+
+    ``several``  what they are for, for the help.
+    """
+    help = f"Class of the model, by its name or number; '{NO_CLASS}' for no class, the default. {several}".strip()
+    name = "labels" if several else "label"
+    return click.option("--class", name, multiple=bool(several), metavar="NAME|NUMBER", help=help)
+
+
+def run_options(command: Callable[..., T]) -> Callable[..., T]:
+    """The shared options, handed to the command as one ``Run``."""
+
+    @wraps(command)
+    def with_run(**values: Any) -> T:
+        run = Run(**{option.name: values.pop(option.name) for option in fields(Run)})
+        return command(run, **values)
+
+    for option in reversed(_RUN_OPTIONS):
+        with_run = option(with_run)
+    return with_run
+
+
+_RUN_OPTIONS = (
+    click.option(
+        "--model",
+        default="default",
+        show_default=True,
+        metavar="FOLDER|ORG/NAME",
+        help="Model folder in diffusers' format, or a name on the Hub; 'default' is the embedded one.",
+    ),
+    click.option(
+        "--solver",
+        type=click.Choice([AUTO, *sorted(SOLVERS)], case_sensitive=False),
+        metavar="NAME",
+        help=f"Solver, one of those that 'info' lists. Default: the latent's own, or {AUTO}: what the model's "
+        f"calibration says for the number of steps, or else {DEFAULT_SOLVER}.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        help=f"Number of steps (fixed-step solvers). Default: {DEFAULT_STEPS}, or the latent's own.",
+    ),
+    click.option(
+        "--grid",
+        type=GridName(),
+        help=f"Noise levels to visit (fixed-step solvers). Default: {DEFAULT_GRID}, or the latent's own.",
+    ),
+    click.option("--clean-end", type=click.Choice(CLEAN_ENDS), help="Noise level at which the image is taken."),
+    click.option("--rtol", type=float, help="Relative tolerance (adaptive solvers). Default: 1e-5."),
+    click.option("--atol", type=float, help="Absolute tolerance (adaptive solvers). Default: 1e-5."),
+    guidance_option,
+    click.option(
+        "--max-nfe",
+        type=click.IntRange(min=1),
+        default=10_000,
+        show_default=True,
+        help="Largest number of network evaluations for a batch, one way.",
+    ),
+    device_option,
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=16,
+        show_default=True,
+        help="Number of images that go through the network together.",
+    ),
+)

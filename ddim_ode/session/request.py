@@ -1,0 +1,79 @@
+"""Requests: what somebody wishes of solver, grid and class, before it is known what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ddim_ode.conditions import UNCONDITIONAL, Condition, Label
+
+if TYPE_CHECKING:
+    from ddim_ode.latents import Latent
+    from ddim_ode.models import Model
+
+DEFAULT_STEPS = 50
+# Of all timesteps, up to which a picture that is edited is encoded.
+DEFAULT_STRENGTH = 0.7
+# The nodes of a grid are all in memory, and nobody needs more.
+MOST_STEPS = 1_000_000
+MOST_IN_A_BATCH = 1_000_000
+
+
+class PlanError(ValueError):
+    """Wishes that do not go together; the message says which, and what to ask for instead."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody wishes; None leaves a wish open.
+
+    ``solver``      a key of ``solvers.SOLVERS``, or 'auto' for what the calibration of the model says.
+    ``steps``       number of steps, at least 1; for solvers that do not choose their own.
+    ``grid``        a key of ``GRIDS``, or the timesteps themselves, rising.
+    ``clean_end``   noise level at which the image is taken: 'zero' or 'sigma-min'.
+    ``rtol, atol``  tolerances of an adaptive solver.
+    ``exact``       for encoding: undo exactly what decoding with ``solver``, or with euler, will do.
+    ``label``       a class of the model, by its name or its number; 'none' for no class.
+    ``guidance``    W towards that class: 1 for the class as it was learned, more for more of it.
+
+    Raises:
+        PlanError: if ``steps`` is below 1 or above MOST_STEPS.
+    """
+
+    solver: str | None = None
+    steps: int | None = None
+    grid: str | tuple[float, ...] | None = None
+    clean_end: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    exact: bool = False
+    label: Label | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
+            raise PlanError(f"steps must be from 1 to {MOST_STEPS}, but it is {self.steps}")
+
+
+def towards_classes(requests: Sequence[Request], latents: Sequence[Latent | None], model: Model) -> Sequence[Request]:
+    """The ``requests``, of which those that ask for no class have no guidance, as long as others ask for one."""
+    plain = [replace(request, guidance=None) for request in requests]
+    asked = [plan_condition(request, model, latent) for request, latent in zip(plain, latents, strict=True)]
+    if all(condition.label is None for condition in asked):
+        return requests
+    return [
+        without if condition.label is None else request
+        for request, without, condition in zip(requests, plain, asked, strict=True)
+    ]
+
+
+def plan_condition(request: Request, model: Model, latent: Latent | None = None) -> Condition:
+    """What the request asks of the network; where it names no class, what ``latent`` was encoded with."""
+    own = latent.condition if latent else UNCONDITIONAL
+    label = (own.name if own.label is not None else None) if request.label is None else request.label
+    guidance = own.guidance if request.guidance is None else request.guidance
+    condition = model.condition(label, guidance=guidance)
+    if condition.label is None and request.guidance not in (None, 1):
+        raise PlanError(f"guidance {guidance:g} must be towards a class; name one with --class, or leave it out")
+    return condition

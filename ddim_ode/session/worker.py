@@ -1,0 +1,209 @@
+"""The work of a session: batches of pictures and latents go through the ODE, each member under its own condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddim_ode.ancestral import Ancestral
+from ddim_ode.codec import to_device
+from ddim_ode.conditions import UNCONDITIONAL, Asked
+from ddim_ode.grids import Grid, halved
+from ddim_ode.images import Source, pixel_mse
+from ddim_ode.latents import Latent, LatentError
+from ddim_ode.models import Model
+from ddim_ode.session import check as checking
+from ddim_ode.session.batches import MemberError, OnError, each
+from ddim_ode.session.plan import Plan
+from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Picture, Reconstructed, Sample
+from ddim_ode.session.walks import Listener, Walker
+from solvers import Solution, Solver, finer
+
+
+@dataclass(frozen=True, eq=False)
+class PictureJob:
+    """A picture that was read, the number ``index`` of the inputs, and what is to be done with it.
+
+    ``image``  ``(1, C, H, W)``, pixels in [-1, 1].
+    """
+
+    index: int
+    image: Tensor
+    source: Source
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.source.name
+
+
+@dataclass(frozen=True, eq=False)
+class LatentJob:
+    """A latent that was read, the number ``index`` of the inputs, and how it is to be decoded."""
+
+    index: int
+    latent: Latent
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"latent of {self.latent.source.name}"
+
+
+Job = PictureJob | LatentJob
+
+
+def alike(job: Job) -> tuple[Solver, Solver, Grid, bool]:
+    """What jobs must have in common to go through the network together; their conditions may differ."""
+    plan = job.plan
+    return plan.solver, plan.back, plan.grid, plan.exact
+
+
+def plan_settings(model: Model, plan: Plan, solver: Solver, source: str) -> dict[str, object]:
+    """What made a picture of ``source``, by ``solver`` of the ``plan``, to be written into its file."""
+    return {
+        "source": source,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "solver": solver.settings,
+        "grid": plan.grid.name,
+        "clean_end": plan.grid.clean_end,
+        "steps": None if solver.adaptive else plan.grid.steps,
+        "sigma_T": plan.grid.sigma_T,
+        "class": plan.condition.name,
+        "guidance": plan.condition.guidance,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """What takes batches through the ODE of a ``model``, with its limit, and tells ``listener`` how far it is."""
+
+    model: Model
+    max_nfe: int
+    listener: Listener | None
+
+    def walker(self, conditions: Sequence[Asked], *, times: int = 1) -> Walker:
+        """Walks of batches of as many members as there are ``conditions``, of ``times`` the limit of evaluations."""
+        asked = None if all(condition.terms == UNCONDITIONAL.terms for condition in conditions) else conditions
+        return Walker(self.model.ode(max_nfe=times * self.max_nfe, conditions=asked), self.listener)
+
+    def states(self, parts: Iterable[Tensor]) -> Tensor:
+        """The ``parts``, each ``(1, C, H, W)``, as one batch on the device of the network."""
+        return to_device(torch.cat(list(parts)), self.model.device)
+
+    def encode(self, jobs: Sequence[PictureJob], on_error: OnError | None) -> EncodedBatch:
+        """The latents of pictures that are ``alike``; ``on_error`` is told of those that are none."""
+        x_0, plan = self.states(job.image for job in jobs), jobs[0].plan
+        conditions = [job.plan.condition for job in jobs]
+        solution, walk = self.walker(conditions).encode(x_0, plan.grid, plan.solver)
+
+        def latent(member: int) -> Encoded:
+            job = jobs[member]
+            try:
+                found = self._latent(job, solution, member, walk.nfe_of(member))
+            except LatentError as error:
+                raise MemberError(f"'{job.name}': {error}") from error
+            return Encoded(job.index, member, found, job.plan, walk)
+
+        def round_trip() -> Tensor:
+            back, _ = self.walker(conditions).decode(solution.x, plan.grid, plan.back, companion=solution.companion)
+            return pixel_mse(x_0, back.x)
+
+        latents = [encoded for _, encoded in each(range(len(jobs)), latent, on_error)]
+        return EncodedBatch(latents, walk, lambda: self._check(plan, conditions, x_0, solution), round_trip)
+
+    def _latent(self, job: PictureJob, solution: Solution, member: int, nfe: int) -> Latent:
+        part = slice(member, member + 1)
+        return Latent(
+            x_T=solution.x[part].cpu(),
+            grid=job.plan.grid,
+            solver=job.plan.solver.settings,
+            schedule=self.model.schedule,
+            model=self.model.name,
+            fingerprint=self.model.fingerprint,
+            source=job.source,
+            nfe=nfe,
+            companion=None if solution.companion is None else solution.companion[part].cpu(),
+            condition=job.plan.condition,
+        )
+
+    def _check(self, plan: Plan, conditions: Sequence[Asked], x_0: Tensor, solution: Solution) -> checking.Check:
+        # Finer steps are twice as many, of an adaptive solver up to four times.
+        walker = self.walker(conditions, times=4)
+        fine_grid = plan.grid if plan.solver.adaptive else halved(plan.grid, self.model.schedule)
+        fine = (finer(plan.solver), fine_grid)
+        return checking.check(
+            walker, x_0, solution.x, plan.grid, finer=fine, back=plan.back, companion=solution.companion
+        )
+
+    def decode(self, jobs: Sequence[LatentJob]) -> list[Decoded]:
+        """What latents that are ``alike`` decode to."""
+        plan = jobs[0].plan
+        x_T = self.states(job.latent.x_T for job in jobs)
+        companions = [job.latent.companion for job in jobs if plan.exact and job.latent.companion is not None]
+        companion = self.states(companions) if companions else None
+        walker = self.walker([job.plan.condition for job in jobs])
+        solution, walk = walker.decode(x_T, plan.grid, plan.back, companion=companion)
+        images, found = solution.x.cpu(), []
+        for member, job in enumerate(jobs):
+            settings = plan_settings(self.model, job.plan, job.plan.back, job.latent.source.name)
+            picture = Picture(images[member], settings)
+            found.append(Decoded(job.index, member, picture, job.latent, job.plan, walk))
+        return found
+
+    def reconstruct(self, jobs: Sequence[PictureJob]) -> list[Reconstructed]:
+        """Pictures that are ``alike``, there and back."""
+        x_0, plan = self.states(job.image for job in jobs), jobs[0].plan
+        walker = self.walker([job.plan.condition for job in jobs])
+        there, walk_there = walker.encode(x_0, plan.grid, plan.solver)
+        back, walk_back = walker.decode(there.x, plan.grid, plan.back, companion=there.companion)
+        errors, decoded = pixel_mse(x_0, back.x).tolist(), back.x.cpu()
+        alone: list[float | None] = [None] * len(jobs)
+        if there.companion is not None:
+            alone = pixel_mse(x_0, walker.decode(there.x, plan.grid, plan.back)[0].x).tolist()
+        return [
+            Reconstructed(
+                index=job.index,
+                member=member,
+                name=job.name,
+                image=job.image[0],
+                decoded=decoded[member],
+                mse=errors[member],
+                mse_alone=alone[member],
+                plan=job.plan,
+                there=walk_there,
+                back=walk_back,
+                settings=plan_settings(self.model, job.plan, plan.solver, job.name) | {"mse": errors[member]},
+            )
+            for member, job in enumerate(jobs)
+        ]
+
+    def sample(
+        self,
+        batches: Iterable[Sequence[tuple[Tensor, Plan]]],
+        count: int,
+        noise: Callable[[range], Ancestral] | None,
+        settings: dict[str, object],
+    ) -> Iterator[Sample]:
+        """What ``batches`` of random latents decode to, ``count`` in all, each latent ``(C, H, W)`` with its plan.
+
+        ``noise``     what walks in the place of the solver, for the members of a batch by their numbers.
+        ``settings``  what made all of them.
+        """
+        first = 0
+        for batch in batches:
+            plan, members = batch[0][1], range(first, first + len(batch))
+            walker = self.walker([own.condition for _, own in batch])
+            x_T = self.states(x[None] for x, _ in batch)
+            label = f"sample {first + 1}-{members.stop} of {count}"
+            solution, walk = walker.sample(x_T, plan.grid, plan.solver, noise and noise(members), label=label)
+            for image, (_, own) in zip(solution.x.cpu(), batch, strict=True):
+                made = plan_settings(self.model, own, own.solver, "samples") | settings
+                yield Sample(Picture(image, made), own, walk)
+            first = members.stop
