@@ -92,6 +92,11 @@ class Encoded:
     plan: Plan
     walk: Walk
 
+    @property
+    def unsure(self) -> bool:
+        """Whether guidance amplifies the errors of encoding, and no second state undoes them."""
+        return self.plan.condition.strength > 1 and not self.plan.exact
+
     def report(self, found: Check | None = None) -> str:
         """How it was encoded, in a line; and how good it is, if that was ``found`` out for its batch."""
         line = describe(self.plan, self.walk, self.member)
@@ -110,7 +115,7 @@ class Encoded:
                 f"{float(found.second_moment[i]):.4g} here and {float(found.finer_moment[i]):.4g} with {finer_steps}; "
                 "take those, or another solver"
             )
-        if lost is not None and condition.strength > 1:
+        if lost is not None and self.unsure:
             warnings.append(
                 f"guidance {condition.guidance:g} makes encoding unsure: '{self.latent.source.name}' comes back with "
                 f"an MSE of {float(lost[i]):.3g} on [0, 1]; encode without guidance and decode with it, take more "
@@ -136,8 +141,8 @@ class EncodedBatch:
 
     @property
     def guided(self) -> bool:
-        """Whether one of them was encoded with guidance above 1, which makes encoding unsure."""
-        return any(encoded.plan.condition.strength > 1 for encoded in self.latents)
+        """Whether one of them was encoded with guidance above 1, and not so that it leads back exactly all the same."""
+        return any(encoded.unsure for encoded in self.latents)
 
 
 @dataclass(frozen=True, eq=False)

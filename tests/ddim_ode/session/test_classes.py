@@ -133,6 +133,21 @@ def test_there_and_back_with_guidance(session: Session, solver: str) -> None:
     assert "class 'dog' with guidance 3" in found.report()
 
 
+def test_a_companion_leads_back_as_the_same_class_alone(session: Session) -> None:
+    latent = session.encode(greys(60)[0], solver="reversible-heun", steps=4, label="cat", guidance=2.0)
+    for wishes, exact in (
+        (Request(), True),
+        (Request(label=0, guidance=2.0), True),
+        (Request(label="dog"), False),
+        (Request(guidance=1.0), False),
+        (Request(label="none"), False),
+    ):
+        (found,) = session.decode_all([latent], wishes)
+        assert found.plan.exact == exact
+        left = "reversible-heun in 4 steps on log-snr and class 'cat' with guidance 2 alone"
+        assert (left in found.report()) == (not exact)
+
+
 def test_encoding_with_guidance_is_warned_of_with_what_it_loses(session: Session) -> None:
     picture = greys(30)[0]
     with pytest.warns(
@@ -146,6 +161,12 @@ def test_encoding_with_guidance_is_warned_of_with_what_it_loses(session: Session
         warnings.simplefilter("error")
         for guidance in (0.0, 0.5, 1.0):
             session.encode(picture, solver="euler", steps=5, label="cat", guidance=guidance)
+    half, more = (Request("euler", 5, label="cat", guidance=w) for w in (0.5, 2.0))
+    (batch,) = session.encode_batches([picture], half)
+    assert not batch.guided
+    (batch,) = session.encode_batches([picture] * 2, [half, more])
+    assert batch.guided
+    assert [len(encoded.warnings(lost=batch.round_trip())) for encoded in batch] == [0, 1]
 
 
 def test_a_calibration_is_for_its_guidance(class_model: Path) -> None:
@@ -187,6 +208,7 @@ def test_what_lies_between_corners_is_some_of_each() -> None:
     assert between([a, a], 3) == [a, a, a]
     first, middle, last = between([a, b], 3)
     assert (first, last) == (a, b)
+    assert dict(between([a, b], 5)[1].terms) == {None: -0.75, 0: 1.5, 1: 0.25}
     assert dict(middle.terms) == {None: -0.5, 0: 1.0, 1: 0.5}
     sheet = between([a, b, a, b], 5)
     assert sheet[::5] == [a] * 5
