@@ -5,7 +5,7 @@ A model is a U-Net that takes ``(x, t)``, the schedule it was trained with, and 
 - a pipeline folder: ``unet/`` and ``scheduler/`` (also reached by naming its ``unet`` folder),
 - a flat folder: the U-Net's ``config.json`` and weights, and ``scheduler_config.json`` beside them,
 - ``org/name`` on the Hugging Face Hub, in either layout, where there is a network,
-- this package, for the name 'default'.
+- this package, for the names in ``EMBEDDED``.
 
 Weights are read from safetensors if there are any, else from a pickle of tensors and nothing else.
 """
@@ -37,9 +37,11 @@ from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
 from ddim_ode.spaces import PixelSpace
 
 DEFAULT_MODEL = "default"
+_PRETRAINED = Path(__file__).parent / "pretrained"
+# The models of this package, by their names.
+EMBEDDED = {DEFAULT_MODEL: _PRETRAINED / "ddpm-cifar10", "cifar10-classes": _PRETRAINED / "ddpm-cifar10-classes"}
 MOST_PIXELS = 8192  # a side
-_DEFAULT_FOLDER = Path(__file__).parent / "pretrained" / "ddpm-cifar10"
-DEFAULT_UNET_CONFIG = _DEFAULT_FOLDER / "unet" / "config.json"
+DEFAULT_UNET_CONFIG = EMBEDDED[DEFAULT_MODEL] / "unet" / "config.json"
 # A pipeline's index, and what class-conditional ones of diffusers call the names of the classes in it.
 INDEX, CLASS_NAMES = "model_index.json", "id2label"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -204,12 +206,12 @@ class Model:
 
 
 def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu") -> Model:
-    """The model in the folder ``name``, on the Hub under ``name``, or the embedded one for 'default'.
+    """The model in the folder ``name``, on the Hub under ``name``, or of this package for a key of ``EMBEDDED``.
 
     Raises:
         ModelError: if there is no such model, or it is of a kind that is not supported.
     """
-    folder = _DEFAULT_FOLDER if name == DEFAULT_MODEL else _find(name)
+    folder = EMBEDDED[name] if name in EMBEDDED else _find(name)
     unet_folder, scheduler_file = _layout(folder)
     scheduler = read_json(scheduler_file)
     check_kind(name, unet_folder, scheduler)

@@ -17,12 +17,12 @@ from click.testing import CliRunner
 from analysis.comparison import main as compare
 from analysis.comparison_plot import GOALS
 from analysis.overhead import main as measure_overhead
-from analysis.quality import DistanceRow, ErrorRow
+from analysis.quality import DistanceRow, ErrorRow, error_table
 from analysis.quality import table as quality_table
 from analysis.reconstruction import main as reconstruct
 from analysis.rows import load_rows
 from cli import main
-from ddim_ode.models import load_model
+from ddim_ode.models import EMBEDDED, load_model
 from ddim_ode.work import load_json
 
 ROOT = Path(__file__).parents[1]
@@ -68,8 +68,13 @@ def test_the_model_that_ships_is_the_one_that_was_measured() -> None:
     folder, fingerprint = ROOT / "analysis" / "results" / "quality", load_model().fingerprint
     errors, distances = load_rows(ErrorRow, folder / "errors.csv"), load_rows(DistanceRow, folder / "distances.csv")
     assert load_json(folder / "settings.json")["models"]["ddpm-cifar10"] == fingerprint
-    assert quality_table(errors, distances) in README
-    assert fingerprint in (ROOT / "ddim_ode" / "pretrained" / "ddpm-cifar10" / "README.md").read_text(encoding="utf-8")
+    assert quality_table(distances) in README
+    assert error_table(errors) in README
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_cards_are_of_the_weights_beside_them(name: str) -> None:
+    assert load_model(name).fingerprint in (EMBEDDED[name] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_overhead_is_measured_as_it_says(in_scratch_folder: Path) -> None:

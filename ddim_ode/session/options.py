@@ -90,7 +90,8 @@ _RUN_OPTIONS = (
         default="default",
         show_default=True,
         metavar="FOLDER|ORG/NAME",
-        help="Model folder in diffusers' format, or a name on the Hub; 'default' is the embedded one.",
+        help="Model folder in diffusers' format, a name on the Hub, or one that ships: 'default', and "
+        "'cifar10-classes', which knows CIFAR-10's classes.",
     ),
     click.option(
         "--solver",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,20 @@ from analysis.pictures import CIFAR10_TEST
 from analysis.quality import (
     DistanceRow,
     ErrorRow,
+    Subject,
     colours,
     draw_samples,
+    error_table,
     frechet,
     measure_errors,
     plot,
     run,
+    sample_sheet,
     sliced_wasserstein,
+    subjects,
     table,
 )
+from analysis.recognition import accuracy, class_table, guesses
 from ddim_ode.models import Model, load_model
 from ddim_ode.schedule import make_schedule
 from ddim_ode.training.data import TrainingImages, read_training_images
@@ -116,13 +122,13 @@ def test_samples_are_kept_and_gone_on_with(tiny_model: Path, tmp_path: Path, mon
     monkeypatch.setattr("analysis.quality.CHUNK", 4)
     model = load_model(str(tiny_model))
     options = {"solver": "euler", "grid": "trailing", "steps": 2, "seed": 0}
-    whole = draw_samples(model, "tiny", 10, tmp_path, **options)
+    whole = draw_samples(Subject(model, "tiny"), 10, tmp_path, **options)
     assert whole.shape == (10, 3, 8, 8)
     assert whole.dtype == torch.uint8
     save_tensors([whole[:4]], tmp_path / "samples-tiny.pt")
-    assert draw_samples(model, "tiny", 10, tmp_path, **options).equal(whole)
+    assert draw_samples(Subject(model, "tiny"), 10, tmp_path, **options).equal(whole)
     monkeypatch.setattr("analysis.quality.decode", None)  # whoever calls it, fails
-    assert draw_samples(model, "tiny", 10, tmp_path, **options).equal(whole)
+    assert draw_samples(Subject(model, "tiny"), 10, tmp_path, **options).equal(whole)
 
 
 def test_what_is_measured_is_not_measured_again(
@@ -136,18 +142,94 @@ def test_what_is_measured_is_not_measured_again(
     assert first[1][1].frechet > 1
     monkeypatch.setattr("analysis.quality.measure_errors", None)
     monkeypatch.setattr("analysis.quality.frechet", None)
-    assert run(models, pixels, pixels, tmp_path, count=6, **options) == first
+    assert repr(run(models, pixels, pixels, tmp_path, count=6, **options)) == repr(first)  # nan among them
     with pytest.raises(ValueError, match="holds rows with another count"):
         run(models, pixels, pixels, tmp_path, count=7, **options)
     with pytest.raises(ValueError, match=r"'cifar10_test' holds \d+ images, fewer than 999 as wanted; lower --count"):
         run(models, pixels, pixels, tmp_path, count=999, **options)
 
 
-def test_table_and_plot() -> None:
+class Rainbow(nn.Module):
+    """A ``Labelled`` whose samples of a class have its one colour: v for data that is a point."""
+
+    none = len(CLASSES)
+
+    def __init__(self, shades: Tensor) -> None:
+        super().__init__()
+        self.shades = nn.Parameter(torch.cat([shades, torch.zeros(1, 3, 1, 1)]), requires_grad=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        return self.answer(x, t, torch.full((len(x),), self.none))
+
+    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The same for the ``labels``, ``(B,)``."""
+        sigma = make_schedule().sigma(t).to(x).reshape(-1, 1, 1, 1)
+        x_0 = self.shades[labels]
+        eps = (x * (1 + sigma**2).sqrt() - x_0) / sigma
+        return (eps - sigma * x_0) / (1 + sigma**2).sqrt()
+
+
+def test_a_model_with_classes_is_judged_by_class_and_guidance(pixels: TrainingImages, tmp_path: Path) -> None:
+    """One whose samples are pictures of the test set, one for each class, with guidance 1; and grey with 0."""
+    members = [next(i for i, file in enumerate(pixels.files) if file.startswith(name)) for name in CLASSES]
+    files = tuple(f"{Path(file).name.split('_')[0]}/{i}.jpg" for i, file in enumerate(pixels.files))
+    test = replace(pixels, files=files)
+    shades = pixels.pixels[members].float() / 127.5 - 1
+    true = Rainbow(shades[:, :, :1, :1])
+    true.shades = nn.Parameter(torch.cat([shades, torch.zeros(1, 3, 32, 32)]), requires_grad=False)
+    model = Model("rainbow", true, make_schedule(), "v_prediction", 3, 32, 32, classes=CLASSES)
+    options = {"error_images": 3, "sampler": ("euler", "trailing", 3), "seed": 0, "inception": False}
+    errors, distances, classes = run({"r": model}, test, None, tmp_path, count=20, guidances=(0.0, 1.0), **options)
+    assert [row.what for row in distances] == ["r, guidance 0", "r, guidance 1"]
+    grey, coloured = distances
+    expected = accuracy(pixels.pixels[members], torch.arange(10))
+    assert grey.accuracy == pytest.approx(0.1)
+    assert coloured.accuracy == pytest.approx(expected, abs=0.1)
+    assert expected > 0.7
+    assert coloured.frechet < grey.frechet
+    assert [(row.what, row.name, row.count) for row in classes[10:]] == [("r, guidance 1", name, 2) for name in CLASSES]
+    for row, right in zip(classes[10:], guesses(pixels.pixels[members]) == torch.arange(10), strict=True):
+        assert row.accuracy == pytest.approx(float(right), abs=0.5)
+    again = run({"r": model}, test, None, tmp_path, count=20, guidances=(0.0, 1.0), **options)
+    assert repr(again) == repr((errors, distances, classes))
+    with pytest.raises(ValueError, match="holds rows with another guidances"):
+        run({"r": model}, test, None, tmp_path, count=20, guidances=(2.0,), **options)
+    lines = class_table(classes).splitlines()
+    assert lines[0] == (
+        "|  | r, guidance 0: Frechet | r, guidance 0: recognized | r, guidance 1: Frechet | r, guidance 1: recognized |"
+    )
+    assert len(lines) == 12
+
+
+def test_the_sheet_has_a_row_for_each_class() -> None:
+    model = Model(
+        "rainbow", Rainbow(torch.zeros(10, 3, 1, 1)), make_schedule(), "v_prediction", 3, 8, 8, classes=CLASSES
+    )
+    (subject,) = subjects(model, "r", [1.0])
+    samples = subject.classes(200).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8).byte() * 20
+    rows = (sample_sheet(subject, samples)[0, 2::10, 2:98] + 1) * 127.5 / 20
+    for number, row in enumerate(rows[:10]):
+        inside = row[torch.arange(96) % 10 < 6]
+        assert inside.round().unique().tolist() == [number]
+    assert [part.name for part in subjects(model, "r", [])] == ["r"]
+    assert [part.name for part in subjects(replace(model, classes=("cat", "dog")), "r", [2.0])] == ["r"]
+
+
+def test_tables_and_plot() -> None:
     errors = [ErrorRow("a", t, sigma, eps_mse) for t, sigma, eps_mse in ((10, 0.1, 0.3), (30, 0.2, 0.1))]
-    distances = [DistanceRow("train.zip", 10, 0.5, 0.01, 0.003, 0.99), DistanceRow("a", 10, 2.0, 0.02, 0.1, 1.1)]
-    assert table(errors, distances).splitlines()[2:] == [
-        "| train.zip |  | 10 | 0.500 | 0.0100 | 0.003 | 0.990 |",
-        "| a | 0.2000 | 10 | 2.000 | 0.0200 | 0.100 | 1.100 |",
+    distances = [
+        DistanceRow("train.zip", 10, 0.5, 0.01, 0.003, 0.99),
+        DistanceRow("a", 10, 2.0, 0.02, 0.1, 1.1, 0.5),
+    ]
+    assert table(distances).splitlines()[2:] == [
+        "| train.zip | 10 | 0.500 |  | 0.0100 | 0.003 | 0.990 |",
+        "| a | 10 | 2.000 | 50.0% | 0.0200 | 0.100 | 1.100 |",
+    ]
+    many = [ErrorRow("a", t, 1.0, t / 1000) for t in range(10, 1000, 20)]
+    assert error_table(many).splitlines() == [
+        "| eps-MSE, mean over t | t from 0 | t from 248 | t from 495 | t from 742 | all t |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| a | 0.1200 | 0.3700 | 0.6200 | 0.8700 | 0.5000 |",
     ]
     assert [line.get_label() for line in plot(errors).axes[0].lines] == ["a"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import make_grid
-from ddim_ode.models import _DEFAULT_FOLDER, Model, load_model
+from ddim_ode.models import EMBEDDED, Model, load_model
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 from ddim_ode.spacings import GRIDS, Tau
@@ -73,7 +73,7 @@ def embedded() -> Model:
 def test_euler_on_the_embedded_model_is_diffusers_ddim(embedded: Model, spacing: str, steps: int) -> None:
     """Within the rounding of diffusers, which keeps state and table in float32. Another grid is off by about 0.04."""
     scheduler = DDIMScheduler.from_pretrained(
-        _DEFAULT_FOLDER / "scheduler", timestep_spacing=spacing, set_alpha_to_one=True
+        EMBEDDED["default"] / "scheduler", timestep_spacing=spacing, set_alpha_to_one=True
     )
     scheduler.set_timesteps(steps)
     x_T = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(steps))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ddim_ode import kinds
-from ddim_ode.models import _DEFAULT_FOLDER, Model, ModelError, load_model
+from ddim_ode.models import EMBEDDED, Model, ModelError, load_model
 from ddim_ode.processes import PREDICTIONS
 from ddim_ode.schedule import make_schedule
 
@@ -322,20 +322,25 @@ def test_a_hub_name_with_a_network_is_a_folder(pipeline: Path, monkeypatch: pyte
     assert model.fingerprint == load_model(str(pipeline)).fingerprint
 
 
-def test_the_embedded_model_is_there_and_quick() -> None:
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_models_are_there_and_quick(name: str) -> None:
+    """Computed in float32, whatever the precision of the file."""
     start = time.perf_counter()
-    model = load_model()
+    model = load_model(name)
     assert time.perf_counter() - start < 10
-    assert model.name == "default"
+    assert model.name == name
+    assert {parameter.dtype for parameter in model.network.parameters()} == {torch.float32}
+    assert model.calibration is not None
+    assert len(model.classes) == (10 if name == "cifar10-classes" else 0)
     assert (model.channels, model.height, model.width) == (3, 32, 32)
     assert model.device.type == "cpu"
     assert len(model.schedule) == 1000
-    for part in ("model 'default'", "3 x 32 x 32", f"predicts {model.prediction}", "157.407", model.fingerprint):
+    for part in (f"model '{name}'", "3 x 32 x 32", f"predicts {model.prediction}", "157.407", model.fingerprint):
         assert part in model.summary()
 
 
 def test_the_embedded_model_is_a_pipeline_of_diffusers() -> None:
-    pipeline = DDIMPipeline.from_pretrained(_DEFAULT_FOLDER)
+    pipeline = DDIMPipeline.from_pretrained(EMBEDDED["default"])
     pipeline.set_progress_bar_config(disable=True)
     (picture,) = pipeline(num_inference_steps=1, generator=torch.manual_seed(0)).images
     assert picture.size == (32, 32)
