@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from ddim_ode.training.checkpoint import Checkpoint
 
 # The sheet of samples that training leaves at every save.
-PREVIEW_IMAGES, PREVIEW_OF_EACH, PREVIEW_STEPS = 36, 8, 20
+PREVIEW_STEPS, PREVIEW_COLUMNS = 20, 6
+# Of a model with classes: a row for each of so many, spread over all of them.
+PREVIEW_OF_EACH, PREVIEW_ROWS = 8, 16
 ALL_CLASSES = "all"
 PATH = FilePath()
 
@@ -122,7 +124,8 @@ def encode(
         found = lost = None
         with failures.caught(RuntimeError):  # by then the latents are saved
             found = batch.check() if check else None
-            lost = batch.round_trip() if batch.guided else None
+            if batch.guided:
+                lost = found.reconstruction_mse if found else batch.round_trip()
         for encoded in saved:
             name, target = encoded.latent.source.name, jobs[encoded.index][1]
             say(f"{name} -> {target} ({encoded.report(found)})")
@@ -232,18 +235,20 @@ def sample(
 
     check_image_path(output, overwrite=overwrite)
     session = run.session()
-    classes = session.model.classes if labels == (ALL_CLASSES,) else labels or (NO_CLASS,)
+    every = labels == (ALL_CLASSES,) and ALL_CLASSES not in session.model.classes
+    classes = session.model.classes if every else labels or (NO_CLASS,)
     if not classes:
         raise ValueError(f"model '{session.model.name}' knows no classes; leave --class out")
-    rows, columns = (len(classes), count) if len(classes) > 1 else (1, ceil(sqrt(count)))
-    check_sheet(rows * count, session.model.space.shape)
+    columns = count if len(classes) > 1 else ceil(sqrt(count))
+    check_sheet(len(classes) * count, session.model.space.shape)
     wanted = [name for name in classes for _ in range(count)]
     samples: list[Sample] = []
     for found in session.sample(len(wanted), seed=seed, eta=eta, sigma_hat=sigma_hat, label=wanted, **run.wishes):
         warn_of(found.walk, len(samples) % session.batch_size)
         samples.append(found)
     pictures = [found.picture for found in samples]
-    save(sheet(pictures, columns, {**pictures[-1].settings, "classes": classes}), output, overwrite=overwrite)
+    settings = {**pictures[-1].settings, "class": None if len(classes) > 1 else labels[0] if labels else None}
+    save(sheet(pictures, columns, {**settings, "classes": classes}), output, overwrite=overwrite)
     noisy = eta is not None or sigma_hat
     noise = f" and noise of eta {1 if eta is None else eta:g}{', sigma-hat' if sigma_hat else ''}" if noisy else ""
     say(f"{len(wanted)} images from seed {seed}{noise} -> {output} (last batch: {samples[-1].report()})")
@@ -429,6 +434,8 @@ def train(
     checkpoint = load_checkpoint(output) if resume else None
     ctx = click.get_current_context()
     given = {name: values[name] for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if "label_dropout" in given and not (classes or resume):
+        raise PlanError("--label-dropout leaves out classes, but there are none; pass --classes")
     if init and (resume or unet):
         raise PlanError("--init is for a new run, and brings its network with it; leave out --resume and --unet")
     begin = load_model(init) if init else None
@@ -448,12 +455,14 @@ def train(
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
         session = Session(model, batch_size=settings.batch_size)
-        wanted = [name for name in model.classes for _ in range(PREVIEW_OF_EACH)] or [NO_CLASS] * PREVIEW_IMAGES
+        shown = range(0, len(model.classes), ceil(len(model.classes) / PREVIEW_ROWS) or 1)
+        columns = PREVIEW_OF_EACH if shown else PREVIEW_COLUMNS
+        wanted = [model.classes[i] for i in shown for _ in range(columns)] or [NO_CLASS] * columns**2
         samples = session.sample(
             len(wanted), label=wanted, seed=settings.seed, steps=PREVIEW_STEPS, solver=DEFAULT_SOLVER
         )
         images = torch.stack([found.picture.image for found in samples])
-        publish(model, checkpoint, data, output, samples=images)
+        publish(model, checkpoint, data, output, samples=images, columns=columns)
 
     hardware = Hardware(cpu=cpu, compile=compile, processes=processes)
     run(
@@ -507,8 +516,8 @@ def calibrate(
 ) -> None:
     """Fit a solver to a model, for '--solver auto'; minutes to an hour.
 
-    A fit that is worse than the default on images and latents that it was not fitted to is refused. With --overwrite
-    what a file holds for other guidance stays.
+    A fit that is worse than the default on images and latents that it was not fitted to is refused. It is for a
+    guidance, whatever the class; with --overwrite what a file holds for other guidance stays.
     """
     from analysis.pictures import CIFAR10_TRAIN
     from ddim_ode.calibration import FILE, join_calibration, save_calibration

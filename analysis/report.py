@@ -63,6 +63,8 @@ class Section:
         own = folder / self.place
         options = [*((self.full if full else self.quick) or ()), "--model", model.name]
         options += ["--device", model.device, "--out", str(own)]
+        options += ["--class", model.label] if model.label is not None else []
+        options += ["--guidance", str(model.guidance)] if model.guidance is not None else []
         if any(parameter.name == "references" for parameter in command.params):
             options += ["--references", str(folder / "references")]
         with redirect_stdout(io.StringIO()) as printed:

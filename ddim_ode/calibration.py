@@ -133,7 +133,10 @@ def load_calibration(path: Path, fingerprint: str, schedule: NoiseSchedule) -> C
             if name != entry.name:
                 raise ValueError(f"the entry for {name:.60} steps has a grid of {entry.name}")
             entry.grid.check_belongs(schedule)
-        calibration = Calibration(str(content["fingerprint"]), entries, dict(content["settings"]))
+        settings = dict(content["settings"])
+        if content["format"] == FORMATS[0]:
+            settings = {f"guidance {1.0!r}": settings}
+        calibration = Calibration(str(content["fingerprint"]), entries, settings)
     except Exception as error:  # whatever a wrong structure provokes
         raise CalibrationError(f"the calibration '{path}' is damaged: {error}; make it anew with: calibrate") from error
     if calibration.fingerprint != fingerprint:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -34,20 +33,21 @@ class Conditioned(nn.Module):
         self._conditions = tuple(conditions)
         none = self._labelled.none
         all_terms = [condition.terms for condition in conditions]
-        # Made once, where the network is: nothing is copied to a device at a call.
+        # Made once, where the network is: a call copies nothing to a device.
         like = next(network.parameters(), torch.empty(0))
         # The first terms of all members, then the second ones of those that have any, and so on.
         rounds = range(max(map(len, all_terms), default=0))
         members = [[i for i, terms in enumerate(all_terms) if len(terms) > k] for k in rounds]
         labels = [all_terms[i][k][0] for k in rounds for i in members[k]]
-        self._labels = torch.tensor([none if n is None else n for n in labels], device=like.device)
-        self._more = [
-            (
-                torch.tensor(members[k], device=like.device),
-                like.new_tensor([all_terms[i][k][1] for i in members[k]]),
-            )
-            for k in rounds[1:]
-        ]
+        self._keep("labels", torch.tensor([none if n is None else n for n in labels], device=like.device))
+        self._rounds = rounds[1:]
+        for k in self._rounds:
+            self._keep(f"members_{k}", torch.tensor(members[k], device=like.device))
+            self._keep(f"weights_{k}", like.new_tensor([all_terms[i][k][1] for i in members[k]]))
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        """Have ``values``, ``(A,)``, go wherever this module goes, as its attribute ``name``; it is no weight."""
+        self.register_buffer(name, values, persistent=False)
 
     def of(self, members: Tensor) -> Conditioned:
         """The same for some ``members`` of the batch, by their places in it: int64, ``(A,)``."""
@@ -61,14 +61,16 @@ class Conditioned(nn.Module):
         """
         if len(x) != len(self._conditions):
             raise ValueError(f"there are {len(self._conditions)} conditions, but the batch has {len(x)} members")
-        if not self._more:
-            return self._labelled.answer(x, t, self._labels)
-        xs = [x, *(x[members] for members, _ in self._more)]
-        ts = [t, *(t[members] for members, _ in self._more)]
-        answers = self._labelled.answer(torch.cat(xs), torch.cat(ts), self._labels)
+        labels: Tensor = self.get_buffer("labels")
+        if not self._rounds:
+            return self._labelled.answer(x, t, labels)
+        more = [(self.get_buffer(f"members_{k}"), self.get_buffer(f"weights_{k}")) for k in self._rounds]
+        xs = [x, *(x[members] for members, _ in more)]
+        ts = [t, *(t[members] for members, _ in more)]
+        answers = self._labelled.answer(torch.cat(xs), torch.cat(ts), labels)
         first, *others = torch.split(answers, [len(part) for part in xs])
         mixed = first
-        for (members, weights), output in zip(self._more, others, strict=True):
+        for (members, weights), output in zip(more, others, strict=True):
             w = weights.reshape(-1, *[1] * (x.ndim - 1))
             # A member that is asked for once stays what it is to the last bit.
             mixed = mixed.index_copy(0, members, mixed[members] + w * (output - first[members]))
@@ -86,9 +88,9 @@ class Bound(nn.Module):
         self.network = network
         self.register_buffer("label", torch.tensor(-1 if condition.label is None else condition.label))
         self.register_buffer("guidance", torch.tensor(condition.guidance))
-        self._for_batch = lru_cache(maxsize=2)(lambda size: Conditioned(network, [condition] * size))
+        self._condition = condition
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)``, t ``(B,)``, to ``(B, C, H, W)``."""
-        output: Tensor = self._for_batch(len(x))(x, t)
+        output: Tensor = Conditioned(self.network, [self._condition] * len(x))(x, t)
         return output

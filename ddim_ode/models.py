@@ -122,12 +122,14 @@ class Model:
     def condition(self, label: Label | None, *, guidance: float = 1.0) -> Condition:
         """What to ask of the network for a class, by its name or its number; None or 'none' for no class.
 
+        A class that is itself called 'none' has its number.
+
         Raises:
             ValueError: if there is no such class, or guidance is not finite.
         """
-        number = self.classes.index(label) if isinstance(label, str) and label in self.classes else label
-        if number in (None, NO_CLASS):
+        if label in (None, NO_CLASS):
             return Condition(None, guidance)
+        number = self.classes.index(label) if isinstance(label, str) and label in self.classes else label
         if isinstance(number, str) and number.isdecimal():
             number = int(number)
         if not isinstance(number, int) or not 0 <= number < len(self.classes):
@@ -146,7 +148,12 @@ class Model:
         if not self.classes:
             raise ValueError(f"model '{self.name}' knows no classes; leave the class out")
         network = Bound(self.network, condition).to(self.device).eval().requires_grad_(False)
-        return replace(self, name=f"{self.name}, {condition}", network=network, folder=None, classes=())
+        bound = replace(self, name=f"{self.name}, {condition}", network=network, folder=None, classes=())
+        if self.calibration:
+            own = (entry for entry in self.calibration.entries if entry.guidance == condition.strength)
+            entries = tuple(replace(entry, guidance=1.0) for entry in own)
+            vars(bound)["calibration"] = replace(self.calibration, fingerprint=bound.fingerprint, entries=entries)
+        return bound
 
     @property
     def process(self) -> VariancePreserving:
@@ -234,13 +241,14 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     # Channels last: convolutions are 5 to 15 % faster so on a CPU.
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     network.eval().requires_grad_(False)
-    classes = _class_names(name, folder, labels) if labels else ()
+    classes = _class_names(name, (folder, unet_folder.parent), labels) if labels else ()
     return Model(name, network, schedule, prediction, channels, height, width, folder, classes, scheduler)
 
 
-def _class_names(name: str, folder: Path, labels: int) -> tuple[str, ...]:
-    """The names of the classes, under ``id2label`` in the pipeline's index; the last of the ``labels`` means none."""
-    index = folder / INDEX
+def _class_names(name: str, folders: Sequence[Path], labels: int) -> tuple[str, ...]:
+    """The names of the classes, under ``id2label`` in the pipeline's index, which is in the first of the ``folders``
+    that has one; the last of the ``labels`` means none."""
+    index = next((folder / INDEX for folder in folders if (folder / INDEX).is_file()), folders[0] / INDEX)
     names = read_json(index).get(CLASS_NAMES) if index.is_file() else None
     wanted = {str(i) for i in range(labels - 1)}
     if not isinstance(names, dict) or names.keys() != wanted or not all(isinstance(n, str) for n in names.values()):

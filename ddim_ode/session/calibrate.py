@@ -200,7 +200,8 @@ def calibrate_in(
 def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     """Write ``settings`` into ``folder``, or find them there."""
     path = folder / "settings.json"
-    before = load_json(path) or settings
+    # Before there were conditions, there were none.
+    before = {"condition": str(UNCONDITIONAL), **(load_json(path) or settings)}
     for key, value in settings.items():
         if before.get(key) != value:
             raise ValueError(f"'{folder}' holds the work for another {key}; choose another folder with --work")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ddim_ode.conditions import Condition
@@ -37,9 +36,8 @@ def edit(worker: Worker, image: Tensor, source: Source, own: Condition, plans: M
 def _edit(worker: Worker, x_0: Tensor, own: Condition, strength: float, plan: Plan) -> EditedAt:
     label = f"edit {strength:g}"
     there, walk_there = worker.walker([own]).encode(x_0, plan.grid, plan.solver, label=label)
-    twice = there.map(lambda x: torch.cat([x, x]))
-    both = worker.walker([own, plan.condition])
-    back, walk_back = both.decode(twice.x, plan.grid, plan.back, companion=twice.companion, label=label)
-    images = back.x.cpu()
-    mse = float(pixel_mse(x_0, back.x[:1]))
-    return EditedAt(strength, images[0], images[1], mse, plan, walk_there, walk_back)
+    again, _ = worker.walker([own]).decode(there.x, plan.grid, plan.back, companion=there.companion, label=label)
+    # Without the companion, which is one of its own class.
+    edited, walk_back = worker.walker([plan.condition]).decode(there.x, plan.grid, plan.back, label=label)
+    mse = float(pixel_mse(x_0, again.x))
+    return EditedAt(strength, again.x[0].cpu(), edited.x[0].cpu(), mse, plan, walk_there, walk_back)

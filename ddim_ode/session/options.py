@@ -57,7 +57,7 @@ guidance_option = click.option(
     "--guidance",
     type=float,
     metavar="W",
-    help="How strongly towards --class: 1 is the class as it was learned. Default: 1, or the latent's own.",
+    help="How strongly towards the class: 1 is the class as it was learned. Default: 1; of a latent its own.",
 )
 
 
@@ -66,7 +66,8 @@ def class_option(*, several: str = "") -> Callable[[FC], FC]:
 
     ``several``  what they are for, for the help.
     """
-    help = f"Class of the model, by its name or number; '{NO_CLASS}' for no class, the default. {several}".strip()
+    help = f"Class of the model, by its name or number; '{NO_CLASS}' for no class. Default: none; of a latent its own."
+    help = f"{help} {several}".strip()
     name = "labels" if several else "label"
     return click.option("--class", name, multiple=bool(several), metavar="NAME|NUMBER", help=help)
 

@@ -42,10 +42,10 @@ NOISE_GRID = "trailing"
 class Plan:
     """What will be done.
 
-    ``solver``  the one to encode with; ``back`` the one to decode with.
-    ``grid``    the nodes of the walk, in both directions.
-    ``exact``   whether decoding begins with both states of a reversible solver, and so leads back exactly.
-    ``why``     sentences about what is not as one might expect, for people to read.
+    ``solver``     the one to encode with; ``back`` the one to decode with.
+    ``grid``       the nodes of the walk, in both directions.
+    ``exact``      whether decoding begins with both states of a reversible solver, and so leads back exactly.
+    ``why``        sentences about what is not as one might expect, for people to read.
     ``condition``  what the network is asked for.
     """
 
@@ -104,20 +104,21 @@ def plan_edit(request: Request, model: Model, strength: float) -> Plan:
     """The plan to encode pictures up to a part of all timesteps, the ``strength``, and to decode them from there.
 
     Raises:
-        ValueError: as ``plan_encoding`` does, and for a strength that is not above 0 and at most 1.
+        ValueError: as ``plan_encoding`` does, and for a strength that is less than a timestep or more than 1.
     """
-    if not 0 < strength <= 1:
-        raise PlanError(f"the strength must be above 0 and at most 1, but it is {strength:g}")
-    plan = plan_encoding(request, model)
-    t_end = strength * plan.grid.timesteps[-1]
-    if strength == 1:
-        return plan
-    if isinstance(request.grid, tuple):
+    last = len(model.schedule) - 1
+    if not 1 <= strength * last <= last:
+        raise PlanError(f"the strength must be from {1 / last:.3g}, a timestep, to 1, but it is {strength:g}")
+    if isinstance(request.grid, tuple) and strength < 1:
         raise PlanError("a list of timesteps says where it ends; take --strength 1, or the name of a grid")
-    # A calibration is for the whole way.
-    solver = _solver(replace(request, solver=None if request.solver == AUTO else request.solver))
-    grid, why = _grid(request, model, solver, t_end=t_end)
-    return replace(plan, solver=solver, back=way_back(solver), grid=grid, why=why)
+    calibrated = request.solver in (None, AUTO)
+    plan = plan_encoding(replace(request, solver=DEFAULT_SOLVER if calibrated else request.solver), model)
+    if strength < 1:
+        grid, _ = _grid(request, model, plan.solver, t_end=strength * last)
+        plan = replace(plan, grid=grid)
+    # Below the end of its grid, or as another class, a calibration says nothing.
+    why = (f"{AUTO} is {DEFAULT_SOLVER}: a calibration is for the whole way and one guidance",) if calibrated else ()
+    return replace(plan, why=plan.why + why)
 
 
 def plan_noise(request: Request, model: Model) -> Plan:
@@ -156,7 +157,7 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
             return Plan(solver, solver, latent.grid, condition=condition)
         if entry and latent.reached_by(entry.grid):
             solver = _solver_of(entry, model)
-            return Plan(solver, solver, entry.grid, why=(*why, *_left_behind(latent)), condition=condition)
+            return Plan(solver, solver, entry.grid, why=(*why, *_left_behind(latent, condition)), condition=condition)
         if entry:
             why = (f"{AUTO} is {DEFAULT_SOLVER}: the calibration for {entry.grid.steps} steps ends at another sigma",)
     own = _solver(request, latent)
@@ -180,7 +181,7 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     same = solver.settings == {**solver.settings, **latent.solver} and grid == latent.grid
     same = same and condition.terms == latent.condition.terms
     exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
-    why += () if exact else _left_behind(latent)
+    why += () if exact else _left_behind(latent, condition)
     return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why, condition)
 
 
@@ -283,12 +284,12 @@ def _fitted(name: str, grid: Grid, up: Weights, down: Weights) -> Solver:
     return solver
 
 
-def _left_behind(latent: Latent) -> tuple[str, ...]:
-    """Say that the companion plays no part, if ``latent`` has one."""
+def _left_behind(latent: Latent, condition: Condition) -> tuple[str, ...]:
+    """Say that the companion plays no part under this ``condition``, if ``latent`` has one."""
     if latent.companion is None:
         return ()
     own = f"{latent.solver['name']} in {latent.grid.steps} steps on {latent.grid.name}"
-    own += f" and {latent.condition}" if latent.condition.label is not None else ""
+    own += f" and {latent.condition}" if condition.terms != latent.condition.terms else ""
     return (f"without the companion, which leads back exactly with {own} alone",)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ddim_ode.conditions import UNCONDITIONAL, Condition, Label
+from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Condition, Label
 
 if TYPE_CHECKING:
     from ddim_ode.latents import Latent
@@ -57,7 +57,7 @@ class Request:
 
 
 def towards_classes(requests: Sequence[Request], latents: Sequence[Latent | None], model: Model) -> Sequence[Request]:
-    """The ``requests``, of which those that ask for no class have no guidance, as long as others ask for one."""
+    """The ``requests``; where some ask for a class, those that ask for none are without the guidance of the others."""
     plain = [replace(request, guidance=None) for request in requests]
     asked = [plan_condition(request, model, latent) for request, latent in zip(plain, latents, strict=True)]
     if all(condition.label is None for condition in asked):
@@ -71,9 +71,10 @@ def towards_classes(requests: Sequence[Request], latents: Sequence[Latent | None
 def plan_condition(request: Request, model: Model, latent: Latent | None = None) -> Condition:
     """What the request asks of the network; where it names no class, what ``latent`` was encoded with."""
     own = latent.condition if latent else UNCONDITIONAL
-    label = (own.name if own.label is not None else None) if request.label is None else request.label
+    label: Label | None = own.label if own.name in (None, NO_CLASS) else own.name
+    label = label if request.label is None else request.label
     guidance = own.guidance if request.guidance is None else request.guidance
     condition = model.condition(label, guidance=guidance)
     if condition.label is None and request.guidance not in (None, 1):
-        raise PlanError(f"guidance {guidance:g} must be towards a class; name one with --class, or leave it out")
+        raise PlanError(f"guidance {guidance:g} must be towards a class; name one, or leave it out")
     return condition

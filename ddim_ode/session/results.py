@@ -17,6 +17,7 @@ from ddim_ode.latents import Latent
 from ddim_ode.session.check import Check
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.walks import Walk
+from solvers import ExactInverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +95,9 @@ class Encoded:
 
     @property
     def unsure(self) -> bool:
-        """Whether guidance amplifies the errors of encoding, and no second state undoes them."""
-        return self.plan.condition.strength > 1 and not self.plan.exact
+        """Whether guidance amplifies the errors of encoding, and what decodes does not undo them exactly."""
+        plan = self.plan
+        return not 0 <= plan.condition.strength <= 1 and not plan.exact and not isinstance(plan.solver, ExactInverse)
 
     def report(self, found: Check | None = None) -> str:
         """How it was encoded, in a line; and how good it is, if that was ``found`` out for its batch."""
@@ -141,7 +143,7 @@ class EncodedBatch:
 
     @property
     def guided(self) -> bool:
-        """Whether one of them was encoded with guidance above 1, and not so that it leads back exactly all the same."""
+        """Whether guidance makes one of them unsure."""
         return any(encoded.unsure for encoded in self.latents)
 
 
@@ -252,7 +254,7 @@ class EditedAt:
 
     ``again, edited``  decoded as what it was, and as what it should be: ``(C, H, W)`` on the CPU.
     ``mse``            of the first of these against the picture, pixels in [0, 1].
-    ``there, back``    the walk up, and that of both down.
+    ``there, back``    the walk up, and that of the edit down.
     """
 
     strength: float

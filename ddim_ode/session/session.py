@@ -40,7 +40,14 @@ from ddim_ode.session.plan import (
     plan_noise,
     plan_sampling,
 )
-from ddim_ode.session.request import DEFAULT_STRENGTH, MOST_IN_A_BATCH, PlanError, Request, towards_classes
+from ddim_ode.session.request import (
+    DEFAULT_STRENGTH,
+    MOST_IN_A_BATCH,
+    PlanError,
+    Request,
+    plan_condition,
+    towards_classes,
+)
 from ddim_ode.session.results import (
     Decoded,
     Edit,
@@ -80,6 +87,18 @@ def _each_label(label: Labels, count: int) -> list[Label | None]:
     if len(label) != count:
         raise ValueError(f"there must be one class, or one for each of {count}, but there are {len(label)}")
     return list(label)
+
+
+def _paired(pictures: Iterable[Readable], requests: Iterable[Request]) -> Iterator[tuple[Readable, Request]]:
+    count, others = 0, iter(requests)
+    for picture in pictures:
+        request = next(others, None)
+        if request is None:
+            raise ValueError(f"there must be a request for each picture, but there are only {count} of them")
+        count += 1
+        yield picture, request
+    if next(others, None) is not None:
+        raise ValueError(f"there must be a request for each picture, but there are more than the {count} pictures")
 
 
 class Session:
@@ -142,7 +161,12 @@ class Session:
         (batch,) = self.encode_batches([picture], request)
         (encoded,) = batch
         encoded.walk.warn()
-        for text in encoded.warnings(lost=batch.round_trip() if batch.guided else None):
+        lost = None
+        try:
+            lost = batch.round_trip() if batch.guided else None
+        except RuntimeError as error:  # which loses no latent
+            warnings.warn(f"the latent of '{encoded.latent.source.name}' cannot be decoded: {error}", stacklevel=2)
+        for text in encoded.warnings(lost=lost):
             warnings.warn(text, stacklevel=2)
         return encoded.latent
 
@@ -288,7 +312,8 @@ class Session:
             images += solution.x.cpu()
         errors = corner_errors(corners, torch.stack(images))
         names = [corner.name for corner in corners]
-        settings = plan_settings(self.model, plan, plan.back, ", ".join(names)) | {
+        common = plan_settings(self.model, plan, plan.back, ", ".join(names))
+        settings = {name: value for name, value in common.items() if name not in ("class", "guidance")} | {
             "between": names,
             "conditions": [str(condition) for condition in conditions],
             "count": count,
@@ -321,6 +346,8 @@ class Session:
         image, source = self.model.space.read(picture)
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=to, guidance=guidance)
         strengths = [strength] if isinstance(strength, int | float) else sorted(strength)
+        if not strengths:
+            raise PlanError("there must be a strength, or several of them, above 0 and at most 1, but there is none")
         plans = [self._affordable(plan_edit(request, self.model, part)) for part in strengths]
         own = self.model.condition(label)
         return edit(self._worker, image, source, own, dict(zip(strengths, plans, strict=True)))
@@ -365,6 +392,7 @@ class Session:
             latent = source if isinstance(source, Latent) else load_latent(source)
             try:
                 latent.check_fits(self.model, any_model=any_model)
+                self._check_condition(wishes, latent)
                 return latent, self._affordable(plan_decoding(wishes, latent, self.model))
             except ValueError as error:
                 if isinstance(error, PlanError) or not isinstance(source, str | Path):
@@ -409,19 +437,26 @@ class Session:
         self, pictures: Iterable[Readable], request: Requests, on_error: OnError | None
     ) -> Iterator[Sequence[PictureJob]]:
         """The ``pictures``, read and planned for, in batches that go through the network together."""
-        planned: Iterable[tuple[Readable, Plan]]
+
+        def plan(wishes: Request) -> Plan:
+            return self._affordable(plan_encoding(wishes, self.model))
+
+        def read(picture: Readable, own: Plan) -> tuple[Tensor, Source, Plan]:
+            return *self.model.space.read(picture), own
+
         if request is None or isinstance(request, Request):
-            plan = self._affordable(plan_encoding(request or Request(), self.model))
-            planned = ((picture, plan) for picture in pictures)
+            common = plan(request or Request())
+            read_all = each(pictures, lambda picture: read(picture, common), on_error)
         else:
-            plans = (self._affordable(plan_encoding(one, self.model)) for one in request)
-            planned = zip(pictures, plans, strict=True)
+            read_all = each(_paired(pictures, request), lambda pair: read(pair[0], plan(pair[1])), on_error)
+        return batched((PictureJob(index, *job) for index, job in read_all), self.batch_size, alike)
 
-        def read(source: tuple[Readable, Plan]) -> tuple[Tensor, Source, Plan]:
-            return *self.model.space.read(source[0]), source[1]
-
-        jobs = (PictureJob(index, *job) for index, job in each(planned, read, on_error))
-        return batched(jobs, self.batch_size, alike)
+    def _check_condition(self, request: Request, latent: Latent) -> None:
+        """Raise LatentError if the request asks for guidance, and neither it nor the latent for a class."""
+        try:
+            plan_condition(request, self.model, latent)
+        except PlanError as error:
+            raise LatentError(f"{error}") from error
 
     def _affordable(self, plan: Plan) -> Plan:
         """The ``plan``, if its cost is not known to be above the limit."""

@@ -30,10 +30,12 @@ _PACKAGES = ("torch", "diffusers", "accelerate", "ddim-ode")
 _CURVE_POINTS = 500
 
 
-def publish(model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: Path, *, samples: Tensor) -> None:
+def publish(
+    model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: Path, *, samples: Tensor, columns: int
+) -> None:
     """Write all of it into ``folder``; ``samples`` are ``(B, C, H, W)``, pixels in [-1, 1], decoded with ``model``.
 
-    Of a model that knows classes they are as many of each, class by class.
+    ``columns``  of the sheet of samples; of a model that knows classes each row is of one.
 
     Raises:
         OSError: if it cannot be written.
@@ -43,7 +45,6 @@ def publish(model: Model, checkpoint: Checkpoint, data: TrainingImages, folder: 
     lines = [f"{step},{loss:.6g}" for step, loss in curve]
     write_file(folder / "loss.csv", "\n".join(["step,loss", *lines, ""]).encode(), overwrite=True)
     write_file(folder / "loss.png", _plot(curve, checkpoint.settings), overwrite=True)
-    columns = len(samples) // len(model.classes) if model.classes else max(1, round(len(samples) ** 0.5))
     settings = {"step": checkpoint.step, "images": checkpoint.step * checkpoint.settings.batch_size}
     save_image(tile(samples, columns), folder / "samples.png", settings=settings, zoom=2, overwrite=True)
     card = model_card(model, checkpoint, data)
@@ -127,7 +128,7 @@ def model_card(model: Model, checkpoint: Checkpoint, data: TrainingImages) -> st
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     plain = {key: value for key, value in asdict(settings).items() if key != "unet"}
     opened_by = "`DDPMPipeline.from_pretrained(...)` opens it"
-    rows_of = ", a row for each class" if settings.classes else ""
+    rows_of = ", each row of one class" if settings.classes else ""
     if settings.classes:
         # diffusers has no pipeline that would tell the network its class.
         opened_by = "`UNet2DModel.from_pretrained(..., subfolder='unet')` opens its network"

@@ -65,7 +65,7 @@ def _schedule(model: Model) -> str:
 
 
 def first_weights(model: Model, settings: Settings) -> dict[str, Tensor]:
-    """The weights of ``model`` for a network of these ``settings``, which has classes or not, the same or others.
+    """The weights of ``model`` for a network of these ``settings``, whatever the classes of either.
 
     Asked for no class, the network answers as the model does; asked for one of the model's classes, as it does for
     that one. Classes that the model does not know begin near none.

@@ -33,6 +33,19 @@ def test_it_survives_its_file(tmp_path: Path) -> None:
         save_calibration(CALIBRATION, path)
 
 
+def test_a_file_of_the_first_format_is_for_no_guidance(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    save_calibration(replace(CALIBRATION, entries=CALIBRATION.entries[:2]), path)
+    content = json.loads(path.read_text())
+    content |= {"format": "ddim-ode calibration 1", "settings": {"seed": 0}}
+    for entry in content["entries"].values():
+        del entry["guidance"]
+    path.write_text(json.dumps(content))
+    old = load_calibration(path, "abc", SCHEDULE)
+    assert old.entries == CALIBRATION.entries[:2]
+    assert old.settings == {"guidance 1.0": {"seed": 0}}
+
+
 def test_none_where_there_is_no_file(tmp_path: Path) -> None:
     assert load_calibration(tmp_path / "calibration.json", "abc", SCHEDULE) is None
 

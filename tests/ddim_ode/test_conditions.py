@@ -170,6 +170,12 @@ def test_wrong_conditions() -> None:
         without.ode(conditions=[Condition(None)])
 
 
+def test_a_class_that_is_called_none_has_its_number() -> None:
+    odd = Model("odd", GaussianClasses(), SCHEDULE, "epsilon", 1, 4, 4, classes=("none", "dog", "horse"))
+    assert odd.condition("none").label is None
+    assert odd.condition(0) == odd.condition("0") == Condition(0)
+
+
 def with_index(folder: Path, index: dict[str, object]) -> Path:
     """The model's folder with more in its index."""
     path = folder / "model_index.json"
@@ -183,6 +189,7 @@ def test_a_folder_with_classes(make_model: Callable[..., Path]) -> None:
     ours = load_model(str(folder))
     assert ours.classes == ("cat", "dog")
     assert "classes    cat, dog" in ours.summary()
+    assert load_model(str(folder / "unet")).classes == ("cat", "dog")
     theirs = UNet2DModel.from_pretrained(folder / "unet").eval().to(memory_format=torch.channels_last)
     x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10.0, 500.0])
     with torch.no_grad():

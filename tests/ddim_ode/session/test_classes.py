@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -58,8 +60,27 @@ def test_each_picture_has_its_own_class(session: Session) -> None:
     assert "class 'cat' with guidance 1" in found[0].report()
     assert "network calls" not in found[0].report()
     assert "class" not in found[2].report()
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="a request for each picture, but there are only 2 of them"):
         list(session.encode_all(pictures, requests[:2]))
+
+
+def test_a_wrong_request_loses_no_other_picture(session: Session) -> None:
+    requests, failures = [Request("euler", 3, label=name) for name in ("cat", "cow", "dog")], []
+    found = list(session.encode_all(greys(1, 2, 3), requests, on_error=failures.append))
+    assert [encoded.index for encoded in found] == [0, 2]
+    assert "knows no class 'cow'" in str(failures[0])
+    with pytest.raises(ValueError, match="there are more than the 1 pictures"):
+        list(session.encode_all(greys(1), requests[::2]))
+
+
+def test_a_latent_without_a_class_is_named_where_guidance_is_asked_for(session: Session, tmp_path: Path) -> None:
+    for name, label in (("a", "cat"), ("b", None)):
+        session.encode(greys(5)[0], steps=2, label=label).save(tmp_path / f"{name}.pt")
+    failures: list[Exception] = []
+    files = [tmp_path / "b.pt", tmp_path / "a.pt"]
+    (found,) = session.decode_all(files, Request(guidance=2.0), on_error=failures.append)
+    assert found.index == 1
+    assert str(failures[0]).startswith(f"'{files[0]}': guidance 2 must be towards a class")
 
 
 def test_a_latent_is_decoded_as_what_it_was_unless_another_class_is_named(session: Session, tmp_path: Path) -> None:
@@ -95,7 +116,7 @@ def test_wrong_wishes(session: Session, tiny_model: Path) -> None:
     with pytest.raises(ValueError, match="knows no class 'cow'; it knows: 0 cat, 1 dog, 2 horse, and 'none'"):
         session.encode(picture, label="cow")
     for wishes in ({"guidance": 2.0}, {"guidance": 2.0, "label": "none"}):
-        with pytest.raises(PlanError, match="guidance 2 must be towards a class; name one with --class"):
+        with pytest.raises(PlanError, match="guidance 2 must be towards a class; name one, or leave it out"):
             session.encode(picture, **wishes)
     with pytest.raises(ValueError, match="guidance must be a finite number, but it is inf"):
         session.reconstruct(picture, label="cat", guidance=float("inf"))
@@ -103,7 +124,7 @@ def test_wrong_wishes(session: Session, tiny_model: Path) -> None:
         next(Session(tiny_model).sample(1, label="cat"))
     with pytest.raises(ValueError, match="one class, or one for each of 3, but there are 2"):
         next(session.sample(3, label=["cat", "dog"]))
-    with pytest.raises(PlanError, match="the strength must be above 0 and at most 1, but it is 0"):
+    with pytest.raises(PlanError, match=r"the strength must be from 0\.001, a timestep, to 1, but it is 0"):
         session.edit(picture, "cat", strength=0)
     latent = session.encode(picture, label="cat", steps=2)
     with pytest.raises(LatentError, match="encoded with model"):
@@ -166,6 +187,12 @@ def test_encoding_with_guidance_is_warned_of_with_what_it_loses(session: Session
     assert not batch.guided
     (batch,) = session.encode_batches([picture] * 2, [half, more])
     assert batch.guided
+    (batch,) = session.encode_batches([picture], Request("euler", 5, label="cat", guidance=-1.0))
+    assert batch.guided
+    for exact in (Request("euler", 3, exact=True, label="cat", guidance=2.0), Request("bdia", 3, label=0, guidance=2)):
+        (batch,) = session.encode_batches([picture], exact)
+        assert not batch.guided
+    (batch,) = session.encode_batches([picture] * 2, [half, more])
     assert [len(encoded.warnings(lost=batch.round_trip())) for encoded in batch] == [0, 1]
 
 
@@ -186,6 +213,11 @@ def test_a_calibration_is_for_its_guidance(class_model: Path) -> None:
         sample = next(own.sample(1, steps=3, label=label, guidance=guidance))
         assert sample.plan.grid.name == grid
         assert ("is not calibrated for 3 steps with guidance 3" in sample.report()) == (guidance == 3.0)
+    (part,) = own.edit(greys(9)[0], "dog", label="cat", guidance=2.0, strength=1, steps=3).edits
+    assert part.plan.solver.name == "dpmpp3m"
+    assert "auto is dpmpp3m: a calibration is for the whole way and one guidance" in part.report()
+    bound = own.model.bound(Condition(1, 2.0))
+    assert next(Session(bound).sample(1, steps=3)).plan.grid.name == "karras"
     latent = own.encode(greys(9)[0], steps=3, label="cat")
     (again,) = own.decode_all([latent], Request(guidance=3.0))
     assert again.plan.solver.name == "dpmpp3m"
@@ -258,8 +290,15 @@ def test_edits(session: Session) -> None:
     assert found.strip.image.shape[-1] > 4 * 8
     assert found.strip.settings["from"] == "class 'cat' with guidance 1"
     assert found.strip.settings["to"] == "class 'dog' with guidance 3"
+    latent = session.encode(picture, label="cat", solver="reversible-heun", steps=5)
+    (found,) = session.edit(picture, "dog", label="cat", strength=1, solver="reversible-heun", steps=5).edits
+    assert found.edited.equal(session.decode(latent, label="dog").image)
+    with pytest.raises(PlanError, match="there must be a strength, or several of them"):
+        session.edit(picture, "dog", strength=[])
+    with pytest.raises(PlanError, match="take --strength 1, or the name of a grid"):
+        session.edit(picture, "dog", grid=(0.0, 500.0, 999.0))
     (whole,) = session.edit(picture, "dog", strength=1, solver="reversible-heun", steps=5).edits
-    assert whole.mse < 1e-12
+    assert whole.mse < 1e-25
     assert whole.plan.grid.timesteps[-1] == 999
 
 
@@ -272,6 +311,9 @@ def test_a_model_bound_to_a_condition_answers_under_it(session: Session) -> None
         for size in (3, 1, 2):
             expected = model.ode(conditions=[condition] * size).predictor.network(x[:size], t[:size])
             assert bound.network(x[:size], t[:size]).equal(expected)
+    double = copy.deepcopy(model.bound(Condition(2, 2.5)).network).double()
+    assert double(x.double(), t.double()).dtype == torch.float64
+    pickle.loads(pickle.dumps(double))
     prints = {model.bound(Condition(n, w)).fingerprint for n, w in ((0, 1.0), (1, 1.0), (1, 2.0))}
     assert len(prints | {model.fingerprint}) == 4
     assert model.bound(UNCONDITIONAL) is model

@@ -49,7 +49,7 @@ def run(
     data = read_training_images(pictures, 3, 8, 8)
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
-        publish(model, checkpoint, data, folder, samples=torch.zeros(4, 3, 8, 8))
+        publish(model, checkpoint, data, folder, samples=torch.zeros(4, 3, 8, 8), columns=2)
 
     checkpoint = load_checkpoint(folder) if resume else None
     train(
