@@ -207,7 +207,9 @@ def reconstruct(
 
 
 @main.command()
-@click.option("-n", "--count", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images.")
+@click.option(
+    "-n", "--count", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images, of each class."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Noise in each step: from 0, DDIM, to 1, DDPM; no --solver.")
 @click.option("--sigma-hat", is_flag=True, help="The larger noise of DDPM's other variance; no --solver.")
@@ -421,37 +423,21 @@ def train(
     """
     import torch
 
-    from ddim_ode.models import load_model
     from ddim_ode.session.session import Session
-    from ddim_ode.training.checkpoint import check_new, load_checkpoint
-    from ddim_ode.training.data import read_training_images
     from ddim_ode.training.loop import Hardware
     from ddim_ode.training.loop import train as run
     from ddim_ode.training.publish import publish
-    from ddim_ode.training.settings import Settings, load_unet_config
-    from ddim_ode.training.start import begun_with, first_weights
+    from ddim_ode.training.start import prepare
 
-    checkpoint = load_checkpoint(output) if resume else None
     ctx = click.get_current_context()
-    given = {name: values[name] for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    if "label_dropout" in given and not (classes or resume):
-        raise PlanError("--label-dropout leaves out classes, but there are none; pass --classes")
+    given = {name for name in values if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if init and (resume or unet):
         raise PlanError("--init is for a new run, and brings its network with it; leave out --resume and --unet")
-    begin = load_model(init) if init else None
-    if checkpoint:
-        settings = checkpoint.settings.resumed(given | ({"unet": load_unet_config(unet)} if unet else {}))
-        if classes and not settings.classes:
-            raise PlanError("the run to resume has no classes; leave out --classes")
-    else:
-        settings = begun_with(begin, values, given) if begin else Settings(unet=load_unet_config(unet), **values)
-        check_new(output)
-    if output.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"'{output}' lies in '{source}', and its pictures would be trained on; name another folder")
-    data = read_training_images(source, *settings.image_shape(), skip_unreadable=skip_unreadable)
+    if "label_dropout" in given and not (classes or resume):
+        raise PlanError("--label-dropout leaves out classes, but there are none; pass --classes")
+    start = prepare(source, output, values, given, resume, unet, init, classes, skip_unreadable)
+    settings, data = start.settings, start.data
     warn(*data.warnings())
-    if classes and not checkpoint:
-        settings = settings.of_classes(data.classes)
 
     def save(model: Model, checkpoint: Checkpoint) -> None:
         session = Session(model, batch_size=settings.batch_size)
@@ -471,8 +457,8 @@ def train(
         output,
         publish=save,
         hardware=hardware,
-        resume=checkpoint,
-        begin=first_weights(begin, settings) if begin else None,
+        resume=start.checkpoint,
+        begin=start.weights,
         save_minutes=save_minutes,
     )
     if torch.distributed.is_initialized():

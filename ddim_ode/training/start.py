@@ -1,8 +1,10 @@
-"""The network that a run begins with: random weights, or those of a model."""
+"""What a run begins with: settings and pictures, and a network with random weights or those of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +12,60 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from ddim_ode.conditions import UNCONDITIONAL
-from ddim_ode.models import ClassUNet, Model, UNet
+from ddim_ode.models import ClassUNet, Model, UNet, load_model
 from ddim_ode.pipelines import without_classes
-from ddim_ode.training.settings import SCHEDULES, Settings, complete_unet
+from ddim_ode.training.checkpoint import Checkpoint, check_new, load_checkpoint
+from ddim_ode.training.data import TrainingImages, read_training_images
+from ddim_ode.training.settings import SCHEDULES, Settings, complete_unet, load_unet_config
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What a run begins with: its settings, its pictures, the checkpoint it goes on from, or its first weights."""
+
+    settings: Settings
+    data: TrainingImages
+    checkpoint: Checkpoint | None
+    weights: Mapping[str, Tensor] | None
+
+
+def prepare(
+    source: Path,
+    output: Path,
+    values: Mapping[str, Any],
+    given: Collection[str],
+    resume: bool,
+    unet: Path | None,
+    init: str | None,
+    classes: bool,
+    skip_unreadable: bool,
+) -> Start:
+    """Read the pictures in ``source``, and settle what a run that leaves a model in ``output`` begins with.
+
+    ``values``  those of ``Settings`` by their names, of which somebody has ``given`` some; a run to ``resume`` has its
+                own, and so has a model to begin with, ``init``, by its folder or name.
+    ``unet``    the file with the network's configuration, if not that of the default model.
+    ``classes`` train on classes, which are the folders of the pictures.
+
+    Raises:
+        ValueError: if the wishes are at odds with one another, with the run or the model, or the pictures are unfit.
+    """
+    checkpoint = load_checkpoint(output) if resume else None
+    begin = load_model(init) if init else None
+    if checkpoint:
+        wishes = {name: values[name] for name in given} | ({"unet": load_unet_config(unet)} if unet else {})
+        settings = checkpoint.settings.resumed(wishes)
+        if classes and not settings.classes:
+            raise ValueError("the run to resume has no classes; leave --classes out")
+    else:
+        settings = begun_with(begin, values, given) if begin else Settings(unet=load_unet_config(unet), **values)
+        check_new(output)
+    if output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"'{output}' lies in '{source}', and its pictures would be trained on; name another folder")
+    data = read_training_images(source, *settings.image_shape(), skip_unreadable=skip_unreadable)
+    if classes and not checkpoint:
+        settings = settings.of_classes(data.classes)
+    return Start(settings, data, checkpoint, first_weights(begin, settings) if begin else None)
 
 
 def first_network(settings: Settings, begin: Mapping[str, Tensor] | None = None) -> Any:
