@@ -48,7 +48,12 @@ def test_commands(in_scratch_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "command", "count"), [("reconstruction", reconstruct, 5), ("comparison", compare, len(GOALS) + 1)]
+    ("name", "command", "count"),
+    [
+        ("reconstruction", reconstruct, 5),
+        ("comparison", compare, len(GOALS) + 1),
+        ("comparison-classes", compare, len(GOALS) + 1),
+    ],
 )
 def test_tables_are_what_was_measured(name: str, command: click.Command, count: int, in_scratch_folder: Path) -> None:
     """The command finds its rows measured; what it prints of them is what the README says."""
@@ -56,7 +61,9 @@ def test_tables_are_what_was_measured(name: str, command: click.Command, count: 
     shutil.copytree(ROOT / "analysis" / "results", results)
     settings = results / name / "settings.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"torch": torch.__version__}))
-    (options,) = re.findall(rf"^ +python -m analysis\.{name} (.+)$", README.replace("\\\n", " "), flags=re.MULTILINE)
+    script = name.split("-")[0]
+    lines = re.findall(rf"^ +python -m analysis\.{script} (.+)$", README.replace("\\\n", " "), flags=re.MULTILINE)
+    (options,) = (line for line in lines if line.endswith(f"--out analysis/results/{name}"))
     printed = CliRunner().invoke(command, options.split(), catch_exceptions=False)
     assert printed.exit_code == 0, printed.output
     _, *body = [line for line in printed.stdout.splitlines() if line.startswith("| ")]
