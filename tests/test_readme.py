@@ -19,6 +19,7 @@ from analysis.comparison_plot import GOALS
 from analysis.overhead import main as measure_overhead
 from analysis.quality import DistanceRow, ErrorRow, error_table
 from analysis.quality import table as quality_table
+from analysis.recognition import ClassRow, class_table
 from analysis.reconstruction import main as reconstruct
 from analysis.rows import load_rows
 from cli import main
@@ -71,12 +72,14 @@ def test_tables_are_what_was_measured(name: str, command: click.Command, count: 
     assert all(line in README for line in body)
 
 
-def test_the_model_that_ships_is_the_one_that_was_measured() -> None:
-    folder, fingerprint = ROOT / "analysis" / "results" / "quality", load_model().fingerprint
+@pytest.mark.parametrize(("name", "results"), [("default", "quality"), ("cifar10-classes", "quality-classes")])
+def test_the_models_that_ship_are_those_that_were_measured(name: str, results: str) -> None:
+    folder = ROOT / "analysis" / "results" / results
     errors, distances = load_rows(ErrorRow, folder / "errors.csv"), load_rows(DistanceRow, folder / "distances.csv")
-    assert load_json(folder / "settings.json")["models"]["ddpm-cifar10"] == fingerprint
-    assert quality_table(distances) in README
-    assert error_table(errors) in README
+    assert load_json(folder / "settings.json")["models"][EMBEDDED[name].name] == load_model(name).fingerprint
+    classes = load_rows(ClassRow, folder / "classes.csv")
+    for table in (quality_table(distances), error_table(errors), *([class_table(classes)] if classes else [])):
+        assert table in README
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
