@@ -9,11 +9,9 @@ from math import nan
 import torch
 from torch import Tensor
 
-from analysis.classifier import CLASSES, load_features
+from analysis.classifier import CLASSES, guesses, load_features
 from analysis.frechet import frechet
 from analysis.tables import markdown
-
-_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,9 @@ class ClassRow:
     accuracy: float
 
 
-def guesses(images: Tensor) -> Tensor:
-    """The numbers of the classes that ``images``, ``(N, 3, 32, 32)``, uint8, seem to be of: ``(N,)``."""
-    network = load_features()
-    batches = (batch.float() / 127.5 - 1 for batch in torch.split(images, _BATCH))
-    return torch.cat([network.classify(network(batch)).argmax(1) for batch in batches])
-
-
 def accuracy(images: Tensor, labels: Tensor) -> float:
     """The part of ``images``, ``(N, 3, 32, 32)``, uint8, that is taken for what the ``labels``, ``(N,)``, say."""
-    return float((guesses(images) == labels).double().mean())
+    return float((guesses(load_features(), images) == labels).double().mean())
 
 
 def measure_classes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -75,6 +74,6 @@ def without_classes(network: UNet, condition: Condition) -> Any:
     weights = {name: value for name, value in unet.state_dict().items() if not name.startswith("class_embedding.")}
     bias = "time_embedding.linear_2.bias"
     weights[bias] = weights[bias] + unet.class_embedding.weight[label]
-    plain: Any = UNet2DModel.from_config({**copy.deepcopy(dict(unet.config)), "num_class_embeds": None})  # type: ignore[no-untyped-call]
+    plain: Any = UNet2DModel.from_config({**unet.config, "num_class_embeds": None})  # type: ignore[no-untyped-call]
     plain.load_state_dict(weights)
     return plain.eval()

@@ -245,7 +245,6 @@ class Session:
         if count < 1:
             raise ValueError(f"count must be at least 1, but it is {count}")
         noisy, eta = eta is not None or sigma_hat, 1.0 if eta is None else eta
-
         labels = _each_label(label, count)
         wishes = [
             Request(solver, steps, grid, clean_end, rtol, atol, label=own, guidance=guidance)
@@ -253,10 +252,7 @@ class Session:
         ]
         asked = towards_classes(wishes, [None] * len(wishes), self.model)
         plan = plan_noise if noisy else plan_sampling
-        plans = {
-            own: self._affordable(plan(wish, self.model))
-            for own, wish in zip(dict.fromkeys(labels), asked, strict=True)
-        }
+        plans = {wish.label: self._affordable(plan(wish, self.model)) for wish in asked}
         settings: dict[str, object] = {"seed": seed, "count": count}
         settings |= {"eta": eta, "sigma_hat": sigma_hat} if noisy else {}
         shape = self.model.space.shape

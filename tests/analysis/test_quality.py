@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analysis.classifier import CLASSES, WEIGHTS, Features, labels, load_features, train
+from analysis.classifier import CLASSES, WEIGHTS, Features, guesses, labels, load_features, train
 from analysis.pictures import CIFAR10_TEST
 from analysis.quality import (
     DistanceRow,
@@ -27,7 +27,7 @@ from analysis.quality import (
     subjects,
     table,
 )
-from analysis.recognition import accuracy, class_table, guesses
+from analysis.recognition import accuracy, class_table
 from ddim_ode.models import Model, load_model
 from ddim_ode.schedule import make_schedule
 from ddim_ode.training.data import TrainingImages, read_training_images
@@ -189,7 +189,9 @@ def test_a_model_with_classes_is_judged_by_class_and_guidance(pixels: TrainingIm
     assert expected > 0.7
     assert coloured.frechet < grey.frechet
     assert [(row.what, row.name, row.count) for row in classes[10:]] == [("r, guidance 1", name, 2) for name in CLASSES]
-    for row, right in zip(classes[10:], guesses(pixels.pixels[members]) == torch.arange(10), strict=True):
+    for row, right in zip(
+        classes[10:], guesses(load_features(), pixels.pixels[members]) == torch.arange(10), strict=True
+    ):
         assert row.accuracy == pytest.approx(float(right), abs=0.5)
     again = run({"r": model}, test, None, tmp_path, count=20, guidances=(0.0, 1.0), **options)
     assert repr(again) == repr((errors, distances, classes))

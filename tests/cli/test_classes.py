@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from PIL import Image
+from refusals import SMALL
 
 from ddim_ode.calibration import load_calibration
 from ddim_ode.conditions import UNCONDITIONAL, Condition
@@ -170,16 +171,7 @@ def folders(tmp_path: Path) -> Path:
     for name, colour in (("day", "white"), ("night", "navy")):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), colour).save(tmp_path / "pictures" / name / "1.png")
-    config = {
-        "sample_size": 8,
-        "block_out_channels": [8],
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
-        "down_block_types": ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"],
-        "add_attention": False,
-    }
-    (tmp_path / "unet.json").write_text(json.dumps(config))
+    (tmp_path / "unet.json").write_text(json.dumps(SMALL))
     return tmp_path
 
 
