@@ -12,7 +12,9 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python cli.py encode examples/photo.jpg -o $(DEMO)/photo.latent.pt --overwrite
 	$(VENV)/bin/python cli.py decode $(DEMO)/photo.latent.pt -o $(DEMO)/photo.decoded.png --overwrite
 	$(VENV)/bin/python cli.py reconstruct examples/photo.jpg -o $(DEMO)/side-by-side.png --overwrite
+	$(VENV)/bin/python cli.py edit examples/photo.jpg --from horse --to deer --guidance 3 --strength 0.5 --strength 0.7 --steps 20 -o $(DEMO)/edit.png --overwrite
 	@echo "The photograph and what came back, side by side: $(DEMO)/side-by-side.png"
+	@echo "The same horse as a deer: $(DEMO)/edit.png"
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal

@@ -39,7 +39,7 @@ from ddim_ode.spaces import PixelSpace
 DEFAULT_MODEL = "default"
 _PRETRAINED = Path(__file__).parent / "pretrained"
 # The models of this package, by their names.
-EMBEDDED = {DEFAULT_MODEL: _PRETRAINED / "ddpm-cifar10", "cifar10-classes": _PRETRAINED / "ddpm-cifar10-classes"}
+EMBEDDED = {DEFAULT_MODEL: _PRETRAINED / "ddpm-cifar10-classes"}
 MOST_PIXELS = 8192  # a side
 DEFAULT_UNET_CONFIG = EMBEDDED[DEFAULT_MODEL] / "unet" / "config.json"
 # A pipeline's index, and what class-conditional ones of diffusers call the names of the classes in it.

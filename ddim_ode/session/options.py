@@ -91,8 +91,8 @@ _RUN_OPTIONS = (
         default="default",
         show_default=True,
         metavar="FOLDER|ORG/NAME",
-        help="Model folder in diffusers' format, a name on the Hub, or one that ships: 'default', and "
-        "'cifar10-classes', which knows CIFAR-10's classes.",
+        help="Model folder in diffusers' format, a name on the Hub, or the one that ships, 'default', which knows "
+        "CIFAR-10's classes.",
     ),
     click.option(
         "--solver",

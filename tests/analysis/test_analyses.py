@@ -13,6 +13,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import UNet2DModel
 from limited_device import limited_device
 from matplotlib.figure import Figure
 from PIL import Image
@@ -38,7 +39,6 @@ from ddim_ode import codec, decode, encode, load_model, make_grid
 from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
 from ddim_ode.images import pixel_mse
-from ddim_ode.models import UNet
 from ddim_ode.work import load_json
 from solvers import SOLVERS, torchdiffeq_adapter
 
@@ -56,13 +56,13 @@ def run(command: click.Command, model: Path | str, out: Path, *options: str) -> 
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch sizes of all evaluations of a network, of any model, in the order they are made."""
     sizes: list[int] = []
-    forward = UNet.forward
+    forward = UNet2DModel.forward
 
-    def count(network: UNet, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def count(network: UNet2DModel, x: torch.Tensor, *others: object, **more: object) -> object:
         sizes.append(len(x))
-        return forward(network, x, t)
+        return forward(network, x, *others, **more)
 
-    monkeypatch.setattr(UNet, "forward", count)
+    monkeypatch.setattr(UNet2DModel, "forward", count)
     return sizes
 
 

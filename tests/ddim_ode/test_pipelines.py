@@ -27,7 +27,7 @@ def difference(model: Model, condition: Condition, folder: Path) -> float:
 @pytest.mark.parametrize("label", [None, 2, 7])
 def test_the_model_that_ships_has_twins_without_classes(tmp_path: Path, label: int | None) -> None:
     """To 2e-6, where answers reach 5; no class, bird and horse."""
-    model, condition = load_model("cifar10-classes"), Condition(label)
+    model, condition = load_model("default"), Condition(label)
     export_pipeline(model, condition, tmp_path / "twin")
     assert difference(model, condition, tmp_path / "twin") < 2e-6
     twin = load_model(str(tmp_path / "twin"))
