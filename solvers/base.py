@@ -11,7 +11,9 @@ A solver integrates dx/dsigma = field(sigma, x) along a grid:
             its own sigma: ``sigma`` is then ``(A,)``, and ``x`` ``(A, ...)``. A field that treats its members
             differently has a method ``of``, which gives the field of some of them: see ``MemberField``.
 ``grid``    float64 tensor of shape ``(steps + 1,)`` on the CPU, strictly monotone, in either direction: the
-            values of sigma to visit. The clock stays in float64 whatever the dtype and device of ``x``.
+            values of sigma to visit. The clock stays in float64 whatever the dtype and device of ``x``. Solvers that
+            are ``endless`` take a grid that ends, or begins, at infinity, if the field is an ``EndlessField``; the
+            state there is the limit of x / sigma.
 """
 
 from __future__ import annotations
@@ -39,6 +41,14 @@ class MemberField(Protocol):
 
     def of(self, members: Tensor) -> Field:
         """The field of some ``members``, by their places in the batch: int64, shape ``(A,)``, on the CPU."""
+
+
+@runtime_checkable
+class EndlessField(Protocol):
+    """A field that is defined where sigma is infinite too. x / sigma and the slope have one limit there, ``far``."""
+
+    def origin(self, far: Tensor) -> Tensor:
+        """What x - sigma field(sigma, x) tends to as sigma grows along the way that ends at ``far``, ``(B, ...)``."""
 
 
 def field_of(field: Field, members: Tensor) -> Field:
@@ -129,6 +139,11 @@ class Solver(ABC):
         """Number of field evaluations for ``steps`` steps; None where the method decides for itself."""
 
     @property
+    def endless(self) -> bool:
+        """Whether the grid may end or begin at sigma = infinity."""
+        return False
+
+    @property
     def settings(self) -> dict[str, str | float]:
         """What to write down beside a result to be able to repeat it: ``solvers.solver_from`` reads it."""
         return {"name": self.name, **{key: getattr(self, key) for key in self.tunable}}
@@ -164,15 +179,16 @@ def check_within(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} must be above {low:g} and at most {high:g}, but it is {value:g}")
 
 
-def check_grid(grid: Tensor) -> None:
-    """Raise ValueError unless ``grid``, shape ``(steps + 1,)``, is float64, finite and strictly monotone."""
+def check_grid(grid: Tensor, *, endless: bool = False) -> None:
+    """Raise ValueError unless ``grid``, shape ``(steps + 1,)``, is float64, strictly monotone and, unless ``endless``,
+    finite."""
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"grid must be a 1-D tensor of at least two points, but its shape is {tuple(grid.shape)}")
     if not grid.is_floating_point() or grid.element_size() < 8:
         raise ValueError(f"grid must be float64, but it is {grid.dtype}; make it with dtype=torch.float64")
     values = grid.tolist()
     for i in (0, -1):
-        if isinf(values[i]):
+        if isinf(values[i]) and not (endless and values[i] > 0):
             raise ValueError(f"grid must be finite, but grid[{i % len(values)}] = {values[i]:g}")
     upwards = values[-1] > values[0]
     for i in range(1, len(values)):

@@ -6,6 +6,9 @@ A good chart takes known parts of the flow out of what a method has to approxima
 small scales of sigma, so that steps of comparable size cover the whole range; the scale s removes growth that every
 solution shares.
 
+sigma may be infinite at one end. There x has no limit, but x / sigma has, ``far``, and a state is that. Charts that are
+``endless`` reach it, if the field says what it tends to: see ``base.EndlessField``.
+
 A ``Stretch`` is a second variable, v(u): a multistep method that integrates in u may take its past slopes for a
 polynomial in v. With u = sigma and v = log sigma, for example, it is DEIS with rho in the logarithm.
 
@@ -18,10 +21,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import asinh, atan, cosh, exp, expm1, hypot, log, log1p, sinh, sqrt, tan
+from math import asinh, atan, cosh, exp, expm1, hypot, inf, isinf, log, log1p, pi, sinh, sqrt, tan
 from typing import TYPE_CHECKING, ClassVar
 
-from solvers.base import column, field_of
+from solvers.base import EndlessField, column, field_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,10 +38,12 @@ class Chart(ABC):
 
     ``kind``      the name of the variable.
     ``positive``  whether it holds only for sigma > 0.
+    ``endless``   whether u and y have limits where sigma is infinite: s / sigma tends to 1.
     """
 
     kind: ClassVar[str]
     positive: ClassVar[bool] = False
+    endless: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -65,6 +70,13 @@ class Chart(ABC):
         """s'(sigma) / s(sigma)."""
         return 0.0
 
+    def slope_at_infinity(self, origin: Tensor, far: Tensor) -> Tensor:
+        """dy/du where sigma is infinite; of an endless chart alone.
+
+        There y is ``far``, the limit of x / sigma, and ``origin`` that of x - sigma field; all are ``(B, ...)``.
+        """
+        raise ValueError(f"the chart '{self.name}' does not reach sigma = infinity")
+
     def nodes(self, grid: Tensor) -> Tensor:
         """u at every point of ``grid``, shape ``(steps + 1,)``; float64 on the CPU."""
         import torch
@@ -73,11 +85,11 @@ class Chart(ABC):
 
     def enter(self, x: Tensor, sigma: Tensor) -> Tensor:
         """y for the state ``x``, ``(B, ...)``, at ``sigma``, shape ``()``."""
-        return x / self.scale(float(sigma))
+        return x if isinf(float(sigma)) else x / self.scale(float(sigma))
 
     def leave(self, y: Tensor, sigma: Tensor) -> Tensor:
         """x for the state ``y``, ``(B, ...)``, at ``sigma``, shape ``()``."""
-        return y * self.scale(float(sigma))
+        return y if isinf(float(sigma)) else y * self.scale(float(sigma))
 
     def pull_back(self, field: Field) -> FieldInChart:
         """The same flow as ``field``: dy/du from u, shape ``()`` or ``(B,)``, and y, shape ``(B, ...)``."""
@@ -95,6 +107,10 @@ class FieldInChart:
         """dy/du, ``(B, ...)``, at ``u``, ``()`` or ``(B,)``, and ``y``, ``(B, ...)``."""
         chart = self.chart
         sigma = _each(chart.sigma, u)
+        if bool(sigma.isinf().any()):
+            if sigma.ndim or not isinstance(self.field, EndlessField):
+                raise ValueError("this field is not defined at sigma = infinity; end the grid at a finite one")
+            return chart.slope_at_infinity(self.field.origin(y), y)
         scale, growth = (column(_each(f, sigma), y) for f in (chart.scale, chart.growth))
         x = y * scale
         return (self.field(sigma, x) - growth * x) * (column(_each(chart.dsigma_du, u), y) / scale)
@@ -161,6 +177,7 @@ class AngleChart(Chart):
     """
 
     kind: ClassVar[str] = "angle"
+    endless: ClassVar[bool] = True
     sd: float = IMAGE_SD
 
     def __post_init__(self) -> None:
@@ -176,16 +193,49 @@ class AngleChart(Chart):
         return atan(sigma / self.sd)
 
     def sigma(self, u: float) -> float:
-        return self.sd * tan(u)
+        return self.sd * tan(u) if u < pi / 2 else inf
 
     def dsigma_du(self, u: float) -> float:
         return self.sd * (1 + tan(u) ** 2)
+
+    def slope_at_infinity(self, origin: Tensor, far: Tensor) -> Tensor:
+        return -origin / self.sd
 
     def scale(self, sigma: float) -> float:
         return hypot(sigma, self.sd)
 
     def growth(self, sigma: float) -> float:
         return sigma / (sigma**2 + self.sd**2)
+
+
+@dataclass(frozen=True)
+class FlowChart(Chart):
+    """u = sigma / (1 + sigma) and s = 1 + sigma: the time and the state of flow matching, where y goes straight.
+
+    Euler's step is the same in it as in sigma and x. Lipman et al., "Flow Matching for Generative Modeling",
+    arXiv 2210.02747, with u = 1 where there is noise alone.
+    """
+
+    kind: ClassVar[str] = "flow"
+    endless: ClassVar[bool] = True
+
+    def u(self, sigma: float) -> float:
+        return 1.0 if isinf(sigma) else sigma / (1 + sigma)
+
+    def sigma(self, u: float) -> float:
+        return u / (1 - u) if u < 1 else inf
+
+    def dsigma_du(self, u: float) -> float:
+        return 1 / (1 - u) ** 2
+
+    def scale(self, sigma: float) -> float:
+        return 1 + sigma
+
+    def growth(self, sigma: float) -> float:
+        return 1 / (1 + sigma)
+
+    def slope_at_infinity(self, origin: Tensor, far: Tensor) -> Tensor:
+        return far - origin
 
 
 @dataclass(frozen=True)
@@ -228,8 +278,9 @@ class DataChart(Chart):
         return 1 / sigma
 
 
-SIGMA, ASINH, ANGLE, VARIANCE, DATA = SigmaChart(), AsinhChart(), AngleChart(), VarianceChart(), DataChart()
-CHARTS: dict[str, Chart] = {chart.name: chart for chart in (SIGMA, ASINH, ANGLE, VARIANCE, DATA)}
+SIGMA, ASINH, ANGLE, FLOW = SigmaChart(), AsinhChart(), AngleChart(), FlowChart()
+VARIANCE, DATA = VarianceChart(), DataChart()
+CHARTS: dict[str, Chart] = {chart.name: chart for chart in (SIGMA, ASINH, ANGLE, FLOW, VARIANCE, DATA)}
 
 
 def chart_named(name: str) -> Chart:

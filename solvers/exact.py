@@ -25,7 +25,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from solvers.base import SolverError, by_member, check_finite, check_within, column, refuse_companion
-from solvers.charts import ANGLE
+from solvers.charts import ANGLE, SIGMA
 from solvers.fixed import FixedStepSolver, WalkingSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from solvers.base import Field
+    from solvers.charts import Chart
     from solvers.fixed import Step
 
 
@@ -64,14 +65,16 @@ class ExactInverse(WalkingSolver):
 
     def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
         refuse_companion(self, companion)
-        return self._step, (0.0, 0.0)
+        chart = self._chart_on(grid) or SIGMA
 
-    def _step(
-        self, field: Field, sigma: Tensor, sigma_next: Tensor, x: Tensor, worst: tuple[float, float]
-    ) -> tuple[Tensor, tuple[float, float]]:
-        """A step undone; ``worst`` is by how much the worst step so far was missed, and its sigma."""
-        x, missed = self._undo(field, x, sigma, sigma_next)
-        return x, max(worst, (missed, float(sigma_next)))
+        def step(
+            field: Field, u: Tensor, u_next: Tensor, x: Tensor, worst: tuple[float, float]
+        ) -> tuple[Tensor, tuple[float, float]]:
+            """A step undone; ``worst`` is by how much the worst step so far was missed, and its sigma."""
+            x, missed = self._undo(field, x, u, u_next, chart)
+            return x, max(worst, (missed, chart.sigma(float(u_next))))
+
+        return step, (0.0, 0.0)
 
     def _notes(self, worst: tuple[float, float]) -> tuple[str, ...]:
         missed, sigma = worst
@@ -82,21 +85,22 @@ class ExactInverse(WalkingSolver):
             f"not to the tolerance of {self.tolerance:g}; more steps, or another grid, may be undone better",
         )
 
-    def _undo(self, field: Field, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, float]:
-        """What a step of the base from ``sigma_next`` to ``sigma``, both ``()``, takes to ``x``, ``(B, ...)``.
+    def _undo(self, field: Field, x: Tensor, u: Tensor, u_next: Tensor, chart: Chart) -> tuple[Tensor, float]:
+        """What a step of the base from ``u_next`` to ``u``, both ``()``, takes to ``x``, ``(B, ...)``, in the chart.
 
         And by how much it takes it elsewhere, as a part of the state of the worst member; 0 within the tolerance.
         """
         import torch
 
-        stretch = 1 / float(self.base.step(_gaussian, sigma_next, sigma, torch.ones(()).double(), None)[0])
+        gaussian = chart.pull_back(_Gaussian())
+        stretch = 1 / float(self.base.step(gaussian, u_next, u, torch.ones(()).double(), None)[0])
         guess = best = stretch * x
         tolerance = max(self.tolerance, 8 * torch.finfo(x.dtype).eps)
         size, least = _rms(guess), torch.full((len(x),), inf, dtype=x.dtype, device=x.device)
         mixer = _Anderson(self.depth)
         for _ in range(self.max_iterations):
-            residual = stretch * (x - self.base.step(field, sigma_next, sigma, guess, None)[0])
-            check_finite(residual, self.name, "state", sigma_next)
+            residual = stretch * (x - self.base.step(field, u_next, u, guess, None)[0])
+            check_finite(residual, self.name, "state", chart.sigma(float(u_next)))
             error = _rms(residual)
             nearer = (error < least) & (least > tolerance * size)
             best, least = guess.where(column(nearer, x), best), error.where(nearer, least)
@@ -105,19 +109,24 @@ class ExactInverse(WalkingSolver):
             guess = mixer.improve(guess, residual)
         if bool((least <= self.accepted * size).all()):
             return best, float((least / size).nan_to_num().max())
+        here, there = (chart.sigma(float(end)) for end in (u, u_next))
         raise SolverError(
             f"{self.name}: {self.max_iterations} iterations did not find what {self.base.name} takes to the state at "
-            f"sigma = {float(sigma):.6g} from sigma = {float(sigma_next):.6g}; try more steps, another grid, "
-            "or a reversible solver"
+            f"sigma = {here:.6g} from sigma = {there:.6g}; try more steps, another grid, or a reversible solver"
         )
 
     def nfe(self, steps: int) -> None:
         return None
 
 
-def _gaussian(sigma: Tensor, x: Tensor) -> Tensor:
+class _Gaussian:
     """The field of data of the standard deviation of images."""
-    return ANGLE.growth(float(sigma)) * x
+
+    def __call__(self, sigma: Tensor, x: Tensor) -> Tensor:
+        return ANGLE.growth(float(sigma)) * x
+
+    def origin(self, far: Tensor) -> Tensor:
+        return 0 * far
 
 
 class _Anderson:

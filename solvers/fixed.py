@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import Solution, Solver, check_finite, check_grid, refuse_companion
+from solvers.base import EndlessField, Solution, Solver, check_finite, check_grid, refuse_companion
+from solvers.charts import FLOW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,16 +37,24 @@ def walk(step: Step, field: Field, x: Tensor, nodes: Tensor, state: Any = None) 
 class WalkingSolver(Solver):
     """A method that walks the grid by steps of one kind; what it remembers travels along as the state of the walk.
 
-    ``chart``  the variables in which it walks; None for sigma and x themselves.
+    ``chart``       the variables in which it walks; None for sigma and x themselves, or for time and state of flow
+                    matching on a grid that ends or begins at infinity.
+    ``only_sigma``  whether it takes its variable for sigma, so that it makes sense in no chart.
     """
 
     chart: Chart | None = None
+    only_sigma: bool = False
+
+    @property
+    def endless(self) -> bool:
+        # What is positive takes a logarithm, which is infinite there.
+        return not self.positive and not self.only_sigma and (self.chart or FLOW).endless
 
     def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
         solution = Solution(x)
         for solution in self._points(field, x, grid, companion):  # noqa: B007
             pass
-        return self._left(solution, grid[-1])
+        return _left(solution, self._chart_on(grid), grid[-1])
 
     def trajectory(
         self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None
@@ -57,16 +66,16 @@ class WalkingSolver(Solver):
         points = self._points(field, x, grid, companion)
         yield float(grid[0]), Solution(x, companion)
         for sigma, solution in zip(grid[1:], points, strict=True):
-            yield float(sigma), self._left(solution, sigma)
+            yield float(sigma), _left(solution, self._chart_on(grid), sigma)
 
     def _points(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None) -> Iterator[Solution]:
         """The solution after each step along the ``grid``, in the variables of the chart."""
-        check_grid(grid)
+        check_grid(grid, endless=self.endless and isinstance(field, EndlessField))
         self._check_above_zero(grid)
-        nodes = grid
-        if self.chart is not None:
-            field, x, nodes = self.chart.pull_back(field), self.chart.enter(x, grid[0]), self.chart.nodes(grid)
-            companion = None if companion is None else self.chart.enter(companion, grid[0])
+        nodes, chart = grid, self._chart_on(grid)
+        if chart is not None:
+            field, x, nodes = chart.pull_back(field), chart.enter(x, grid[0]), chart.nodes(grid)
+            companion = None if companion is None else chart.enter(companion, grid[0])
         step, state = self._begin(grid, companion)
         return self._walk(zip(grid[1:], walk(step, field, x, nodes, state), strict=True))
 
@@ -90,10 +99,9 @@ class WalkingSolver(Solver):
         """What the ``state`` of the walk says of the steps so far, as sentences."""
         return ()
 
-    def _left(self, solution: Solution, sigma: Tensor) -> Solution:
-        """The ``solution`` at ``sigma``, ``()``, in x itself."""
-        chart = self.chart
-        return solution if chart is None else solution.map(lambda y: chart.leave(y, sigma))
+    def _chart_on(self, grid: Tensor) -> Chart | None:
+        """The variables in which it walks along the ``grid``."""
+        return FLOW if self.chart is None and bool(grid[[0, -1]].isinf().any()) else self.chart
 
     def _check_above_zero(self, grid: Tensor) -> None:
         if self.positive and not float(grid[[0, -1]].min()) > 0:
@@ -103,18 +111,21 @@ class WalkingSolver(Solver):
             )
 
 
+def _left(solution: Solution, chart: Chart | None, sigma: Tensor) -> Solution:
+    """The ``solution`` at ``sigma``, ``()``, that was found in a ``chart``, in x itself."""
+    return solution if chart is None else solution.map(lambda y: chart.leave(y, sigma))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FixedStepSolver(WalkingSolver):
     """A method of one state.
 
     ``first_steps``  the evaluations of the first steps, if those are others than ``nfe_per_step``.
-    ``only_sigma``   whether the step takes its variable for sigma, so that it makes sense in no chart.
     """
 
     step: Step
     nfe_per_step: int
     first_steps: tuple[int, ...] = ()
-    only_sigma: bool = False
 
     def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
         refuse_companion(self, companion)

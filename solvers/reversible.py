@@ -285,7 +285,12 @@ REVERSIBLE_SOLVERS: tuple[ReversibleSolver, ...] = (
         chart=ANGLE,
     ),
     *(_mccallum_foster(base) for base in RUNGE_KUTTA_SOLVERS if base.name in ("midpoint", "rk4")),
-    EDICT(name="edict", order=1, source="EDICT with p = 0.93: arXiv 2211.12446; not for encoding in many steps"),
-    BDIA(name="bdia", order=2, source="BDIA-DDIM with gamma = 1: arXiv 2307.10829"),
+    EDICT(
+        name="edict",
+        order=1,
+        source="EDICT with p = 0.93: arXiv 2211.12446; not for encoding in many steps",
+        only_sigma=True,
+    ),
+    BDIA(name="bdia", order=2, source="BDIA-DDIM with gamma = 1: arXiv 2307.10829", only_sigma=True),
     OBELM(name="o-belm", order=2, source="O-BELM: arXiv 2410.07273; not for encoding in growing steps"),
 )
