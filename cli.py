@@ -31,7 +31,7 @@ from ddim_ode.console import (
     warn,
     warn_of,
 )
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.session.options import Run, class_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS

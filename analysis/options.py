@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from analysis.families import table_of
 from analysis.pictures import CIFAR10_TEST
 from analysis.reference import REFERENCES
 from ddim_ode.console import device_option, one_line
@@ -44,9 +45,10 @@ class ModelChoice:
         """The model, on the device, as one that answers for the class alone.
 
         Raises:
-            ValueError: if there is no such model, device or class.
+            ValueError: if there is no such model, device or class, or the model is none that is measured here.
         """
         model = load_model(self.name, device=find_device(self.device))
+        table_of(model)
         return model.bound(plan_condition(Request(label=self.label, guidance=self.guidance), model))
 
 

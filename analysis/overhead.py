@@ -95,7 +95,7 @@ def _measure(model: Model, images: Tensor, steps: int, solver: str, repeat: int)
     with Stopwatch(model.network) as watch:
         solve = _time(lambda: encode(model.ode(), images, grid, SOLVERS[solver]), model.device)
     bare += _bare_calls(model, images, nfe // 2 + 1)
-    answered = ProbabilityFlowODE(stub, model.schedule, prediction=model.prediction)
+    answered = ProbabilityFlowODE(stub, model.process)
     stubbed = _time(lambda: encode(answered, images, grid, SOLVERS[solver]), model.device)
     return OverheadRow(solver, grid.steps, nfe, repeat, median(bare), solve, watch.seconds, stubbed)
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from analysis.classifier import CLASSES, SIZE, check_size
 from analysis.classifier import labels as folder_labels
+from analysis.families import table_of
 from analysis.figures import COLOURS, save_figure
 from analysis.frechet import frechet
 from analysis.options import errors_in_a_line, out_option
@@ -120,7 +121,7 @@ def measure_errors(model: Model, label: str, images: Tensor, *, seed: int, batch
             errors = [
                 denoising_loss(
                     model.network,
-                    model.schedule,
+                    table_of(model),
                     model.prediction,
                     x_0.to(model.device),
                     torch.full((len(x_0),), t, device=model.device),

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.families import table_of
 from analysis.reference import End
 from ddim_ode.models import Model
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 
 SPACINGS: dict[str, dict[str, object]] = {
     "trailing": {"timestep_spacing": "trailing"},
@@ -128,7 +129,7 @@ def invert_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> 
 
 def _schedule(model: Model) -> dict[str, Any]:
     """The noise schedule of ``model`` as diffusers' schedulers take it, which do not count the betas."""
-    alpha_bar = model.schedule.alpha_bar
+    alpha_bar = table_of(model).alpha_bar
     betas = torch.cat([1 - alpha_bar[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]])
     return {"trained_betas": betas.tolist(), "num_train_timesteps": len(betas)}
 

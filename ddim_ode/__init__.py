@@ -35,9 +35,14 @@ if TYPE_CHECKING:
     from ddim_ode.latents import Latent as Latent
     from ddim_ode.latents import load_latent as load_latent
     from ddim_ode.latents import save_latent as save_latent
-    from ddim_ode.models import Model as Model
+    from ddim_ode.model import Model as Model
     from ddim_ode.models import load_model as load_model
+    from ddim_ode.modules import from_module as from_module
     from ddim_ode.ode import ProbabilityFlowODE as ProbabilityFlowODE
+    from ddim_ode.processes import EDM as EDM
+    from ddim_ode.processes import Flow as Flow
+    from ddim_ode.processes import VarianceExploding as VarianceExploding
+    from ddim_ode.processes import VariancePreserving as VariancePreserving
     from ddim_ode.schedule import NoiseSchedule as NoiseSchedule
     from ddim_ode.schedule import make_schedule as make_schedule
     from ddim_ode.session.plan import Plan as Plan
@@ -55,8 +60,11 @@ _MODULES = {
     "images": ("load_image", "save_image"),
     "interpolation": ("slerp", "span"),
     "latents": ("Latent", "load_latent", "save_latent"),
-    "models": ("Model", "load_model"),
+    "model": ("Model",),
+    "models": ("load_model",),
+    "modules": ("from_module",),
     "ode": ("ProbabilityFlowODE",),
+    "processes": ("EDM", "Flow", "VarianceExploding", "VariancePreserving"),
     "schedule": ("NoiseSchedule", "make_schedule"),
     "session.plan": ("Plan",),
     "session.request": ("PlanError", "Request"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from ddim_ode.files import read_file, write_file
 from ddim_ode.grids import Grid
-from ddim_ode.schedule import NoiseSchedule
+from ddim_ode.levels import Levels
 
 FILE = "calibration.json"
 # In the first one all was for guidance 1.
@@ -83,7 +83,7 @@ class Calibration:
         return next((e for e in self.entries if (e.grid.steps, e.guidance) == (steps, guidance)), None)
 
 
-def join_calibration(calibration: Calibration, path: Path, schedule: NoiseSchedule) -> Calibration:
+def join_calibration(calibration: Calibration, path: Path, schedule: Levels) -> Calibration:
     """``calibration``, and what the file ``path`` holds for other guidances of the same weights, if it does."""
     try:
         before = load_calibration(path, calibration.fingerprint, schedule)
@@ -113,7 +113,7 @@ def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = 
     write_file(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=overwrite)
 
 
-def load_calibration(path: Path, fingerprint: str, schedule: NoiseSchedule) -> Calibration | None:
+def load_calibration(path: Path, fingerprint: str, schedule: Levels) -> Calibration | None:
     """The calibration in ``path`` for the weights of this ``fingerprint``; None if there is no such file.
 
     ``schedule``  the one of the weights, to which its grids must belong.

@@ -1,7 +1,8 @@
 """Encode images to latents and decode latents to images: one integration, up or down the same grid.
 
 Notation: an image is x_0, ``(B, C, H, W)``, pixels in [-1, 1]; a latent is x_T = x_bar_T / sqrt(1 + sigma_T^2), of the
-same shape and about unit variance. Nothing is clipped on the way. The solver is an argument: for ``encode`` and
+same shape and about unit variance; where sigma_T is infinite, it is the limit of that, the noise itself. Nothing is
+clipped on the way. The solver is an argument: for ``encode`` and
 ``decode`` anything that can be called as ``solver(field, x, sigmas)``; for ``encode_solution`` and ``decode_solution``
 a ``Method``, whose solution holds more than the state.
 
@@ -14,13 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count as count_up
 from itertools import islice
-from math import prod, sqrt
+from math import isinf, prod, sqrt
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ddim_ode.grids import Grid
+from ddim_ode.grids import VP_END, Grid
 from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -71,7 +72,7 @@ def encode(
         EvaluationLimitError: if the ODE's limit on evaluations is reached.
         RuntimeError: whatever the solver raises when it cannot reach the end.
     """
-    x_bar_T = _integrate(ode, _state(x_0, dtype), grid.upward(), solver, differentiable)
+    x_bar_T = _integrate(ode, _state(x_0, dtype) * _clean_scale(grid), grid.upward(), solver, differentiable)
     return x_bar_T / _latent_scale(grid)
 
 
@@ -89,7 +90,7 @@ def decode(
     Pixels are in [-1, 1] up to overshoot. Arguments and errors are those of ``encode``.
     """
     x_bar_T = _state(x_T, dtype) * _latent_scale(grid)
-    return _integrate(ode, x_bar_T, grid.downward(), solver, differentiable)
+    return _integrate(ode, x_bar_T, grid.downward(), solver, differentiable) / _clean_scale(grid)
 
 
 def encode_solution(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Method[S]) -> S:
@@ -100,7 +101,8 @@ def encode_solution(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Me
     """
     sigmas, scale = grid.upward(), _latent_scale(grid)
     with _walking(sigmas, differentiable=False):
-        return solver.solve(ode, _state(x_0, None), sigmas).map(lambda x_bar_T: x_bar_T / scale)
+        x_bar, end = _state(x_0, None) * _clean_scale(grid), _End(ode, sigmas, solver)
+        return solver.solve(ode, x_bar, end.inner).map(lambda x_bar_T: end.leave(x_bar_T) / scale)
 
 
 def decode_solution(
@@ -115,7 +117,8 @@ def decode_solution(
     sigmas, scale = grid.downward(), _latent_scale(grid)
     with _walking(sigmas, differentiable=False):
         second = None if companion is None else _state(companion, None) * scale
-        return solver.solve(ode, _state(x_T, None) * scale, sigmas, second)
+        end, clean = _End(ode, sigmas, solver), _clean_scale(grid)
+        return solver.solve(ode, end.enter(_state(x_T, None) * scale), end.inner, second).map(lambda x: x / clean)
 
 
 # In memory: 512 GiB.
@@ -178,13 +181,55 @@ def _state(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _latent_scale(grid: Grid) -> float:
-    """The standard deviation of x_bar_T where x_0 has variance 1: sqrt(1 + sigma_T^2)."""
-    return sqrt(1 + grid.sigma_T**2)
+    """The standard deviation of x_bar_T where x_0 has variance 1: sqrt(1 + sigma_T^2).
+
+    Where sigma_T is infinite, the state is x_bar_T / sigma_T already.
+    """
+    return 1.0 if isinf(grid.sigma_T) else sqrt(1 + grid.sigma_T**2)
+
+
+def _clean_scale(grid: Grid) -> float:
+    """x_bar at the clean end, of an image of 1."""
+    return sqrt(1 + grid.sigmas[0] ** 2) if grid.clean_end == VP_END else 1.0
+
+
+class _End:
+    """The step between sigma = infinity and the last finite one of ``sigmas``, for solvers that do not take it.
+
+    It is Euler's: x_bar = x_0 + sigma eps, with the x_0 that the network sees in the noise on the way down, and the eps
+    that it sees in x_bar on the way up.
+
+    ``inner``  what of the ``sigmas`` is left to the solver.
+
+    Raises:
+        ValueError: if the solver would be left with nothing.
+    """
+
+    def __init__(self, ode: ProbabilityFlowODE, sigmas: Tensor, solver: object) -> None:
+        taken = bool(sigmas.isfinite().all()) or getattr(solver, "endless", False)
+        self._ode = ode
+        self._down = not taken and bool(sigmas[0].isinf())
+        self._up = not taken and bool(sigmas[-1].isinf())
+        self.inner = sigmas[1:] if self._down else sigmas[:-1] if self._up else sigmas
+        if len(self.inner) < 2:
+            raise ValueError(
+                "one step alone leads to or from sigma = infinity, and this solver needs another; take 2 steps or more"
+            )
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Where the solver begins; ``(B, C, H, W)`` like ``x``."""
+        return self._ode.origin(x) + float(self.inner[0]) * x if self._down else x
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The end, from where the solver left it; ``(B, C, H, W)`` like ``x``."""
+        end: Tensor = self._ode(self.inner[-1], x) if self._up else x
+        return end
 
 
 def _integrate(ode: ProbabilityFlowODE, x_bar: Tensor, sigmas: Tensor, solver: Solve, differentiable: bool) -> Tensor:
     with _walking(sigmas, differentiable=differentiable):
-        return solver(ode, x_bar, sigmas)
+        end = _End(ode, sigmas, solver)
+        return end.leave(solver(ode, end.enter(x_bar), end.inner))
 
 
 @contextmanager

@@ -9,6 +9,11 @@ The clean end is the node where the image is:
                t = 0. The other ``steps`` nodes are the timesteps of tau.
 ``sigma-min``  the smallest sigma of training, at t = 0; the image is taken as x_bar there, as in dpm-solver, and
                the network is never called outside of what it was trained on.
+``sigma-min-vp``  the same sigma; the image is taken as x = sqrt(alpha_bar) x_bar there, as in diffusers where
+               ``set_alpha_to_one`` is false, which is so of Stable Diffusion.
+
+The other end may be sigma = infinity, where there is noise alone, in flow matching and with zero terminal SNR. The
+spacings then put their nodes up to ``HIGHEST``, and the last step leads from there to infinity.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor, isclose, sqrt
+from math import floor, isclose, isinf, sqrt
 from typing import TYPE_CHECKING
 
 from ddim_ode.spacings import GRIDS, Tau
@@ -24,9 +29,12 @@ from ddim_ode.spacings import GRIDS, Tau
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim_ode.schedule import NoiseSchedule
+    from ddim_ode.levels import Levels
 
-CLEAN_ENDS = ("zero", "sigma-min")
+VP_END = "sigma-min-vp"
+CLEAN_ENDS = ("zero", "sigma-min", VP_END)
+# Up to here spacings put nodes where there is no end.
+HIGHEST = 80.0
 ENDS = "ends"
 
 
@@ -35,7 +43,7 @@ class Grid:
     """The nodes of a walk: ``sigmas``, rising, and ``timesteps``, the indices of training they stand for.
 
     ``name``       how the nodes were chosen: a key of ``GRIDS``, 'explicit', or 'ends' for the two ends alone.
-    ``clean_end``  'zero' or 'sigma-min'.
+    ``clean_end``  one of ``CLEAN_ENDS``.
 
     Raises:
         ValueError: if the sigmas do not rise strictly from >= 0, or the two lists differ in length.
@@ -70,7 +78,7 @@ class Grid:
         """The noise level of the latent."""
         return self.sigmas[-1]
 
-    def check_belongs(self, schedule: NoiseSchedule) -> None:
+    def check_belongs(self, schedule: Levels) -> None:
         """Raise ValueError unless each node is a noise level of ``schedule``, with the timestep it stands for."""
         zero = int(self.sigmas[0] == 0)
         if bool(zero) != (self.clean_end == "zero") or (zero and self.timesteps[0] != 0):
@@ -97,17 +105,24 @@ class Grid:
         return self.upward().flip(0)
 
 
-def halved(grid: Grid, schedule: NoiseSchedule) -> Grid:
-    """``grid`` with one node more in the middle of each step: in log sigma, or in sigma on a step from 0."""
+def halved(grid: Grid, schedule: Levels) -> Grid:
+    """``grid`` with one node more in the middle of each step, as ``_middle`` has it."""
     sigmas = [grid.sigmas[0]]
     for sigma, following in pairwise(grid.sigmas):
-        sigmas += [sqrt(sigma * following) if sigma else following / 2, following]
+        sigmas += [_middle(sigma, following), following]
     timesteps = [float(t) for t in schedule.t(_tensor(sigmas))]
     return Grid("explicit", grid.clean_end, tuple(sigmas), tuple(timesteps))
 
 
+def _middle(sigma: float, following: float) -> float:
+    """A sigma between two: in the middle of their logarithms, of sigma from 0, and of 1 / sigma up to infinity."""
+    if isinf(following):
+        return 2 * sigma or 1.0
+    return sqrt(sigma * following) if sigma else following / 2
+
+
 def make_grid(
-    schedule: NoiseSchedule,
+    schedule: Levels,
     name: str,
     steps: int,
     *,
@@ -116,7 +131,7 @@ def make_grid(
 ) -> Grid:
     """The grid called ``name`` with exactly ``steps`` steps.
 
-    ``clean_end``  'zero' or 'sigma-min'; None for the default of the named grid.
+    ``clean_end``  one of ``CLEAN_ENDS``; None for the default of the named grid.
     ``t_end``      the last timestep in use, T - 1 unless given; a ``tau`` may stop short of it.
 
     Raises:
@@ -140,27 +155,31 @@ def make_grid(
                 f"but there are {count}; take fewer steps"
             )
         tau: Sequence[float] = kind.timesteps(steps, count)
-        if clean_end == "sigma-min":
+        if clean_end != "zero":
             tau = kind.timesteps(nodes, count) if tau[0] == 0 else [0, *tau]
         return grid_of_timesteps(schedule, tau, name=name, clean_end=clean_end)
     sigma_end = float(schedule.sigma(last))
-    sigmas = kind.sigmas(nodes, schedule.sigma_min, sigma_end) if nodes > 1 else [sigma_end]
+    finite = nodes - 1 if isinf(sigma_end) else nodes
+    top = HIGHEST if isinf(sigma_end) else sigma_end
+    alone = top if clean_end == "zero" else schedule.sigma_min
+    sigmas = kind.sigmas(finite, schedule.sigma_min, top) if finite > 1 else [alone] * finite
+    sigmas = [*sigmas, sigma_end] if isinf(sigma_end) else sigmas
     return _grid(schedule, name, clean_end, sigmas, [float(t) for t in schedule.t(_tensor(sigmas))])
 
 
 def grid_of_timesteps(
-    schedule: NoiseSchedule, tau: Sequence[float], *, name: str = "explicit", clean_end: str = "zero"
+    schedule: Levels, tau: Sequence[float], *, name: str = "explicit", clean_end: str = "zero"
 ) -> Grid:
     """The grid of an explicit ``tau``, rising within [0, T - 1]; fractional timesteps are allowed.
 
-    With the clean end 'zero' the node sigma = 0 is put before them: as many steps as timesteps. With 'sigma-min' tau
+    With the clean end 'zero' the node sigma = 0 is put before them: as many steps as timesteps. With the others tau
     must begin at 0: one step less.
 
     Raises:
-        ValueError: for timesteps out of range, repeated or falling, or a 'sigma-min' tau that begins elsewhere.
+        ValueError: for timesteps out of range, repeated or falling, or a tau that must begin at 0 and does not.
     """
-    if clean_end == "sigma-min" and (not tau or tau[0] != 0):
-        raise ValueError(f"with clean end 'sigma-min' tau must begin at 0, but it is {list(tau[:3])}...; put 0 first")
+    if clean_end != "zero" and (not tau or tau[0] != 0):
+        raise ValueError(f"with clean end '{clean_end}' tau must begin at 0, but it is {list(tau[:3])}...; put 0 first")
     for previous, t in pairwise(tau):
         if not t > previous:
             raise ValueError(f"timesteps must rise strictly, but {t:g} follows {previous:g}")
@@ -168,17 +187,19 @@ def grid_of_timesteps(
     return _grid(schedule, name, clean_end, sigmas, [float(t) for t in tau])
 
 
-def full_range(schedule: NoiseSchedule, *, clean_end: str = "sigma-min", t_end: float | None = None) -> Grid:
+def full_range(schedule: Levels, *, clean_end: str = "sigma-min", t_end: float | None = None) -> Grid:
     """The two ends alone, for methods that step by themselves; a grid of the name ``ENDS``.
 
     Arguments and errors are those of ``make_grid``.
     """
     last = len(schedule) - 1 if t_end is None else t_end
-    tau = [last] if clean_end == "zero" else [0, last]
+    # Such methods begin at a finite sigma, one timestep below an infinite one.
+    inner = [last - 1] if isinf(float(schedule.sigma(last))) else []
+    tau = [*([] if clean_end == "zero" else [0]), *inner, last]
     return grid_of_timesteps(schedule, tau, name=ENDS, clean_end=clean_end)
 
 
-def _grid(schedule: NoiseSchedule, name: str, clean_end: str, sigmas: list[float], timesteps: list[float]) -> Grid:
+def _grid(schedule: Levels, name: str, clean_end: str, sigmas: list[float], timesteps: list[float]) -> Grid:
     if clean_end == "zero":
         sigmas, timesteps = [0.0, *sigmas], [0.0, *timesteps]
     return Grid(name, clean_end, tuple(sigmas), tuple(timesteps))

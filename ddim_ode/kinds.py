@@ -1,11 +1,10 @@
-"""Kinds of models: what a folder in diffusers' format says it is, and why some of them are no DDPM of pixels.
+"""Kinds of models: what a folder in diffusers' format says it is, and why some of them are no model of pixels.
 
 A network of another kind often has the same shapes, and would be run without an error to nothing meaningful.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,65 +16,15 @@ class ModelError(ValueError):
     """A model that cannot be loaded; the message says what is missing or not supported."""
 
 
-# Schedulers for networks of the variance-preserving process over a table of betas, by the class in diffusers; and
-# whether they clip the prediction of x_0 unless told otherwise.
-_OF_BETAS: dict[str, bool] = {
-    "DDPMScheduler": True,
-    "DDPMParallelScheduler": True,
-    "DDIMScheduler": True,
-    "DDIMParallelScheduler": True,
-    "DDIMInverseScheduler": True,
-    "RePaintScheduler": True,
-    "PNDMScheduler": False,
-    "DPMSolverMultistepScheduler": False,
-    "DPMSolverMultistepInverseScheduler": False,
-    "DPMSolverSinglestepScheduler": False,
-    "DPMSolverSDEScheduler": False,
-    "UniPCMultistepScheduler": False,
-    "DEISMultistepScheduler": False,
-    "SASolverScheduler": False,
-    "EulerDiscreteScheduler": False,
-    "EulerAncestralDiscreteScheduler": False,
-    "HeunDiscreteScheduler": False,
-    "LMSDiscreteScheduler": False,
-    "KDPM2DiscreteScheduler": False,
-    "KDPM2AncestralDiscreteScheduler": False,
-    "IPNDMScheduler": False,
-}
-# Why others are refused, by a part of the name.
-_OTHERS: dict[str, str] = {
-    "FlowMatch": "is for flow matching, which has no table of betas",
-    "EDM": "is for networks with the preconditioning of EDM",
-    "ScoreSde": "is for networks that predict a score",
-    "CMStochasticIterative": "is for a distilled network, which leads to the image at once and has no slope",
-    "LCM": "is for a distilled network, which leads to the image at once and has no slope",
-    "TCD": "is for a distilled network, which leads to the image at once and has no slope",
-    "VQDiffusion": "is for pictures made of tokens",
-    "Wuerstchen": "is for another noise schedule",
-}
 _AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
 
 
-def check_kind(name: str, folder: Path, scheduler: Mapping[str, Any]) -> None:
-    """Refuse a model that is no DDPM of pixels, and warn where its scheduler clips.
-
-    ``folder``     that of the U-Net; ``scheduler`` the content of its ``scheduler_config.json``.
+def check_kind(name: str, folder: Path) -> None:
+    """Refuse a model whose U-Net, in ``folder``, does not work on pixels.
 
     Raises:
-        ModelError: if it is of another kind, with the reason.
+        ModelError: if there is an autoencoder beside it.
     """
-    kind = str(scheduler.get("_class_name", ""))
-    for part, reason in _OTHERS.items():
-        if part in kind:
-            raise ModelError(f"model '{name}' is not supported: its scheduler, {kind}, {reason}")
-    if kind and kind not in _OF_BETAS:
-        raise ModelError(
-            f"model '{name}' is not supported: its scheduler, {kind}, is not known; if the network was trained as a "
-            "DDPM, give it a scheduler_config.json of a DDPMScheduler"
-        )
-    if scheduler.get("use_flow_sigmas"):
-        reason = _OTHERS["FlowMatch"]
-        raise ModelError(f"model '{name}' is not supported: its scheduler asks for use_flow_sigmas, and so {reason}")
     for place in (folder, folder.parent):
         for autoencoder in _AUTOENCODERS:
             if (place / autoencoder).is_dir():
@@ -83,14 +32,6 @@ def check_kind(name: str, folder: Path, scheduler: Mapping[str, Any]) -> None:
                     f"model '{name}' is not supported: it has an autoencoder, '{autoencoder}', and its network "
                     "works on what that makes of pictures, not on their pixels"
                 )
-    clips = scheduler.get("clip_sample", _OF_BETAS.get(kind, False))
-    for asked, option in ((clips, "clip_sample"), (scheduler.get("thresholding", False), "thresholding")):
-        if asked:
-            warnings.warn(
-                f"the scheduler of model '{name}' asks for {option}; nothing is clipped here, "
-                "because a clipped step is no step of the ODE",
-                stacklevel=3,
-            )
 
 
 # What diffusers' network takes without a look, and fails on when it is called: the least value, and whether integers.

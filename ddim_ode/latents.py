@@ -19,12 +19,13 @@ from ddim_ode.conditions import MEANING, UNCONDITIONAL, Condition
 from ddim_ode.files import read_file, reason, write_file
 from ddim_ode.grids import Grid
 from ddim_ode.images import Source
+from ddim_ode.levels import Levels, levels_from
 from ddim_ode.models import Model
-from ddim_ode.schedule import NoiseSchedule
+from ddim_ode.processes import FAMILIES, VariancePreserving
 
 FORMAT = "ddim-ode latent"
-# In the first version there were no conditions.
-VERSIONS = (1, 2)
+# In the first version there were no conditions, and in the first two all models were of the family 'vp'.
+VERSIONS = (1, 2, 3)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Far outside of what has unit variance: normal noise reaches 7 at most.
 LARGEST = 100.0
@@ -42,12 +43,13 @@ class Latent:
     ``x_T``            ``(1, C, H, W)``, about unit variance, float64 or float32.
     ``grid``           the grid it was encoded on; its last sigma is the noise level of x_T.
     ``solver``         the settings of the solver, ``name`` among them.
-    ``schedule``       the noise schedule of the model.
+    ``schedule``       the noise levels of the model.
     ``model``, ``fingerprint``  the name of the model and the fingerprint of its weights.
     ``source``         the picture it was made from.
     ``nfe``            network evaluations spent on it.
     ``companion``      the second state of a reversible solver, of the shape and dtype of x_T; None for all others.
     ``condition``      what the network was asked for; a class with its name.
+    ``family``         that of the model's process.
 
     Raises:
         LatentError: if x_T or its companion has another shape, or holds NaN, infinity or values far too large.
@@ -56,13 +58,14 @@ class Latent:
     x_T: Tensor
     grid: Grid
     solver: Mapping[str, str | float]
-    schedule: NoiseSchedule
+    schedule: Levels
     model: str
     fingerprint: str
     source: Source
     nfe: int
     companion: Tensor | None = None
     condition: Condition = UNCONDITIONAL
+    family: str = "vp"
 
     def __post_init__(self) -> None:
         if self.x_T.layout != torch.strided or self.x_T.is_meta:
@@ -95,6 +98,11 @@ class Latent:
             )
         if any_model:
             return
+        if self.family != model.process.family:
+            raise LatentError(
+                f"the latent was encoded with a model of the family '{self.family}', but model '{model.name}' is of "
+                f"the family '{model.process.family}'; decode it with the model it names: '{self.model}'"
+            )
         if not self.schedule.matches(model.schedule):
             raise LatentError(
                 f"the latent was encoded with schedule '{self.schedule.name}', sigma up to {self.grid.sigma_T:.6g}, "
@@ -149,7 +157,8 @@ class Latent:
                 f"  grid       {grid}, {self.grid.steps} steps, clean end {self.grid.clean_end}",
                 f"  solver     {solver}, {self.nfe} NFE",
                 f"  condition  {_short(str(self.condition))}",
-                f"  model      {_short(self.model)}, weights {self.fingerprint[:12]}, schedule {schedule}",
+                f"  model      {_short(self.model)}, weights {self.fingerprint[:12]}, schedule {schedule}"
+                + ("" if self.family == "vp" else f", family {self.family}"),
             )
         )
 
@@ -189,7 +198,8 @@ def _content(latent: Latent) -> bytes:
             "timesteps": list(latent.grid.timesteps),
         },
         "solver": dict(latent.solver),
-        "schedule": {"name": latent.schedule.name, "alpha_bar": latent.schedule.alpha_bar},
+        "family": latent.family,
+        "schedule": latent.schedule.settings,
         "model": {"name": latent.model, "fingerprint": latent.fingerprint},
         "source": asdict(latent.source),
         "nfe": latent.nfe,
@@ -216,7 +226,7 @@ def load_latent(file: str | Path | bytes) -> Latent:
     if type(version) is not int or version not in VERSIONS:
         raise LatentError(
             f"'{name}' has format version {version!s:.60}, but this program reads the versions "
-            f"{' and '.join(map(str, VERSIONS))}; use the version of ddim-ode that wrote it"
+            f"{', '.join(map(str, VERSIONS[:-1]))} and {VERSIONS[-1]}; use the version of ddim-ode that wrote it"
         )
     try:
         _check_held(content, len(data))
@@ -248,7 +258,7 @@ def _check_held(content: dict[str, Any], size: int) -> None:
 
     Tensors may be written as one number that is repeated.
     """
-    for tensor in (content["x_T"], content.get("companion"), content["schedule"]["alpha_bar"]):
+    for tensor in (content["x_T"], content.get("companion"), content["schedule"].get("alpha_bar")):
         if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > size:
             raise ValueError(f"a tensor of the shape {tuple(tensor.shape)} has no room in {size} bytes")
 
@@ -261,7 +271,7 @@ def _from_content(content: dict[str, Any]) -> Latent:
         tuple(float(sigma) for sigma in nodes["sigmas"]),
         tuple(float(t) for t in nodes["timesteps"]),
     )
-    schedule = NoiseSchedule(str(content["schedule"]["name"]), content["schedule"]["alpha_bar"])
+    schedule = levels_from(content["schedule"])
     grid.check_belongs(schedule)
     for key, right in (("sigma_T", grid.sigma_T), ("scale", SCALE)):
         if content[key] != right:
@@ -282,6 +292,7 @@ def _from_content(content: dict[str, Any]) -> Latent:
         nfe=_count(content["nfe"], 0),
         companion=content.get("companion"),
         condition=UNCONDITIONAL if content["version"] == 1 else _condition(content["condition"]),
+        family=_family(content["family"]) if content["version"] > 2 else VariancePreserving.family,
     )
 
 
@@ -293,6 +304,13 @@ def _condition(content: dict[str, Any]) -> Condition:
     if (label is None) != (name is None) or not isinstance(name, str | None):
         raise ValueError(f"a class must have a number and a name, but there are {label!r:.60} and {name!r:.60}")
     return Condition(label if label is None else _count(label, 0), float(guidance), name)
+
+
+def _family(value: Any) -> str:
+    """The ``value``, the name of a family."""
+    if value not in FAMILIES:
+        raise ValueError(f"the family must be one of {', '.join(FAMILIES)}, but it is {value!r:.60}")
+    return str(value)
 
 
 def _count(value: Any, least: int) -> int:

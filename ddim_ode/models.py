@@ -5,36 +5,30 @@ A model is a U-Net that takes ``(x, t)``, the schedule it was trained with, and 
 - a pipeline folder: ``unet/`` and ``scheduler/`` (also reached by naming its ``unet`` folder),
 - a flat folder: the U-Net's ``config.json`` and weights, and ``scheduler_config.json`` beside them,
 - ``org/name`` on the Hugging Face Hub, in either layout, where there is a network,
-- this package, for the names in ``EMBEDDED``.
+- this package, for the names in ``EMBEDDED``,
+- somebody's code, for names of the form ``package.module:factory``: see ``modules``.
 
 Weights are read from safetensors if there are any, else from a pickle of tensors and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddim_ode.calibration import FILE as CALIBRATION_FILE
-from ddim_ode.calibration import Calibration, load_calibration
-from ddim_ode.conditioned import Bound, Conditioned
-from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
 from ddim_ode.files import read_file
 from ddim_ode.kinds import ModelError as ModelError
 from ddim_ode.kinds import check_finite_weights, check_kind, check_numbers, check_weights
-from ddim_ode.ode import ProbabilityFlowODE
-from ddim_ode.processes import PREDICTIONS, VariancePreserving
-from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
-from ddim_ode.spaces import PixelSpace
+from ddim_ode.model import Model as Model
+from ddim_ode.modules import model_from_factory
+from ddim_ode.schedulers import process_of_scheduler
 
 DEFAULT_MODEL = "default"
 _PRETRAINED = Path(__file__).parent / "pretrained"
@@ -86,154 +80,28 @@ class ClassUNet(UNet):
         return output[:, : self.channels]
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A network with what is needed to use it; images are ``(B, channels, height, width)``.
-
-    ``folder``   where it was read from, if it was.
-    ``classes``  the names of the classes that the network knows, by their numbers; none if it knows none.
-    ``scheduler``  the configuration of diffusers' scheduler that it came with.
-    """
-
-    name: str
-    network: nn.Module
-    schedule: NoiseSchedule
-    prediction: str
-    channels: int
-    height: int
-    width: int
-    folder: Path | None = None
-    classes: tuple[str, ...] = ()
-    scheduler: Mapping[str, Any] | None = None
-
-    def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Asked] | None = None) -> ProbabilityFlowODE:
-        """A fresh ODE of this model, with its count of evaluations at zero.
-
-        ``conditions``  one for each member of the batches that it is for; None for no class, and any batch.
-
-        Raises:
-            ValueError: if there are conditions, but the network knows no classes.
-        """
-        if conditions is not None and not self.classes:
-            raise ValueError(f"model '{self.name}' knows no classes; leave the conditions out")
-        network = self.network if conditions is None else Conditioned(self.network, conditions)
-        return ProbabilityFlowODE(network, self.schedule, prediction=self.prediction, max_nfe=max_nfe)
-
-    def condition(self, label: Label | None, *, guidance: float = 1.0) -> Condition:
-        """What to ask of the network for a class, by its name or its number; None or 'none' for no class.
-
-        A class that is itself called 'none' has its number.
-
-        Raises:
-            ValueError: if there is no such class, or guidance is not finite.
-        """
-        if label in (None, NO_CLASS):
-            return Condition(None, guidance)
-        number = self.classes.index(label) if isinstance(label, str) and label in self.classes else label
-        if isinstance(number, str) and number.isdecimal():
-            number = int(number)
-        if not isinstance(number, int) or not 0 <= number < len(self.classes):
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.classes)) or "no classes at all"
-            raise ValueError(f"model '{self.name}' knows no class '{label}'; it knows: {known}, and '{NO_CLASS}'")
-        return Condition(number, guidance, self.classes[number])
-
-    def bound(self, condition: Condition) -> Model:
-        """This model as one that knows no classes, and answers under ``condition``; itself for no class.
-
-        Raises:
-            ValueError: if a class is asked for, but the network knows none.
-        """
-        if condition.terms == UNCONDITIONAL.terms:
-            return self
-        if not self.classes:
-            raise ValueError(f"model '{self.name}' knows no classes; leave the class out")
-        network = Bound(self.network, condition).to(self.device).eval().requires_grad_(False)
-        bound = replace(self, name=f"{self.name}, {condition}", network=network, folder=None, classes=())
-        if self.calibration:
-            own = (entry for entry in self.calibration.entries if entry.guidance == condition.strength)
-            entries = tuple(replace(entry, guidance=1.0) for entry in own)
-            vars(bound)["calibration"] = replace(self.calibration, fingerprint=bound.fingerprint, entries=entries)
-        return bound
-
-    @property
-    def process(self) -> VariancePreserving:
-        """How the network wants to be asked, and what it answers."""
-        return VariancePreserving(self.schedule, self.prediction)
-
-    @property
-    def space(self) -> PixelSpace:
-        """What the state of the ODE is of a picture."""
-        return PixelSpace(self.channels, self.height, self.width)
-
-    @property
-    def device(self) -> torch.device:
-        """The device that the network is on."""
-        return next(self.network.parameters()).device
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over the names, shapes and values of the weights; the same in every file format and folder."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
-    @cached_property
-    def calibration(self) -> Calibration | None:
-        """The calibration beside the weights, if there is one.
-
-        Raises:
-            CalibrationError: if it is damaged, or was made for other weights.
-        """
-        if self.folder is None:
-            return None
-        return load_calibration(self.folder / CALIBRATION_FILE, self.fingerprint, self.schedule)
-
-    def summary(self) -> str:
-        """What it is, in a few lines for people to read."""
-        schedule = self.schedule
-        parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        entries = self.calibration.entries if self.calibration else ()
-        calibrated = ", ".join(
-            f"{entry.grid.steps} steps{'' if entry.guidance == 1 else f' at guidance {entry.guidance:g}'}"
-            for entry in entries
-        )
-        return "\n".join(
-            (
-                f"model '{self.name}'",
-                f"  images     {self.channels} x {self.height} x {self.width}",
-                f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
-                *((f"  classes    {', '.join(self.classes)}; none unless named",) if self.classes else ()),
-                f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
-                f"  weights    {self.fingerprint}",
-                f"  calibrated {calibrated or 'none'}",
-            )
-        )
-
-
 def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu") -> Model:
     """The model in the folder ``name``, on the Hub under ``name``, or of this package for a key of ``EMBEDDED``.
+
+    Of the form package.module:factory, ``name`` is a function to import and call, which returns the model.
 
     Raises:
         ModelError: if there is no such model, or it is of a kind that is not supported.
     """
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) and not Path(name).exists():
+        model = model_from_factory(name)
+        model.network.to(device).eval().requires_grad_(False)
+        return replace(model, name=name)
     folder = EMBEDDED[name] if name in EMBEDDED else _find(name)
     unet_folder, scheduler_file = _layout(folder)
     scheduler = read_json(scheduler_file)
-    check_kind(name, unet_folder, scheduler)
-    prediction = str(scheduler.get("prediction_type", "epsilon"))
-    if prediction not in PREDICTIONS:
-        raise ModelError(
-            f"model '{name}' predicts '{prediction}', which is not supported yet; "
-            f"supported are: {', '.join(sorted(PREDICTIONS))}"
-        )
+    check_kind(name, unet_folder)
     try:
-        schedule = schedule_from_diffusers(scheduler)
+        process = process_of_scheduler(scheduler)
     except ValueError as error:
-        raise ModelError(f"model '{name}': {error}") from error
+        raise ModelError(f"model '{name}' is not supported: {error}") from error
     unet = _load_unet(name, unet_folder)
-    check_supported(name, unet.config)
+    check_supported(name, unet.config, process.family)
     height, width = image_size(unet.config, name)
     channels = int(unet.config["in_channels"])
     labels = unet.config.num_class_embeds
@@ -242,7 +110,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     network.eval().requires_grad_(False)
     classes = _class_names(name, (folder, unet_folder.parent), labels) if labels else ()
-    return Model(name, network, schedule, prediction, channels, height, width, folder, classes, scheduler)
+    return Model(name, network, process, channels, height, width, folder, classes, scheduler)
 
 
 def _class_names(name: str, folders: Sequence[Path], labels: int) -> tuple[str, ...]:
@@ -326,8 +194,11 @@ def _load_unet(name: str, folder: Path) -> Any:
     return unet
 
 
-def check_supported(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ModelError unless the U-Net of this complete ``config`` is a function of x and a fractional t alone."""
+def check_supported(name: str, config: Mapping[str, Any], family: str = "vp") -> None:
+    """Raise ModelError unless the U-Net of this complete ``config`` is a function of x and a fractional t alone.
+
+    ``family``  that of its process, which says what t is.
+    """
     if config["sample_size"] is None:
         raise ModelError(f"model '{name}' does not say its image size; write sample_size into its config.json")
     labels = config["num_class_embeds"]
@@ -337,9 +208,11 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
         raise ModelError(
             f"model '{name}' has num_class_embeds {labels!r}; it must be 2 or more, a class and a label for none"
         )
-    if config["time_embedding_type"] != "positional":
+    embedding = "fourier" if family == "ve" else "positional"
+    if config["time_embedding_type"] != embedding:
         raise ModelError(
-            f"model '{name}' has time_embedding_type '{config['time_embedding_type']}'; only 'positional' is supported"
+            f"model '{name}' has time_embedding_type '{config['time_embedding_type']}'; only '{embedding}' is "
+            f"supported for networks of the family '{family}'"
         )
     channels, out = config["in_channels"], config["out_channels"]
     if channels not in (1, 3):

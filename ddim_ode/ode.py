@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 from torch import Tensor, nn
 
 from ddim_ode.predictor import Network, Predictor
-from ddim_ode.processes import VariancePreserving
+from ddim_ode.processes import Process, VariancePreserving
 from ddim_ode.schedule import NoiseSchedule
 
 
@@ -24,24 +25,36 @@ class EvaluationLimitError(RuntimeError):
 class ProbabilityFlowODE(nn.Module):
     """d x_bar / d sigma = eps(x_bar / sqrt(1 + sigma^2), t(sigma)). DDIM, arXiv 2010.02502, Eq. (14).
 
+    Networks of other families say eps in other ways, and the ODE is the same.
+
     ``network``     module or function ``(x, t)``: x ``(B, C, H, W)``, t ``(B,)``, to ``(B, C, H, W)``. A module
                     is called in the dtype of its parameters; a function in that of the state. One that is told more of
                     each member of a batch has a method ``of``, as ``predictor.MemberNetwork`` says.
-    ``prediction``  what it predicts: a key of ``processes.PREDICTIONS``.
+    ``process``     how it wants to be asked, and what it answers; or the noise schedule of a DDPM.
+    ``prediction``  what a DDPM predicts: a key of ``predictions.PREDICTIONS``; 'epsilon' unless given.
     ``max_nfe``     the most network evaluations between two calls of ``reset``; None for no limit.
     ``nfe``         the number of network evaluations so far. They are counted here and nowhere else.
 
     Raises:
-        ValueError: for an unknown prediction, or a limit below 1.
+        ValueError: for an unknown prediction, or one beside a process, which has its own; a limit below 1.
     """
 
     def __init__(
-        self, network: Network, schedule: NoiseSchedule, *, prediction: str = "epsilon", max_nfe: int | None = None
+        self,
+        network: Network,
+        process: Process | NoiseSchedule,
+        *,
+        prediction: str | None = None,
+        max_nfe: int | None = None,
     ) -> None:
         super().__init__()
         if max_nfe is not None and max_nfe < 1:
             raise ValueError(f"max_nfe must be at least 1, but it is {max_nfe}")
-        self.predictor = Predictor(network, VariancePreserving(schedule, prediction))
+        if isinstance(process, NoiseSchedule):
+            process = VariancePreserving(process, prediction or "epsilon")
+        elif prediction is not None:
+            raise ValueError(f"a process says itself what is predicted; leave out the prediction '{prediction}'")
+        self.predictor = Predictor(network, process)
         self.max_nfe = max_nfe
         self.nfe = 0
 
@@ -60,16 +73,30 @@ class ProbabilityFlowODE(nn.Module):
             EvaluationLimitError: if ``max_nfe`` evaluations have been made already.
             ValueError: at sigma = 0, for a network that predicts x_0.
         """
-        if self.max_nfe is not None and self.nfe >= self.max_nfe:
-            raise EvaluationLimitError(
-                f"the limit of {self.max_nfe} network evaluations was reached at sigma = {float(sigma.max()):.6g}; "
-                "raise the limit, or take fewer steps or larger tolerances"
-            )
-        self.nfe += 1
+        self._count(float(sigma.max()))
         predictor = self.predictor if members is None else self.predictor.of(members)
         slope: Tensor = predictor(sigma, x_bar)
         return slope
 
+    def origin(self, noise: Tensor) -> Tensor:
+        """x_0 where sigma is infinite, of the ``noise`` that is the state there, ``(B, C, H, W)``; an evaluation too.
+
+        Raises:
+            EvaluationLimitError: as ``forward`` does.
+            ValueError: if the process does not reach infinity.
+        """
+        self._count(inf)
+        return self.predictor.origin(noise)
+
     def of(self, members: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The ODE of some ``members`` of a batch, int64 ``(A,)``: what solvers ask whose members leave the batch."""
         return partial(self, members=members)
+
+    def _count(self, sigma: float) -> None:
+        """Count one evaluation more, at ``sigma``, if there may be one."""
+        if self.max_nfe is not None and self.nfe >= self.max_nfe:
+            raise EvaluationLimitError(
+                f"the limit of {self.max_nfe} network evaluations was reached at sigma = {sigma:.6g}; "
+                "raise the limit, or take fewer steps or larger tolerances"
+            )
+        self.nfe += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf, isfinite
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ddim_ode.processes import VariancePreserving
+from ddim_ode.processes import Process
 
 # eps(x, t): x (B, C, H, W) and timesteps t (B,) to the prediction (B, C, H, W).
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -25,12 +26,12 @@ class MemberNetwork(Protocol):
 class Predictor(nn.Module):
     """eps as a function of sigma and x_bar.
 
-    ``network``  module or function ``(x, t)``: x ``(B, C, H, W)``, t ``(B,)``, to ``(B, C, H, W)``. A module is called
-                 in the dtype of its parameters; a function in that of the state.
+    ``network``  module or function ``(x, t)``: x ``(B, C, H, W)``, labels t ``(B,)``, to ``(B, C, H, W)``. A module is
+                 called in the dtype of its parameters; a function in that of the state.
     ``process``  how it wants to be asked, and what it answers.
     """
 
-    def __init__(self, network: Network, process: VariancePreserving) -> None:
+    def __init__(self, network: Network, process: Process) -> None:
         super().__init__()
         self.network = network
         self.process = process
@@ -47,6 +48,18 @@ class Predictor(nn.Module):
         x = x_bar / self.process.scale(level)
         return self.process.eps(self._call(x, t), x, level)
 
+    def origin(self, noise: Tensor) -> Tensor:
+        """x_0 where sigma is infinite, of the ``noise`` alone that is there; both ``(B, C, H, W)``.
+
+        Raises:
+            ValueError: if the process does not reach infinity.
+        """
+        end = self.process.schedule.sigma_max
+        if isfinite(end):
+            raise ValueError(f"the noise levels of this model end at sigma = {end:.6g}; it says nothing of infinity")
+        t = self.process.label(torch.tensor(inf, dtype=torch.float64)).expand(noise.shape[0])
+        return self.process.origin(self._call(noise, t), noise)
+
     def of(self, members: Tensor) -> Predictor:
         """The predictor for some ``members`` of the batch, int64 ``(A,)``; itself if the network treats all alike."""
         network = self.network
@@ -55,8 +68,8 @@ class Predictor(nn.Module):
     def _check_slope(self, sigma: Tensor) -> None:
         if not self.process.at_zero and bool((sigma == 0).any()):
             raise ValueError(
-                "a network that predicts x_0 has no slope at sigma = 0, where it would be 0 / 0; take the clean end "
-                "'sigma-min', or a solver that does not evaluate there"
+                f"a network that predicts {self.process.predicts} has no slope at sigma = 0, where it would be 0 / 0; "
+                "take the clean end 'sigma-min', or a solver that does not evaluate there"
             )
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:

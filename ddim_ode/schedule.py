@@ -6,14 +6,17 @@ Notation, after Song et al., "Denoising Diffusion Implicit Models" (arXiv 2010.0
 ``alpha_bar``  prod_{i<=t} (1 - beta_i), falling from about 1 to about 0. DDIM calls it alpha_t.
 ``sigma``      sqrt((1 - alpha_bar) / alpha_bar), rising: the noise level of x_bar = x / sqrt(alpha_bar).
 
-Between the indices log sigma is linear in t, as in k-diffusion. sigma = 0, the clean image, lies below index 0; its
-timestep is 0, because that is the least noise a network has seen.
+alpha_bar may end at 0, with zero terminal SNR (Lin et al., arXiv 2305.08891): sigma is infinite there.
+
+Between the indices log sigma is linear in t, as in k-diffusion, and 1 / sigma before an infinite one. sigma = 0, the
+clean image, lies below index 0; its timestep is 0, because that is the least noise a network has seen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +24,8 @@ from torch import Tensor
 
 class NoiseSchedule:
     """``alpha_bar`` for each timestep of training: float64 on the CPU, shape ``(T,)``, strictly falling in (0, 1).
+
+    The last one may be 0.
 
     Raises:
         ValueError: if the table is not such a one.
@@ -32,10 +37,10 @@ class NoiseSchedule:
         alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
             raise ValueError(f"alpha_bar must have shape (T,) with T >= 2, but its shape is {tuple(alpha_bar.shape)}")
-        if not bool(((alpha_bar > 0) & (alpha_bar < 1)).all()):
+        if not bool(((alpha_bar[:-1] > 0) & (alpha_bar[:-1] < 1) & (alpha_bar[-1] >= 0)).all()):
             raise ValueError(
-                f"alpha_bar of schedule '{name}' must lie strictly between 0 and 1, but it spans "
-                f"[{float(alpha_bar.min()):g}, {float(alpha_bar.max()):g}]; at 0 (zero terminal SNR) sigma is infinite"
+                f"alpha_bar of schedule '{name}' must lie strictly between 0 and 1, or be 0 at its end, but it spans "
+                f"[{float(alpha_bar.min()):g}, {float(alpha_bar.max()):g}]"
             )
         if not bool((alpha_bar.diff() < 0).all()):
             raise ValueError(f"alpha_bar of schedule '{name}' must fall strictly with t")
@@ -48,13 +53,18 @@ class NoiseSchedule:
         return len(self.alpha_bar)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What ``levels.levels_from`` makes the same schedule of."""
+        return {"kind": "table", "name": self.name, "alpha_bar": self.alpha_bar}
+
+    @property
     def sigma_min(self) -> float:
         """The smallest sigma of training, at t = 0."""
         return float(self._log_sigma[0].exp())
 
     @property
     def sigma_max(self) -> float:
-        """The largest sigma of training, at t = T - 1."""
+        """The largest sigma of training, at t = T - 1; infinite where alpha_bar is 0."""
         return float(self._log_sigma[-1].exp())
 
     def sigma(self, t: Tensor | float) -> Tensor:
@@ -68,7 +78,8 @@ class NoiseSchedule:
         if not bool(((t >= 0) & (t <= last)).all()):
             raise ValueError(f"timesteps must lie in [0, {last}], but they span [{float(t.min())}, {float(t.max())}]")
         left = t.floor().long().clamp(max=last - 1)
-        return torch.lerp(self._log_sigma[left], self._log_sigma[left + 1], t - left).exp()
+        low, high, part = self._log_sigma[left], self._log_sigma[left + 1], t - left
+        return torch.where(high.isinf(), low - torch.log1p(-part), low + part * (high - low).nan_to_num(posinf=0)).exp()
 
     def t(self, sigma: Tensor | float) -> Tensor:
         """Timestep of ``sigma``, any shape; float64, same shape, within [0, T - 1].
@@ -80,10 +91,13 @@ class NoiseSchedule:
         log_sigma = log_sigma.clamp(float(self._log_sigma[0]), float(self._log_sigma[-1]))
         right = torch.searchsorted(self._log_sigma, log_sigma).clamp(1, len(self) - 1)
         low, high = self._log_sigma[right - 1], self._log_sigma[right]
-        return right - 1 + (log_sigma - low) / (high - low)
+        part = torch.where(high.isinf(), 1 - (low - log_sigma).exp(), (log_sigma - low) / (high - low))
+        return right - 1 + part
 
-    def matches(self, other: NoiseSchedule) -> bool:
+    def matches(self, other: object) -> bool:
         """Whether both have the same table, up to the rounding of its making."""
+        if not isinstance(other, NoiseSchedule):
+            return False
         return len(self) == len(other) and torch.allclose(self.alpha_bar, other.alpha_bar, rtol=1e-9, atol=0)
 
 
@@ -135,10 +149,18 @@ def schedule_from_diffusers(config: Mapping[str, object]) -> NoiseSchedule:
     """The schedule of a diffusers ``scheduler_config.json``; absent keys have the defaults of diffusers.
 
     Raises:
-        ValueError: for a schedule that has no finite sigma (zero terminal SNR) or that is unknown here.
+        ValueError: for a schedule that is unknown here, or is none.
     """
-    if config.get("rescale_betas_zero_snr"):
-        raise ValueError("rescale_betas_zero_snr = true is not supported: its last sigma is infinite")
+    plain = _without_rescaling(config)
+    if not config.get("rescale_betas_zero_snr"):
+        return plain
+    # Lin et al., arXiv 2305.08891, Algorithm 1: sqrt(alpha_bar) is shifted to end at 0, and scaled to begin as before.
+    root = plain.alpha_bar.sqrt()
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    return NoiseSchedule(f"{plain.name}-zero-snr", root**2)
+
+
+def _without_rescaling(config: Mapping[str, object]) -> NoiseSchedule:
     betas = config.get("trained_betas")
     if betas is not None:
         try:

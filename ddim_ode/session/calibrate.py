@@ -26,7 +26,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf, isfinite, log, prod, sqrt
+from math import inf, isfinite, isinf, log, prod, sqrt
 from pathlib import Path
 
 import torch
@@ -135,8 +135,14 @@ def calibrate(
     ``condition``  what the network is asked for; the calibration is for its guidance.
 
     Raises:
-        ValueError: if there is not the memory for the trajectories, or the network gives no finite numbers.
+        ValueError: if there is not the memory for the trajectories, the network gives no finite numbers, or the noise
+            levels of the model have no end.
     """
+    if isinf(model.schedule.sigma_max):
+        raise ValueError(
+            f"model '{model.name}' ends at sigma = infinity, and calibrations are for a finite end; leave it out, and "
+            "name a solver and steps"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _check_memory(model, len(images), effort)
     asked = model.bound(condition)

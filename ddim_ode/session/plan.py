@@ -10,15 +10,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import isinf
 from typing import TYPE_CHECKING
 
 from ddim_ode.conditions import UNCONDITIONAL, Condition
-from ddim_ode.grids import ENDS, full_range, grid_of_timesteps, make_grid
+from ddim_ode.grids import ENDS, VP_END, full_range, grid_of_timesteps, make_grid
 from ddim_ode.session.request import DEFAULT_STEPS, PlanError, Request, plan_condition, towards_classes
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS
 from solvers import (
     AUTO,
     DEFAULT_SOLVER,
+    ExactInverse,
     ReversibleSolver,
     Solver,
     exact_inverse,
@@ -82,7 +84,8 @@ def plan_encoding(request: Request, model: Model) -> Plan:
     plan = plan_sampling(request, model)
     if plan.grid.sigmas[0] == 0 and not model.process.at_zero:
         raise PlanError(
-            f"model '{model.name}' predicts x_0 and has no slope at sigma = 0, where encoding would begin; "
+            f"model '{model.name}' predicts {model.process.predicts} and has no slope at sigma = 0, where encoding "
+            "would begin; "
             "take the clean end sigma-min"
         )
     return plan
@@ -129,6 +132,11 @@ def plan_noise(request: Request, model: Model) -> Plan:
     """
     if request.solver:
         raise PlanError(f"--eta and --sigma-hat are steps of their own; leave out --solver {request.solver}")
+    if model.process.family != "vp" or isinf(model.schedule.sigma_max):
+        raise PlanError(
+            f"noise in each step is DDPM's, and model '{model.name}' is none with a finite end; leave out --eta and "
+            "--sigma-hat"
+        )
     condition = plan_condition(request, model)
     solver = replace(_solver(replace(request, solver="euler")), name="ancestral")
     # Noise is added to what a step predicts, and so there is no evaluation at sigma = 0.
@@ -177,7 +185,7 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
         grid, more = _grid(wished, model, solver, steps=steps, t_end=latent.grid.timesteps[-1])
         why += more
     latent.check_reaches(grid)
-    _check_clean_end(solver, grid)
+    _check_ends(solver, grid, model)
     same = solver.settings == {**solver.settings, **latent.solver} and grid == latent.grid
     same = same and condition.terms == latent.condition.terms
     exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
@@ -321,7 +329,7 @@ def _grid(
     name = request.grid or DEFAULT_GRID
     if clean_end is None and evaluates_end and not model.process.at_zero:
         clean_end = "sigma-min"
-        why = _moved_end(name)
+        why = _moved_end(name, model.process.predicts)
     if solver.adaptive:
         if request.steps or request.grid:
             raise PlanError(
@@ -335,19 +343,32 @@ def _grid(
             raise PlanError(f"these timesteps make {grid.steps} steps, not {request.steps}; leave out --steps")
     else:
         grid = make_grid(model.schedule, name, request.steps or steps, clean_end=clean_end, t_end=t_end)
-    _check_clean_end(solver, grid)
+    _check_ends(solver, grid, model)
     return grid, why
 
 
-def _moved_end(grid: str | tuple[float, ...]) -> tuple[str, ...]:
+def _moved_end(grid: str | tuple[float, ...], predicts: str) -> tuple[str, ...]:
     """Say that the clean end is not the grid's own, if it is not, for a network without a slope at sigma = 0."""
     own = "zero" if isinstance(grid, tuple) or grid not in GRIDS else GRIDS[grid].clean_end
-    if own == "sigma-min":
+    if own != "zero":
         return ()
-    return ("the image is taken at sigma-min: a network that predicts x_0 has no slope at sigma = 0",)
+    return (f"the image is taken at sigma-min: a network that predicts {predicts} has no slope at sigma = 0",)
 
 
-def _check_clean_end(solver: Solver, grid: Grid) -> None:
+def _check_ends(solver: Solver, grid: Grid, model: Model) -> None:
+    """Raise PlanError if the solver does not take one of the ends of the grid, or the model has no such end."""
+    if grid.clean_end == VP_END and model.process.family != "vp":
+        raise PlanError(
+            f"the clean end {VP_END} is of the family 'vp', and model '{model.name}' is of '{model.process.family}'; "
+            "take sigma-min"
+        )
+    if isinf(grid.sigma_T) and not solver.endless and isinstance(solver, ReversibleSolver | ExactInverse):
+        raise PlanError(
+            f"solver '{solver.name}' cannot begin at sigma = infinity, where the noise of model '{model.name}' is, and "
+            "lead back exactly; take reversible-heun, or the exact inverse of euler"
+        )
+    if isinf(grid.sigma_T) and not solver.endless and grid.steps < 2:
+        raise PlanError(f"solver '{solver.name}' needs 2 steps or more from sigma = infinity, but there is 1")
     if solver.positive and grid.sigmas[0] == 0:
         raise PlanError(
             f"solver '{solver.name}' cannot reach sigma = 0, where the clean end 'zero' is; "

@@ -31,7 +31,7 @@ class Request:
     ``solver``      a key of ``solvers.SOLVERS``, or 'auto' for what the calibration of the model says.
     ``steps``       number of steps, at least 1; for solvers that do not choose their own.
     ``grid``        a key of ``GRIDS``, or the timesteps themselves, rising.
-    ``clean_end``   noise level at which the image is taken: 'zero' or 'sigma-min'.
+    ``clean_end``   noise level at which the image is taken: one of ``grids.CLEAN_ENDS``.
     ``rtol, atol``  tolerances of an adaptive solver.
     ``exact``       for encoding: undo exactly what decoding with ``solver``, or with euler, will do.
     ``label``       a class of the model, by its name or its number; 'none' for no class.

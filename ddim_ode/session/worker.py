@@ -131,6 +131,7 @@ class Worker:
             nfe=nfe,
             companion=None if solution.companion is None else solution.companion[part].cpu(),
             condition=job.plan.condition,
+            family=self.model.process.family,
         )
 
     def _check(self, plan: Plan, conditions: Sequence[Asked], x_0: Tensor, solution: Solution) -> checking.Check:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ddim_ode.files import reason
 from ddim_ode.models import ClassUNet, Model, UNet
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import NoiseSchedule
 from ddim_ode.training.checkpoint import Checkpoint, CheckpointError, check_new, remove_left_overs, save_checkpoint
 from ddim_ode.training.data import TrainingImages
@@ -376,7 +377,9 @@ class _Run:
         shape = self.settings.image_shape()
         classes = self.settings.classes
         network = ClassUNet(unet, shape[0], len(classes) + 1) if classes else UNet(unet, shape[0])
-        return Model(name, network, self.schedule, self.settings.prediction, *shape, classes=classes)
+        return Model(
+            name, network, VariancePreserving(self.schedule, self.settings.prediction), *shape, classes=classes
+        )
 
 
 def _permutation(seed: int, count: int, epoch: int) -> Tensor:

@@ -5,7 +5,7 @@
 Here it is taken per dimension. A network may predict v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 or x_0 itself
 instead of eps (Salimans and Ho, arXiv 2202.00512, Appendix D). For the same input the error of v is that of eps times
 sqrt(1 + sigma^2), so that its plain squared error is L_gamma with gamma = 1 + sigma^2 = 1 / alpha_bar; that of x_0 is
-L_gamma with gamma = sigma^2. ``ddim_ode.processes`` has the table.
+L_gamma with gamma = sigma^2. ``ddim_ode.predictions`` has the table.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ddim_ode.predictions import find_prediction
 from ddim_ode.predictor import Network
-from ddim_ode.processes import find_prediction
 from ddim_ode.schedule import NoiseSchedule
 
 # gamma as a function of alpha_bar, by the name on the command line; 1 is the paper's choice and DDPM's.

@@ -15,7 +15,7 @@ from ddim_ode.codec import seeded
 from ddim_ode.files import reason
 from ddim_ode.kinds import check_numbers
 from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported, image_size, read_json
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
 from ddim_ode.training.objective import GAMMAS
 
@@ -55,7 +55,7 @@ class Settings:
     """A run ends after ``steps``, or after ``minutes`` in all; one of the two is given.
 
     ``unet``           configuration of diffusers' ``UNet2DModel``.
-    ``prediction``     a key of ``processes.PREDICTIONS``.
+    ``prediction``     a key of ``predictions.PREDICTIONS``.
     ``schedule``       'linear' or 'cosine', with 1000 timesteps.
     ``gamma``          a key of ``objective.GAMMAS``; None for the plain squared error of what is predicted.
     ``batch_size``     of all processes together.

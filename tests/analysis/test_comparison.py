@@ -21,6 +21,7 @@ from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model, load_model
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from solvers import DEFAULT_SOLVER, SOLVERS
 
@@ -140,7 +141,7 @@ def test_a_ratio_is_to_the_best_baseline() -> None:
 def test_diffusers_is_told_how_many_timesteps_there_are(model: Model) -> None:
     """Or else it takes those of the first thousand of four."""
     schedule = make_schedule("squaredcos_cap_v2", timesteps=4000)
-    long = replace(model, schedule=schedule)
+    long = replace(model, process=VariancePreserving(schedule, model.prediction))
     x_T = draw_latents(2, (3, 8, 8), seed=0)
     theirs, clean_end, calls = decode_with_scheduler(long, x_T, "DDIMScheduler", {"timestep_spacing": "trailing"}, 20)
     ours = decode(long.ode(), x_T, make_grid(schedule, "trailing", 20), SOLVERS["euler"])

@@ -29,6 +29,7 @@ from analysis.quality import (
 )
 from analysis.recognition import accuracy, class_table
 from ddim_ode.models import Model, load_model
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.work import save_tensors
@@ -56,7 +57,7 @@ def pixels() -> TrainingImages:
 
 def test_error_of_the_best_network_is_what_x_leaves_open() -> None:
     """Of eps it is SD^2 / (SD^2 + sigma^2)."""
-    model = Model("best", BestNetwork(), make_schedule(), "v_prediction", 3, 8, 8)
+    model = Model("best", BestNetwork(), VariancePreserving(make_schedule(), "v_prediction"), 3, 8, 8)
     images = SD * torch.randn((200, 3, 8, 8), generator=torch.Generator().manual_seed(1))
     rows = measure_errors(model, "best", images, seed=2)
     assert [row.t for row in rows] == list(range(10, 1000, 20))
@@ -134,7 +135,7 @@ def test_samples_are_kept_and_gone_on_with(tiny_model: Path, tmp_path: Path, mon
 def test_what_is_measured_is_not_measured_again(
     pixels: TrainingImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = {"best": Model("best", BestNetwork(), make_schedule(), "v_prediction", 3, 32, 32)}
+    models = {"best": Model("best", BestNetwork(), VariancePreserving(make_schedule(), "v_prediction"), 3, 32, 32)}
     options = {"error_images": 3, "sampler": ("euler", "trailing", 2), "seed": 0, "inception": False}
     first = run(models, pixels, pixels, tmp_path, count=6, **options)
     assert [row.what for row in first[1]] == ["cifar10_test", "best"]
@@ -178,7 +179,7 @@ def test_a_model_with_classes_is_judged_by_class_and_guidance(pixels: TrainingIm
     shades = pixels.pixels[members].float() / 127.5 - 1
     true = Rainbow(shades[:, :, :1, :1])
     true.shades = nn.Parameter(torch.cat([shades, torch.zeros(1, 3, 32, 32)]), requires_grad=False)
-    model = Model("rainbow", true, make_schedule(), "v_prediction", 3, 32, 32, classes=CLASSES)
+    model = Model("rainbow", true, VariancePreserving(make_schedule(), "v_prediction"), 3, 32, 32, classes=CLASSES)
     options = {"error_images": 3, "sampler": ("euler", "trailing", 3), "seed": 0, "inception": False}
     errors, distances, classes = run({"r": model}, test, None, tmp_path, count=20, guidances=(0.0, 1.0), **options)
     assert [row.what for row in distances] == ["r, guidance 0", "r, guidance 1"]

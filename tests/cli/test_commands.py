@@ -373,7 +373,7 @@ def test_a_scheduler_that_asks_for_clipping_gets_a_warning(
     cli: Cli, picture: Path, make_model: Callable[..., Path]
 ) -> None:
     result = cli("encode", picture, "--steps", "1", "--model", make_model(clip_sample=True))
-    assert "Warning: the scheduler of model" in ok(result)
+    assert "Warning: the model's scheduler asks for clip_sample" in ok(result)
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:

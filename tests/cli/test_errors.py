@@ -16,7 +16,7 @@ import torch
 from click.testing import Result
 from PIL import Image
 
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ from ddim_ode.conditioned import Conditioned
 from ddim_ode.conditions import Condition
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, ModelError, load_model
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from solvers import EXACT_SOLVERS, REVERSIBLE_SOLVERS, SOLVERS, get_solver, way_back
 
@@ -52,7 +53,7 @@ class GaussianClasses(nn.Module):
 
 def model(prediction: str = "epsilon") -> Model:
     network = GaussianClasses(prediction)
-    return Model("classes", network, SCHEDULE, prediction, 1, 4, 4, classes=("cat", "dog", "horse"))
+    return Model("classes", network, VariancePreserving(SCHEDULE, prediction), 1, 4, 4, classes=("cat", "dog", "horse"))
 
 
 def flow(x_bar: Tensor, mean: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -165,13 +166,15 @@ def test_wrong_conditions() -> None:
         ours.condition("cat", guidance=float("nan"))
     with pytest.raises(ValueError, match="there are 1 conditions, but the batch has 2 members"):
         solve(ours, [Condition(0)], draw_latents(2, (1, 4, 4), seed=0), "euler")
-    without = Model("plain", ours.network, SCHEDULE, "epsilon", 1, 4, 4)
+    without = Model("plain", ours.network, VariancePreserving(SCHEDULE, "epsilon"), 1, 4, 4)
     with pytest.raises(ValueError, match="model 'plain' knows no classes; leave the conditions out"):
         without.ode(conditions=[Condition(None)])
 
 
 def test_a_class_that_is_called_none_has_its_number() -> None:
-    odd = Model("odd", GaussianClasses(), SCHEDULE, "epsilon", 1, 4, 4, classes=("none", "dog", "horse"))
+    odd = Model(
+        "odd", GaussianClasses(), VariancePreserving(SCHEDULE, "epsilon"), 1, 4, 4, classes=("none", "dog", "horse")
+    )
     assert odd.condition("none").label is None
     assert odd.condition(0) == odd.condition("0") == Condition(0)
 

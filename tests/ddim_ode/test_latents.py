@@ -24,11 +24,12 @@ from ddim_ode.grids import CLEAN_ENDS, grid_of_timesteps, make_grid
 from ddim_ode.images import Source
 from ddim_ode.latents import LARGEST, Latent, LatentError, load_latent, save_latent
 from ddim_ode.models import Model
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 
 SCHEDULE = make_schedule()
 torch.manual_seed(0)  # the same weights in every process that collects these tests
-MODEL = Model("tiny", nn.Conv2d(3, 3, 1), SCHEDULE, "epsilon", channels=3, height=4, width=5)
+MODEL = Model("tiny", nn.Conv2d(3, 3, 1), VariancePreserving(SCHEDULE, "epsilon"), channels=3, height=4, width=5)
 LATENT = Latent(
     x_T=torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
     grid=make_grid(SCHEDULE, "trailing", 10),
@@ -93,14 +94,19 @@ def test_everything_survives_the_file(latent: Latent) -> None:
     assert loaded.condition.name == latent.condition.name
 
 
-def test_a_file_of_the_first_version_was_encoded_without_a_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_older_versions_are_read(tmp_path: Path, version: int) -> None:
+    """The first knew no classes, and neither another family than that of DDPMs, of which it holds the table alone."""
     save_latent(LATENT, tmp_path / "latent.pt")
     content = torch.load(tmp_path / "latent.pt", weights_only=True)
-    del content["condition"]
-    content["version"] = 1
+    for key in ("family", *(["condition"] if version == 1 else [])):
+        del content[key]
+    del content["schedule"]["kind"]
+    content["version"] = version
     torch.save(content, tmp_path / "old.pt")
     old = load_latent(tmp_path / "old.pt")
-    assert old.condition == UNCONDITIONAL
+    assert (old.family, old.condition) == ("vp", UNCONDITIONAL)
+    assert old.schedule.matches(LATENT.schedule)
     assert old.x_T.equal(LATENT.x_T)
 
 
@@ -120,7 +126,7 @@ def test_a_reader_without_this_package_finds_what_it_needs(tmp_path: Path) -> No
     assert content["scale"] == "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
     assert content["sigma_T"] == SCHEDULE.sigma_max == content["grid"]["sigmas"][-1]
     assert content["dtype"] == "float64"
-    assert content["version"] == 2
+    assert (content["version"], content["family"]) == (3, "vp")
     meaning = "eps = eps_none + guidance * (eps_class - eps_none)"
     assert content["condition"] == {"label": 7, "guidance": 2.5, "name": "horse", "meaning": meaning}
     assert x_bar_T.shape == (1, 3, 4, 5)
@@ -251,10 +257,13 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
     [
         (with_value("jpeg", "format"), "is not a latent file of ddim-ode"),
         (
-            with_value(3, "version"),
-            "has format version 3, but this program reads the versions 1 and 2; use the version of",
+            with_value(4, "version"),
+            "has format version 4, but this program reads the versions 1, 2 and 3; use the version of",
         ),
-        (without("version"), "has format version None, but this program reads the versions 1 and 2"),
+        (without("version"), "has format version None, but this program reads the versions 1, 2 and 3"),
+        (without("family"), "is damaged: there is no 'family'"),
+        (with_value("other", "family"), "is damaged: the family must be one of vp, flow, edm, ve, but it is 'other'"),
+        (with_value("cosine", "schedule", "kind"), "noise levels of the kind 'cosine' are not known"),
         (without("x_T"), "is damaged: there is no 'x_T'"),
         (without("grid", "sigmas"), "is damaged: there is no 'sigmas'"),
         (without("schedule"), "is damaged: there is no 'schedule'"),
@@ -324,11 +333,11 @@ def test_it_fits_its_own_model() -> None:
             f"encoded with model 'tiny' (weights {MODEL.fingerprint[:12]}), but 'tiny' has other weights (",
         ),
         (
-            {"schedule": make_schedule("scaled_linear")},
+            {"process": VariancePreserving(make_schedule("scaled_linear"), "epsilon")},
             "encoded with schedule 'linear-1000', sigma up to 157.407, but model 'tiny' has 'scaled_linear-1000', up",
         ),
         (
-            {"schedule": NoiseSchedule("linear-1000", SCHEDULE.alpha_bar**1.01)},
+            {"process": VariancePreserving(NoiseSchedule("linear-1000", SCHEDULE.alpha_bar**1.01), "epsilon")},
             "decode it with the model it names: 'tiny'",
         ),
     ],

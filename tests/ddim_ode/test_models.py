@@ -20,9 +20,10 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddim_ode import kinds
+from ddim_ode import schedulers
 from ddim_ode.models import EMBEDDED, Model, ModelError, load_model
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
@@ -145,10 +146,10 @@ def test_the_fingerprint_is_that_of_the_weights(pipeline: Path) -> None:
 
 def test_a_network_with_a_number_among_its_weights_has_a_fingerprint() -> None:
     network = nn.BatchNorm2d(3)
-    model = Model("norm", network, make_schedule(), "epsilon", 3, 4, 4)
+    model = Model("norm", network, VariancePreserving(make_schedule(), "epsilon"), 3, 4, 4)
     before = model.fingerprint
     network.num_batches_tracked.add_(1)
-    assert Model("norm", network, make_schedule(), "epsilon", 3, 4, 4).fingerprint != before
+    assert Model("norm", network, VariancePreserving(make_schedule(), "epsilon"), 3, 4, 4).fingerprint != before
 
 
 @pytest.mark.parametrize(("size", "shape"), [(8, (8, 8)), ((8, 16), (8, 16)), ([16, 8], (16, 8))])
@@ -216,9 +217,12 @@ def write(text: str, *parts: str) -> Callable[[Path], object]:
         (unet_config(sample_size=None), "does not say its image size; write sample_size into its config.json"),
         (
             scheduler(prediction_type="flow"),
-            f"predicts 'flow', which is not supported yet; supported are: {', '.join(sorted(PREDICTIONS))}",
+            f"predicts 'flow', which is not supported; supported are: {', '.join(sorted(PREDICTIONS))}",
         ),
-        (scheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr = true is not supported"),
+        (
+            scheduler(rescale_betas_zero_snr=True),
+            "predicts 'epsilon' says nothing of the image where there is only noise",
+        ),
         (scheduler(beta_schedule="laplace"), "unknown schedule 'laplace'; choose one of: linear"),
         (scheduler(beta_end=None), "beta_end must be a number, but it is None"),
         (scheduler(trained_betas="few"), "trained_betas must be a list of numbers"),
@@ -355,18 +359,28 @@ def test_the_embedded_model_is_a_pipeline_of_diffusers() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler, is for flow matching"),
-        ({"_class_name": "EDMEulerScheduler"}, "is for networks with the preconditioning of EDM"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "is for networks with the preconditioning of EDM"),
-        ({"_class_name": "ScoreSdeVeScheduler"}, "is for networks that predict a score"),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "is for a distilled network"),
+        ({"_class_name": "SCMScheduler"}, "is for a distilled network"),
+        (
+            {"_class_name": "EDMEulerScheduler", "prediction_type": "sample"},
+            "predicts 'sample', which is not supported",
+        ),
+        (
+            {"_class_name": "EDMEulerScheduler", "sigma_data": 0},
+            "sigma_data must be a finite number above 0, but it is 0",
+        ),
+        ({"_class_name": "EDMEulerScheduler", "sigma_min": "x"}, "sigma_min must be a number, but it is 'x'"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "only 'fourier' is supported for networks of the family 've'"),
         ({"_class_name": "CMStochasticIterativeScheduler"}, "is for a distilled network"),
         ({"_class_name": "LCMScheduler"}, "is for a distilled network"),
         ({"_class_name": "TCDScheduler"}, "is for a distilled network"),
         ({"_class_name": "VQDiffusionScheduler"}, "is for pictures made of tokens"),
         ({"_class_name": "DDPMWuerstchenScheduler"}, "is for another noise schedule"),
         ({"_class_name": "SomeScheduler"}, "SomeScheduler, is not known"),
-        ({"use_flow_sigmas": True}, "asks for use_flow_sigmas, and so is for flow matching"),
-        ({"prediction_type": "flow_prediction"}, "predicts 'flow_prediction', which is not supported yet"),
+        (
+            {"use_flow_sigmas": True, "num_train_timesteps": 1},
+            "there must be from 2 to 1000000 timesteps, but there are 1",
+        ),
         ({"num_train_timesteps": float("inf")}, "num_train_timesteps must be a number, but it is inf"),
         ({"beta_start": True}, "beta_start must be a number, but it is True"),
     ],
@@ -387,14 +401,14 @@ def test_every_scheduler_of_diffusers_is_of_one_kind_or_the_other() -> None:
     """Those for betas have betas; of the others none is taken for one of them."""
     names = {name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")}
     names = {name for name in names if "dummy" not in getattr(diffusers, name).__module__}  # for want of a library
-    of_betas = names & set(kinds._OF_BETAS)
-    assert not {name for name in of_betas if any(part in name for part in kinds._OTHERS)}
+    of_betas = names & set(schedulers._OF_BETAS)
+    assert not {name for name in of_betas if any(part in name for part in schedulers._OTHERS)}
     assert not of_betas & STRANGERS
     for name in of_betas - {"IPNDMScheduler"}:
         assert {"beta_start", "trained_betas"} & set(signature(getattr(diffusers, name)).parameters), name
     clipping = {name for name in of_betas if "clip_sample" in signature(getattr(diffusers, name)).parameters}
     by_default = {n for n in clipping if signature(getattr(diffusers, n)).parameters["clip_sample"].default is True}
-    assert by_default == {name for name in of_betas if kinds._OF_BETAS[name]}
+    assert by_default == {name for name in of_betas if schedulers._OF_BETAS[name]}
 
 
 @pytest.mark.parametrize("name", ["vae", "vqvae"])

@@ -15,7 +15,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.schedule import make_schedule
 from solvers import get_solver
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddim_ode.codec import decode, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.ode import ProbabilityFlowODE
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.schedule import make_schedule
 from solvers import SOLVERS, get_solver
 

@@ -150,8 +150,9 @@ def test_schedules_match_up_to_rounding_only() -> None:
     [
         ([0.5], "must have shape (T,) with T >= 2, but its shape is (1,)"),
         ([[0.9, 0.5]], "must have shape (T,) with T >= 2, but its shape is (1, 2)"),
-        ([0.9, 0.5, 0.0], "must lie strictly between 0 and 1, but it spans [0, 0.9]; at 0 (zero terminal SNR)"),
-        ([1.0, 0.5], "must lie strictly between 0 and 1, but it spans [0.5, 1]"),
+        ([0.9, 0.0, 0.0], "must lie strictly between 0 and 1, or be 0 at its end, but it spans [0, 0.9]"),
+        ([0.9, 0.5, -0.1], "must lie strictly between 0 and 1, or be 0 at its end, but it spans [-0.1, 0.9]"),
+        ([1.0, 0.5], "must lie strictly between 0 and 1, or be 0 at its end, but it spans [0.5, 1]"),
         ([0.9, math.nan], "must lie strictly between 0 and 1"),
         ([0.9, 0.5, 0.5], "of schedule 'mine' must fall strictly with t"),
         ([0.5, 0.9], "of schedule 'mine' must fall strictly with t"),
@@ -165,7 +166,6 @@ def test_a_table_that_is_no_schedule_is_refused(table: list[float], words: str) 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = true is not supported"),
         (
             {"beta_schedule": "laplace"},
             "unknown schedule 'laplace'; choose one of: linear, scaled_linear, sigmoid, squaredcos_cap_v2",

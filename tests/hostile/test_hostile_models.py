@@ -138,14 +138,17 @@ MODELS: Mapping[str, Edit] = {
     "schedule unknown": scheduler(beta_schedule="exponential-ish"),
     "prediction unknown": scheduler(prediction_type="score"),
     "prediction a list": scheduler(prediction_type=["epsilon"]),
-    "flow prediction": scheduler(prediction_type="flow_prediction"),
-    "flow sigmas": scheduler(use_flow_sigmas=True),
-    "zero SNR": scheduler(rescale_betas_zero_snr=True),
+    "flow in one timestep": scheduler(use_flow_sigmas=True, num_train_timesteps=1),
+    "flow in a fraction of timesteps": scheduler(prediction_type="flow_prediction", num_train_timesteps=10.5),
+    "EDM without data": scheduler(_class_name="EDMEulerScheduler", sigma_data=0, prediction_type="epsilon"),
+    "EDM backwards": scheduler(_class_name="EDMEulerScheduler", sigma_min=80, sigma_max=1),
+    "EDM NaN": scheduler(_class_name="EDMEulerScheduler", sigma_max=float("nan")),
+    "EDM of another prediction": scheduler(_class_name="EDMEulerScheduler", prediction_type="sample"),
+    "zero SNR of eps": scheduler(rescale_betas_zero_snr=True, prediction_type="epsilon"),
     **{
         f"scheduler {name}": scheduler(_class_name=name)
         for name in (
-            "FlowMatchEulerDiscreteScheduler",
-            "EDMEulerScheduler",
+            "FlowMatchLCMScheduler",
             "ScoreSdeVeScheduler",
             "CMStochasticIterativeScheduler",
             "LCMScheduler",

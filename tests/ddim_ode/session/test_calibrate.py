@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddim_ode.codec import draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session import calibrate as module
 from ddim_ode.session.calibrate import Candidate, Effort, Result, calibrate, choose
@@ -54,7 +55,7 @@ class Gaussian(nn.Module):
 
 
 def model(network: nn.Module) -> Model:
-    return Model("true", network, SCHEDULE, "epsilon", 1, 4, 4)
+    return Model("true", network, VariancePreserving(SCHEDULE, "epsilon"), 1, 4, 4)
 
 
 def pictures(count: int) -> Tensor:

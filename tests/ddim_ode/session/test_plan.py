@@ -17,6 +17,7 @@ from ddim_ode.grids import Grid, full_range, make_grid
 from ddim_ode.images import Source
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.models import Model
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.plan import (
     Plan,
@@ -40,7 +41,7 @@ def entry(grid: str, steps: int, weight: float = 0.0) -> Entry:
 
 
 def make_model(prediction: str = "epsilon", entries: Mapping[int, Entry] | None = None) -> Model:
-    model = Model("small", nn.Linear(1, 1), SCHEDULE, prediction, 1, 2, 2)
+    model = Model("small", nn.Linear(1, 1), VariancePreserving(SCHEDULE, prediction), 1, 2, 2)
     if entries:
         vars(model)["calibration"] = Calibration(model.fingerprint, tuple(entries.values()), {})
     return model

@@ -15,6 +15,7 @@ from ddim_ode import ProbabilityFlowODE, decode, encode, make_grid, make_schedul
 from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.request import Request
 from ddim_ode.session.search import cheapest, least, worst_psnr
@@ -73,7 +74,7 @@ class Tanh(nn.Module):
         return (self.weight * x).tanh()
 
 
-MODEL = Model("small", Tanh(), SCHEDULE, "epsilon", 1, 4, 4)
+MODEL = Model("small", Tanh(), VariancePreserving(SCHEDULE, "epsilon"), 1, 4, 4)
 
 
 def search(request: Request, target: float, max_nfe: int) -> tuple[Request, list[str]]:

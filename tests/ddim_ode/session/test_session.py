@@ -25,6 +25,7 @@ from cli import main
 from ddim_ode import Latent, PlanError, Progress, Request, Session, load_latent
 from ddim_ode.images import load_image, to_picture
 from ddim_ode.models import Model, ModelError
+from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.batches import MemberError
 from ddim_ode.spaces import PixelSpace
@@ -273,7 +274,7 @@ class Fragile(nn.Module):
 
 @pytest.fixture
 def fragile() -> Session:
-    return Session(Model("fragile", Fragile(), make_schedule(), "epsilon", 1, 4, 4))
+    return Session(Model("fragile", Fragile(), VariancePreserving(make_schedule(), "epsilon"), 1, 4, 4))
 
 
 def greys(*levels: int) -> list[Image.Image]:

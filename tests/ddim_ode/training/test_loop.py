@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ddim_ode.models import Model, load_model
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.session.session import Session
 from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint
 from ddim_ode.training.data import read_training_images

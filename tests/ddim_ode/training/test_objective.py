@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 from ddim_ode.training.objective import GAMMAS, denoising_loss, stratified_timesteps
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ddim_ode.processes import PREDICTIONS
+from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.training.settings import SCHEDULES, Settings, load_unet_config
 
 MakeSettings = Callable[..., Settings]

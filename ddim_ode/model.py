@@ -1,0 +1,155 @@
+"""A model: a network with what is needed to use it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddim_ode.calibration import FILE as CALIBRATION_FILE
+from ddim_ode.calibration import Calibration, load_calibration
+from ddim_ode.conditioned import Bound, Conditioned
+from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
+from ddim_ode.levels import Levels
+from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.processes import Process
+from ddim_ode.spaces import PixelSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with what is needed to use it; images are ``(B, channels, height, width)``.
+
+    ``process``  how the network wants to be asked, and what it answers.
+    ``folder``   where it was read from, if it was.
+    ``classes``  the names of the classes that the network knows, by their numbers; none if it knows none.
+    ``scheduler``  the configuration of diffusers' scheduler that it came with.
+    """
+
+    name: str
+    network: nn.Module
+    process: Process
+    channels: int
+    height: int
+    width: int
+    folder: Path | None = None
+    classes: tuple[str, ...] = ()
+    scheduler: Mapping[str, Any] | None = None
+
+    def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Asked] | None = None) -> ProbabilityFlowODE:
+        """A fresh ODE of this model, with its count of evaluations at zero.
+
+        ``conditions``  one for each member of the batches that it is for; None for no class, and any batch.
+
+        Raises:
+            ValueError: if there are conditions, but the network knows no classes.
+        """
+        if conditions is not None and not self.classes:
+            raise ValueError(f"model '{self.name}' knows no classes; leave the conditions out")
+        network = self.network if conditions is None else Conditioned(self.network, conditions)
+        return ProbabilityFlowODE(network, self.process, max_nfe=max_nfe)
+
+    def condition(self, label: Label | None, *, guidance: float = 1.0) -> Condition:
+        """What to ask of the network for a class, by its name or its number; None or 'none' for no class.
+
+        A class that is itself called 'none' has its number.
+
+        Raises:
+            ValueError: if there is no such class, or guidance is not finite.
+        """
+        if label in (None, NO_CLASS):
+            return Condition(None, guidance)
+        number = self.classes.index(label) if isinstance(label, str) and label in self.classes else label
+        if isinstance(number, str) and number.isdecimal():
+            number = int(number)
+        if not isinstance(number, int) or not 0 <= number < len(self.classes):
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.classes)) or "no classes at all"
+            raise ValueError(f"model '{self.name}' knows no class '{label}'; it knows: {known}, and '{NO_CLASS}'")
+        return Condition(number, guidance, self.classes[number])
+
+    def bound(self, condition: Condition) -> Model:
+        """This model as one that knows no classes, and answers under ``condition``; itself for no class.
+
+        Raises:
+            ValueError: if a class is asked for, but the network knows none.
+        """
+        if condition.terms == UNCONDITIONAL.terms:
+            return self
+        if not self.classes:
+            raise ValueError(f"model '{self.name}' knows no classes; leave the class out")
+        network = Bound(self.network, condition).to(self.device).eval().requires_grad_(False)
+        bound = replace(self, name=f"{self.name}, {condition}", network=network, folder=None, classes=())
+        if self.calibration:
+            own = (entry for entry in self.calibration.entries if entry.guidance == condition.strength)
+            entries = tuple(replace(entry, guidance=1.0) for entry in own)
+            vars(bound)["calibration"] = replace(self.calibration, fingerprint=bound.fingerprint, entries=entries)
+        return bound
+
+    @property
+    def schedule(self) -> Levels:
+        """The noise levels of its training."""
+        return self.process.schedule
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return self.process.prediction
+
+    @property
+    def space(self) -> PixelSpace:
+        """What the state of the ODE is of a picture."""
+        return PixelSpace(self.channels, self.height, self.width)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the network is on; of one without parameters the CPU."""
+        parameter = next(self.network.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, shapes and values of the weights; the same in every file format and folder."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration beside the weights, if there is one.
+
+        Raises:
+            CalibrationError: if it is damaged, or was made for other weights.
+        """
+        if self.folder is None:
+            return None
+        return load_calibration(self.folder / CALIBRATION_FILE, self.fingerprint, self.schedule)
+
+    def summary(self) -> str:
+        """What it is, in a few lines for people to read."""
+        schedule = self.schedule
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        entries = self.calibration.entries if self.calibration else ()
+        calibrated = ", ".join(
+            f"{entry.grid.steps} steps{'' if entry.guidance == 1 else f' at guidance {entry.guidance:g}'}"
+            for entry in entries
+        )
+        return "\n".join(
+            (
+                f"model '{self.name}'",
+                f"  images     {self.channels} x {self.height} x {self.width}",
+                f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
+                *((f"  classes    {', '.join(self.classes)}; none unless named",) if self.classes else ()),
+                *((f"  family     {self.process.family}",) if self.process.family != "vp" else ()),
+                f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
+                f"  weights    {self.fingerprint}",
+                f"  calibrated {calibrated or 'none'}",
+            )
+        )
