@@ -353,8 +353,8 @@ def export(model: str, label: str | None, output: Path) -> None:
 
     DDPMPipeline.from_pretrained(...) opens and samples it.
     """
+    from ddim_ode.export import export_pipeline
     from ddim_ode.models import load_model
-    from ddim_ode.pipelines import export_pipeline
 
     loaded = load_model(model)
     condition = loaded.condition(label)

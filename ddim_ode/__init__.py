@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ddim_ode.models import load_model as load_model
     from ddim_ode.modules import from_module as from_module
     from ddim_ode.ode import ProbabilityFlowODE as ProbabilityFlowODE
+    from ddim_ode.pipelines import from_pipeline as from_pipeline
     from ddim_ode.processes import EDM as EDM
     from ddim_ode.processes import Flow as Flow
     from ddim_ode.processes import VarianceExploding as VarianceExploding
@@ -64,6 +65,7 @@ _MODULES = {
     "models": ("load_model",),
     "modules": ("from_module",),
     "ode": ("ProbabilityFlowODE",),
+    "pipelines": ("from_pipeline",),
     "processes": ("EDM", "Flow", "VarianceExploding", "VariancePreserving"),
     "schedule": ("NoiseSchedule", "make_schedule"),
     "session.plan": ("Plan",),

@@ -100,7 +100,7 @@ def encode_solution(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Me
     the shape of x_0. Errors are those of ``encode``.
     """
     sigmas, scale = grid.upward(), _latent_scale(grid)
-    with _walking(sigmas, differentiable=False):
+    with _walking(ode, sigmas, differentiable=False):
         x_bar, end = _state(x_0, None) * _clean_scale(grid), _End(ode, sigmas, solver)
         return solver.solve(ode, x_bar, end.inner).map(lambda x_bar_T: end.leave(x_bar_T) / scale)
 
@@ -115,7 +115,7 @@ def decode_solution(
     a companion.
     """
     sigmas, scale = grid.downward(), _latent_scale(grid)
-    with _walking(sigmas, differentiable=False):
+    with _walking(ode, sigmas, differentiable=False):
         second = None if companion is None else _state(companion, None) * scale
         end, clean = _End(ode, sigmas, solver), _clean_scale(grid)
         return solver.solve(ode, end.enter(_state(x_T, None) * scale), end.inner, second).map(lambda x: x / clean)
@@ -227,14 +227,17 @@ class _End:
 
 
 def _integrate(ode: ProbabilityFlowODE, x_bar: Tensor, sigmas: Tensor, solver: Solve, differentiable: bool) -> Tensor:
-    with _walking(sigmas, differentiable=differentiable):
+    with _walking(ode, sigmas, differentiable=differentiable):
         end = _End(ode, sigmas, solver)
         return end.leave(solver(ode, end.enter(x_bar), end.inner))
 
 
 @contextmanager
-def _walking(sigmas: Tensor, *, differentiable: bool) -> Iterator[None]:
-    """Integrate with or without a graph; an error says between which of the ``sigmas``, ``(steps + 1,)``, it was."""
+def _walking(ode: ProbabilityFlowODE, sigmas: Tensor, *, differentiable: bool) -> Iterator[None]:
+    """Integrate with or without a graph, and close the ODE in the end.
+
+    An error says between which of the ``sigmas``, ``(steps + 1,)``, it was.
+    """
     with torch.set_grad_enabled(differentiable):
         try:
             yield
@@ -242,3 +245,5 @@ def _walking(sigmas: Tensor, *, differentiable: bool) -> Iterator[None]:
             raise EvaluationLimitError(
                 f"{error} (on the way from sigma = {float(sigmas[0]):.6g} to {float(sigmas[-1]):.6g})"
             ) from None
+        finally:
+            ode.close()

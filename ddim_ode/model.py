@@ -19,7 +19,7 @@ from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
 from ddim_ode.levels import Levels
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.processes import Process
-from ddim_ode.spaces import PixelSpace
+from ddim_ode.spaces import AutoencoderSpace, PixelSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Model:
     ``process``  how the network wants to be asked, and what it answers.
     ``folder``   where it was read from, if it was.
     ``classes``  the names of the classes that the network knows, by their numbers; none if it knows none.
+    ``autoencoder``  of diffusers, if images are its latents, and not pixels.
     ``scheduler``  the configuration of diffusers' scheduler that it came with.
     """
 
@@ -41,6 +42,7 @@ class Model:
     folder: Path | None = None
     classes: tuple[str, ...] = ()
     scheduler: Mapping[str, Any] | None = None
+    autoencoder: Any = None
 
     def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Asked] | None = None) -> ProbabilityFlowODE:
         """A fresh ODE of this model, with its count of evaluations at zero.
@@ -102,8 +104,11 @@ class Model:
         return self.process.prediction
 
     @property
-    def space(self) -> PixelSpace:
+    def space(self) -> PixelSpace | AutoencoderSpace:
         """What the state of the ODE is of a picture."""
+        if self.autoencoder is not None:
+            factor = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+            return AutoencoderSpace(self.autoencoder, self.channels, self.height, self.width, factor)
         return PixelSpace(self.channels, self.height, self.width)
 
     @property

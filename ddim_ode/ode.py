@@ -13,7 +13,7 @@ from math import inf
 
 from torch import Tensor, nn
 
-from ddim_ode.predictor import Network, Predictor
+from ddim_ode.predictor import Closing, Network, Predictor
 from ddim_ode.processes import Process, VariancePreserving
 from ddim_ode.schedule import NoiseSchedule
 
@@ -91,6 +91,11 @@ class ProbabilityFlowODE(nn.Module):
     def of(self, members: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The ODE of some ``members`` of a batch, int64 ``(A,)``: what solvers ask whose members leave the batch."""
         return partial(self, members=members)
+
+    def close(self) -> None:
+        """End what the network keeps up between evaluations, if it does; the next one begins anew."""
+        if isinstance(self.predictor.network, Closing):
+            self.predictor.network.close()
 
     def _count(self, sigma: float) -> None:
         """Count one evaluation more, at ``sigma``, if there may be one."""

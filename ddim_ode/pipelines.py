@@ -1,79 +1,137 @@
-"""Models as folders of diffusers' pipelines: written whole, and for one class as a pipeline without classes."""
+"""Models of diffusers pipelines: Stable Diffusion, SDXL, SD3, FLUX, PixArt and whatever else takes ``latents=``.
+
+    pipe = DiffusionPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    session = Session(from_pipeline(pipe, prompt="a cat on a mat"))
+    latent = session.encode("cat.jpg", steps=20)
+
+The pipeline is driven as it is, and nothing is left on it: see ``driven``.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+import torch
+from torch import Tensor, nn
 
-from ddim_ode.conditions import Condition
-from ddim_ode.files import reason
-from ddim_ode.models import CLASS_NAMES, INDEX, ClassUNet, Model, UNet
+from ddim_ode.driven import DrivenPipeline
+from ddim_ode.kinds import ModelError
+from ddim_ode.model import Model
+from ddim_ode.schedulers import process_of_scheduler
+from ddim_ode.spaces import AutoencoderSpace
+
+# What a pipeline's network is called in it.
+_DENOISERS = ("transformer", "unet")
+# What is not for the caller: it is what driving a pipeline consists of.
+_OURS = ("latents", "output_type", "num_inference_steps", "timesteps", "sigmas", "num_images_per_prompt", "return_dict")
 
 
-def save_pipeline(unet: Any, scheduler: Mapping[str, Any], folder: Path, *, classes: Sequence[str] = ()) -> None:
-    """Write a ``DDPMPipeline`` of ``unet`` and the ``scheduler`` of this configuration into ``folder``.
+def from_pipeline(
+    pipeline: Any,
+    *,
+    prompt: str = "",
+    negative_prompt: str | None = None,
+    guidance: float = 1.0,
+    height: int | None = None,
+    width: int | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> Model:
+    """A model of a diffusers ``pipeline`` in memory, asked with one ``prompt``; it stays on its device, and as it is.
 
-    diffusers writes into a folder of its own first; then each file is moved to its place.
-
-    ``classes``  the names of those that the network knows, for its index.
+    ``guidance``       the pipeline's ``guidance_scale``: 1 for none, but where a distilled network is told it.
+    ``height, width``  of the pictures in pixels; the pipeline's own unless given.
+    ``call``           what else to give the pipeline at each call, by its own names, as ``image`` of a ControlNet.
 
     Raises:
-        OSError: if it cannot be written.
+        ModelError: if it cannot be driven, its network has no slope, or it does not take what it is to be given.
     """
-    fresh = folder / f".pipeline.{os.getpid()}.tmp"
+    name = type(pipeline).__name__
+    parameters = signature(type(pipeline).__call__).parameters
+    if "latents" not in parameters or not hasattr(pipeline, "scheduler"):
+        raise ModelError(f"{name} takes no latents, and cannot be driven; load its network with load_model instead")
+    denoiser = next((part for part in _DENOISERS if isinstance(getattr(pipeline, part, None), nn.Module)), None)
+    autoencoder = getattr(pipeline, "vae", None)
+    if denoiser is None or not isinstance(autoencoder, nn.Module):
+        raise ModelError(f"{name} must have a network, one of {', '.join(_DENOISERS)}, and an autoencoder, 'vae'")
     try:
-        pipeline = DDPMPipeline(unet, DDPMScheduler.from_config(scheduler))  # type: ignore[no-untyped-call]
-        pipeline.save_pretrained(fresh)  # type: ignore[attr-defined]
-        if classes:
-            index = json.loads((fresh / INDEX).read_bytes())
-            index[CLASS_NAMES] = {str(i): name for i, name in enumerate(classes)}
-            (fresh / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for path in sorted(fresh.rglob("*")):
-            if path.is_file():
-                target = folder / path.relative_to(fresh)
-                target.parent.mkdir(exist_ok=True)
-                os.replace(path, target)
-    except Exception as error:  # a disk that is full fails in safetensors, diffusers or Python, each in its own way
-        raise OSError(f"cannot write the model into '{folder}': {reason(error):.300}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        process = process_of_scheduler({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__})
+    except ValueError as error:
+        raise ModelError(f"{name} is not supported: {error}") from error
+    space = _space(pipeline, autoencoder, height, width)
+    asked = {"guidance_scale": guidance, **({} if negative_prompt is None else {"negative_prompt": negative_prompt})}
+    asked |= {"height": space.height * space.factor, "width": space.width * space.factor, **(call or {})}
+    _check_call(name, asked, parameters, given=call or {})
+    asked = {key: value for key, value in asked.items() if key in parameters}
+
+    def call_for(count: int) -> dict[str, Any]:
+        lists = {"prompt": prompt, **({} if negative_prompt is None else {"negative_prompt": negative_prompt})}
+        return {
+            **{key: _fresh(value) for key, value in asked.items()},
+            **{key: [text] * count for key, text in lists.items()},
+        }
+
+    pack, unpack = _packing(pipeline, space)
+    network = DrivenPipeline(pipeline, getattr(pipeline, denoiser), call_for, pack, unpack)
+    return Model(f"{name} '{prompt}'", network, process, *space.shape, autoencoder=autoencoder)
 
 
-def export_pipeline(model: Model, condition: Condition, folder: Path) -> None:
-    """Write ``model`` under ``condition`` into ``folder`` as a ``DDPMPipeline`` whose network knows no classes.
-
-    Raises:
-        ValueError: if the condition has guidance, which takes two networks.
-        OSError: if the folder exists and is not empty, or cannot be written.
-    """
-    if len(condition.terms) > 1:
-        raise ValueError(f"guidance {condition.guidance:g} takes two answers of the network; export it without")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"'{folder}' exists and is not an empty folder; name another one for the pipeline")
-    if not isinstance(model.network, UNet) or model.scheduler is None:
-        raise ValueError(f"model '{model.name}' was not read from a folder; export one that was")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_pipeline(without_classes(model.network, condition), model.scheduler, folder)
+def _check_call(name: str, asked: Mapping[str, Any], parameters: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for key in given:
+        if key in _OURS:
+            raise ModelError(f"'{key}' of {name} is what drives it, and cannot be given; leave it out of the call")
+        if key not in parameters:
+            raise ModelError(f"{name} takes no '{key}'; it takes: {', '.join(list(parameters)[1:])}")
+    for key, none in (("guidance_scale", 1.0), ("negative_prompt", None)):
+        if key not in parameters and asked.get(key, none) != none:
+            raise ModelError(f"{name} takes no '{key}'; leave it out")
 
 
-def without_classes(network: UNet, condition: Condition) -> Any:
-    """A ``UNet2DModel`` that knows no classes and answers what ``network`` does under ``condition``.
+def _space(pipeline: Any, autoencoder: nn.Module, height: int | None, width: int | None) -> AutoencoderSpace:
+    """The space of the pipeline's latents, for pictures of ``height`` x ``width`` pixels."""
+    factor = int(getattr(pipeline, "vae_scale_factor", 8))
+    side = getattr(pipeline, "default_sample_size", None)
+    for part in _DENOISERS:
+        own = getattr(getattr(getattr(pipeline, part, None), "config", None), "sample_size", None)
+        side = side or (own if isinstance(own, int) else None)
+    if (height is None or width is None) and side is None:
+        raise ModelError(f"{type(pipeline).__name__} does not say the size of its pictures; give height and width")
+    sizes = [factor * (side or 0) if size is None else size for size in (height, width)]
+    for size in sizes:
+        if size < 1 or size % (2 * factor):
+            raise ModelError(
+                f"height and width must be multiples of {2 * factor}, two of its latents, but there is {size}"
+            )
+    channels = int(getattr(autoencoder.config, "latent_channels", 4))
+    return AutoencoderSpace(autoencoder, channels, sizes[0] // factor, sizes[1] // factor, factor)
 
-    The label's embedding is added to that of the time, and so may be a part of its bias.
-    """
-    if not isinstance(network, ClassUNet):
-        return network.unet
-    unet: Any = network.unet
-    label = network.none if condition.terms[0][0] is None else condition.terms[0][0]
-    weights = {name: value for name, value in unet.state_dict().items() if not name.startswith("class_embedding.")}
-    bias = "time_embedding.linear_2.bias"
-    weights[bias] = weights[bias] + unet.class_embedding.weight[label]
-    plain: Any = UNet2DModel.from_config({**unet.config, "num_class_embeds": None})  # type: ignore[no-untyped-call]
-    plain.load_state_dict(weights)
-    return plain.eval()
+
+def _packing(pipeline: Any, space: AutoencoderSpace) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """What makes the pipeline's latents of x, ``(B, C, H, W)``, and back: of some rows of patches, of most x itself."""
+    if not hasattr(pipeline, "_pack_latents"):
+        return _same, _same
+
+    def pack(x: Tensor) -> Tensor:
+        packed: Tensor = pipeline._pack_latents(x, *x.shape)
+        return packed
+
+    def unpack(rows: Tensor) -> Tensor:
+        size = space.height * space.factor, space.width * space.factor
+        x: Tensor = pipeline._unpack_latents(rows, *size, pipeline.vae_scale_factor)
+        return x
+
+    return pack, unpack
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _fresh(value: Any) -> Any:
+    """``value``; of a generator of random numbers one in the same state, so that all walks are given the same ones."""
+    if not isinstance(value, torch.Generator):
+        return value
+    again = torch.Generator(value.device)
+    again.set_state(value.get_state())
+    return again

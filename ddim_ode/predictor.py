@@ -23,6 +23,14 @@ class MemberNetwork(Protocol):
         """The network for some ``members``, by their places in the batch: int64, shape ``(A,)``, on the CPU."""
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """A network that keeps something up between evaluations, such as a pipeline at work."""
+
+    def close(self) -> None:
+        """End it; the next evaluation begins anew."""
+
+
 class Predictor(nn.Module):
     """eps as a function of sigma and x_bar.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -12,6 +16,18 @@ from ddim_ode.images import Source, fit_picture, load_image, open_picture, prepa
 
 # A picture to read: a file's path, its content, or a picture that is open.
 Readable = str | Path | bytes | Image.Image
+
+
+class Read(NamedTuple):
+    """A picture that was read, on the CPU.
+
+    ``state``   of the ODE, float64 ``(1, C, H, W)``.
+    ``pixels``  of the picture, float64 in [-1, 1], ``(1, channels, height, width)``.
+    """
+
+    state: Tensor
+    source: Source
+    pixels: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,13 +43,90 @@ class PixelSpace:
         """(C, H, W) of one state."""
         return self.channels, self.height, self.width
 
-    def read(self, picture: Readable) -> tuple[Tensor, Source]:
-        """The ``picture`` as a state, float64 ``(1, C, H, W)`` on the CPU; and where it came from.
+    def read(self, picture: Readable) -> Read:
+        """The ``picture`` as a state.
 
         Raises:
             ImageFileError: if it cannot be read as a picture.
         """
-        if isinstance(picture, str | Path):
-            return load_image(Path(picture), *self.shape)
-        upright = open_picture(picture, "picture") if isinstance(picture, bytes) else prepare(picture, "picture")
-        return fit_picture(upright, *self.shape)[None], Source("picture", upright.size)
+        pixels, source = _read(picture, *self.shape)
+        return Read(pixels, source, pixels)
+
+    def picture(self, states: Tensor) -> Tensor:
+        """What ``states`` look like, both ``(B, C, H, W)``: pixels in [-1, 1]."""
+        return states
+
+
+@dataclass(frozen=True, eq=False)
+class AutoencoderSpace:
+    """The state is what an ``autoencoder`` of diffusers makes of a picture of ``factor`` times its height and width.
+
+    ``channels, height, width``  those of the state.
+    """
+
+    autoencoder: Any
+    channels: int
+    height: int
+    width: int
+    factor: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one state."""
+        return self.channels, self.height, self.width
+
+    def read(self, picture: Readable) -> Read:
+        """The ``picture`` as a state: the middle of what the autoencoder says, so that nothing is random.
+
+        Raises:
+            ImageFileError: if it cannot be read as a picture.
+        """
+        pixels, source = _read(picture, 3, self.height * self.factor, self.width * self.factor)
+        with torch.no_grad(), self._computing() as parameter:
+            found = self.autoencoder.encode(pixels.to(parameter))
+            z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+            shift, scale = self._numbers(z)
+            return Read(((z - shift) * scale).cpu().double(), source, pixels)
+
+    def picture(self, states: Tensor) -> Tensor:
+        """What ``states``, ``(B, C, H, W)``, decode to: ``(B, 3, H, W)``, pixels in [-1, 1]; in their dtype, there."""
+        with torch.no_grad(), self._computing() as parameter:
+            x = states.to(parameter)
+            shift, scale = self._numbers(x)
+            parts = [self.autoencoder.decode(part).sample for part in torch.split(x / scale + shift, 1)]
+            return torch.cat(parts).to(states)
+
+    @contextmanager
+    def _computing(self) -> Iterator[Tensor]:
+        """One of the autoencoder's parameters; in float32 meanwhile, if it asks for that, as that of SDXL does."""
+        own = next(self.autoencoder.parameters()).dtype
+        upcast = bool(getattr(self.autoencoder.config, "force_upcast", False)) and own == torch.float16
+        if upcast:
+            self.autoencoder.float()
+        try:
+            yield next(self.autoencoder.parameters())
+        finally:
+            if upcast:
+                self.autoencoder.to(own)
+
+    def _numbers(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What states are shifted and scaled by, in shapes that broadcast to ``z``."""
+        config = self.autoencoder.config
+        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        shift = mean if mean is not None and deviation is not None else getattr(config, "shift_factor", None) or 0.0
+        scale = torch.as_tensor(float(config.scaling_factor)).to(z)
+        if deviation is not None and mean is not None:
+            scale = scale / torch.as_tensor(deviation).to(z).reshape(1, -1, 1, 1)
+        return torch.as_tensor(shift).to(z).reshape(1, -1, 1, 1), scale.reshape(1, -1, 1, 1)
+
+
+def _read(picture: Readable, channels: int, height: int, width: int) -> tuple[Tensor, Source]:
+    """The ``picture``, ``(1, channels, height, width)``, float64, pixels in [-1, 1]; and where it came from.
+
+    Raises:
+        ImageFileError: if it cannot be read as a picture.
+    """
+    if isinstance(picture, str | Path):
+        return load_image(Path(picture), channels, height, width)
+    upright = open_picture(picture, "picture") if isinstance(picture, bytes) else prepare(picture, "picture")
+    return fit_picture(upright, channels, height, width)[None], Source("picture", upright.size)

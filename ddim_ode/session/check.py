@@ -9,6 +9,7 @@ for a good one, and near that of the finer latent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -58,12 +59,14 @@ def check(
     *,
     finer: tuple[Solver, Grid],
     back: Solver,
+    errors: Callable[[Tensor, Tensor], Tensor] = pixel_mse,
     companion: Tensor | None = None,
 ) -> Check:
     """The quality of ``x_T``, encoded from ``x_0`` on ``grid``, both ``(B, C, H, W)``; pixels of x_0 in [-1, 1].
 
     ``finer``      the same method with halved steps, ``grids.halved``, or with a tenth of its tolerances.
     ``back``       the method to decode with, on ``grid``.
+    ``errors``     of two batches of states, MSE of the pictures that they are.
     ``companion``  that of x_T, if there is one.
 
     Each of the two walks has the ODE's limit to itself. Errors are those of ``codec.encode``.
@@ -71,7 +74,7 @@ def check(
     solver, fine_grid = finer
     fine, _ = walker.encode(x_0, fine_grid, solver, label="check")
     again, _ = walker.decode(x_T, grid, back, companion=companion, label="check")
-    error = pixel_mse(x_0, again.x)
+    error = errors(x_0, again.x)
     return Check(mean_square(fine.x - x_T).sqrt(), mean_square(x_T), mean_square(fine.x), error)
 
 

@@ -70,7 +70,7 @@ def _load(source: Readable | Latent, model: Model) -> Corner:
     if isinstance(source, Latent):
         source.check_fits(model)
         return Corner(path.name if path else f"latent of {source.source.name}", latent=source)
-    picture, about = model.space.read(source)
+    picture, about, _ = model.space.read(source)
     return Corner(about.name, picture=picture)
 
 

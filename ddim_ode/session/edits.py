@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from ddim_ode.conditions import Condition
-from ddim_ode.images import Source, pixel_mse
+from ddim_ode.images import Source
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.results import Edit, EditedAt
 from ddim_ode.session.worker import Worker, plan_settings
@@ -30,7 +31,7 @@ def edit(worker: Worker, image: Tensor, source: Source, own: Condition, plans: M
         "strengths": list(plans),
         "mse": [found.mse for found in edits],
     }
-    return Edit(source.name, image[0], own, edits, settings)
+    return Edit(source.name, worker.pictures(x_0)[0], own, edits, settings)
 
 
 def _edit(worker: Worker, x_0: Tensor, own: Condition, strength: float, plan: Plan) -> EditedAt:
@@ -39,5 +40,6 @@ def _edit(worker: Worker, x_0: Tensor, own: Condition, strength: float, plan: Pl
     again, _ = worker.walker([own]).decode(there.x, plan.grid, plan.back, companion=there.companion, label=label)
     # Without the companion, which is one of its own class.
     edited, walk_back = worker.walker([plan.condition]).decode(there.x, plan.grid, plan.back, label=label)
-    mse = float(pixel_mse(x_0, again.x))
-    return EditedAt(strength, again.x[0].cpu(), edited.x[0].cpu(), mse, plan, walk_there, walk_back)
+    mse = float(worker.errors(x_0, again.x))
+    pictures = worker.pictures(torch.cat([again.x, edited.x]))
+    return EditedAt(strength, pictures[0], pictures[1], mse, plan, walk_there, walk_back)

@@ -49,8 +49,7 @@ class Run:
         """The model, ready to work, with a progress bar on a terminal."""
         from ddim_ode.session.session import Session
 
-        limits = {"batch_size": self.batch_size, "max_nfe": self.max_nfe}
-        return Session(self.model, device=self.device, progress=Bar(), **limits)
+        return Session(self.model, device=self.device, batch_size=self.batch_size, max_nfe=self.max_nfe, progress=Bar())
 
 
 guidance_option = click.option(

@@ -163,6 +163,27 @@ class Decoded:
         return describe(self.plan, self.walk, self.member)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Whose an error is, where states are latents of an autoencoder: of the ODE, and of the autoencoder alone.
+
+    ``x_0_mse``          of the states, per dimension.
+    ``ode_mse``          of the picture, pixels in [0, 1], against the autoencoder's own reconstruction.
+    ``autoencoder_mse``  of that reconstruction.
+    """
+
+    x_0_mse: float
+    ode_mse: float
+    autoencoder_mse: float
+
+    def report(self) -> str:
+        """The three, in a line."""
+        return (
+            f"the ODE alone: MSE {self.x_0_mse:.3g} in x_0 and PSNR {psnr(self.ode_mse):.2f} dB against the "
+            f"autoencoder's own; the autoencoder alone: PSNR {psnr(self.autoencoder_mse):.2f} dB"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Reconstructed:
     """The picture number ``index``, named ``name``, there and back; it was the number ``member`` of its batch.
@@ -171,6 +192,7 @@ class Reconstructed:
     ``mse``             between the two, per dimension, pixels in [0, 1]; ``mse_alone`` without the companion, if there
                         is one.
     ``there, back``     the two walks of the batch.
+    ``parts``           whose the error is, if images are latents of an autoencoder.
     """
 
     index: int
@@ -184,6 +206,7 @@ class Reconstructed:
     there: Walk
     back: Walk
     settings: Mapping[str, object]
+    parts: Parts | None = None
 
     @property
     def picture(self) -> Picture:
@@ -194,8 +217,9 @@ class Reconstructed:
     def report(self) -> str:
         """What was lost, and how it was encoded and decoded, in a line."""
         alone = "" if self.mse_alone is None else f" ({self.mse_alone:.3g} from x_T alone)"
+        parts = f" ({self.parts.report()})" if self.parts else ""
         return (
-            f"MSE {self.mse:.3g} on [0, 1]{alone}, PSNR {psnr(self.mse):.2f} dB, encode "
+            f"MSE {self.mse:.3g} on [0, 1]{alone}, PSNR {psnr(self.mse):.2f} dB{parts}, encode "
             f"{describe(self.plan, self.there, self.member)}, decode {self.back.report(self.member)}"
         )
 

@@ -23,10 +23,10 @@ from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import stream_latents
 from ddim_ode.conditions import Label
 from ddim_ode.devices import find_device
-from ddim_ode.images import Source
 from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, LatentError, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
+from ddim_ode.pipelines import from_pipeline
 from ddim_ode.session.batches import OnError, batched, each, together_or_alone
 from ddim_ode.session.corners import between, corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.edits import edit
@@ -62,7 +62,7 @@ from ddim_ode.session.results import (
 from ddim_ode.session.search import cheapest
 from ddim_ode.session.walks import Listener
 from ddim_ode.session.worker import LatentJob, PictureJob, Worker, alike, plan_settings
-from ddim_ode.spaces import Readable
+from ddim_ode.spaces import Read, Readable
 
 # A latent to decode: a file's path, its content, or the latent itself.
 LatentLike = str | Path | bytes | Latent
@@ -104,11 +104,14 @@ def _paired(pictures: Iterable[Readable], requests: Iterable[Request]) -> Iterat
 class Session:
     """A model, ready to work.
 
-    ``model``       'default', a model's folder, its name on the Hub, or a ``Model``, which stays on its device.
+    ``model``       'default', a model's folder, its name on the Hub, a ``Model``, or a pipeline of diffusers in memory;
+                    the last two stay on their device.
     ``device``      'auto', 'cpu', 'cuda' or 'mps': where to put a model that is loaded here.
     ``batch_size``  as many pictures go through the network together.
     ``max_nfe``     the most network evaluations for a batch, one way.
     ``progress``    is told of every evaluation.
+    ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says; of that also how to
+                    give it more.
 
     Solvers that fail raise ``solvers.SolverError``, a limit that is reached ``ode.EvaluationLimitError``; whatever is
     wrong with what a session is given is a ValueError.
@@ -119,16 +122,24 @@ class Session:
 
     def __init__(
         self,
-        model: Model | str | Path = DEFAULT_MODEL,
+        model: Model | str | Path | object = DEFAULT_MODEL,
         *,
         device: str = "auto",
         batch_size: int = 16,
         max_nfe: int = 10_000,
         progress: Listener | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        guidance: float = 1.0,
     ) -> None:
         if not 1 <= batch_size <= MOST_IN_A_BATCH:
             raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
-        self.model = model if isinstance(model, Model) else load_model(str(model), device=find_device(device))
+        if isinstance(model, Model | str | Path):
+            if (prompt, negative_prompt, guidance) != (None, None, 1.0):
+                raise ValueError("prompts and their guidance are of pipelines; leave them out, or give a pipeline")
+            self.model = model if isinstance(model, Model) else load_model(str(model), device=find_device(device))
+        else:
+            self.model = from_pipeline(model, prompt=prompt or "", negative_prompt=negative_prompt, guidance=guidance)
         self.batch_size = batch_size
         self.max_nfe = max_nfe
         self._worker = Worker(self.model, max_nfe, progress)
@@ -306,6 +317,7 @@ class Session:
             walker = self._worker.walker([asked for _, asked in batch])
             solution, back = walker.decode(x_T, plan.grid, plan.back, label=text)
             images += solution.x.cpu()
+        images = [*self._worker.pictures(torch.stack(images))]
         errors = corner_errors(corners, torch.stack(images))
         names = [corner.name for corner in corners]
         common = plan_settings(self.model, plan, plan.back, ", ".join(names))
@@ -339,7 +351,7 @@ class Session:
 
         Errors are those of ``encode``.
         """
-        image, source = self.model.space.read(picture)
+        image, source, _ = self.model.space.read(picture)
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=to, guidance=guidance)
         strengths = [strength] if isinstance(strength, int | float) else sorted(strength)
         if not strengths:
@@ -425,7 +437,7 @@ class Session:
 
         def batches() -> Iterator[Tensor]:
             for chunk in batched(each(pictures, self.model.space.read, None), self.batch_size):
-                yield self._worker.states(image for _, (image, _) in chunk)
+                yield self._worker.states(found.state for _, found in chunk)
 
         return cheapest(request, self.model, self._worker, batches, target_psnr, max_nfe=self.max_nfe, tried=tried)
 
@@ -437,15 +449,15 @@ class Session:
         def plan(wishes: Request) -> Plan:
             return self._affordable(plan_encoding(wishes, self.model))
 
-        def read(picture: Readable, own: Plan) -> tuple[Tensor, Source, Plan]:
-            return *self.model.space.read(picture), own
+        def read(picture: Readable, own: Plan) -> tuple[Read, Plan]:
+            return self.model.space.read(picture), own
 
         if request is None or isinstance(request, Request):
             common = plan(request or Request())
             read_all = each(pictures, lambda picture: read(picture, common), on_error)
         else:
             read_all = each(_paired(pictures, request), lambda pair: read(pair[0], plan(pair[1])), on_error)
-        return batched((PictureJob(index, *job) for index, job in read_all), self.batch_size, alike)
+        return batched((PictureJob(index, *found, own) for index, (found, own) in read_all), self.batch_size, alike)
 
     def _check_condition(self, request: Request, latent: Latent) -> None:
         """Raise LatentError if the request asks for guidance, and neither it nor the latent for a class."""

@@ -18,7 +18,7 @@ from ddim_ode.models import Model
 from ddim_ode.session import check as checking
 from ddim_ode.session.batches import MemberError, OnError, each
 from ddim_ode.session.plan import Plan
-from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Picture, Reconstructed, Sample
+from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Parts, Picture, Reconstructed, Sample
 from ddim_ode.session.walks import Listener, Walker
 from solvers import Solution, Solver, finer
 
@@ -27,12 +27,13 @@ from solvers import Solution, Solver, finer
 class PictureJob:
     """A picture that was read, the number ``index`` of the inputs, and what is to be done with it.
 
-    ``image``  ``(1, C, H, W)``, pixels in [-1, 1].
+    ``state``   of the ODE, ``(1, C, H, W)``; ``pixels`` of the picture, in [-1, 1].
     """
 
     index: int
-    image: Tensor
+    state: Tensor
     source: Source
+    pixels: Tensor
     plan: Plan
 
     @property
@@ -97,9 +98,26 @@ class Worker:
         """The ``parts``, each ``(1, C, H, W)``, as one batch on the device of the network."""
         return to_device(torch.cat(list(parts)), self.model.device)
 
+    def pictures(self, states: Tensor) -> Tensor:
+        """What ``states`` look like, both ``(B, C, H, W)``: pixels in [-1, 1], on the CPU."""
+        return self.model.space.picture(states).cpu()
+
+    def errors(self, x_0: Tensor, found: Tensor) -> Tensor:
+        """MSE of what states look like, both ``(B, C, H, W)``; ``(B,)`` on the CPU, pixels in [0, 1]."""
+        return pixel_mse(self.pictures(x_0), self.pictures(found))
+
+    def _parts(self, x_0: Tensor, back: Tensor, pixels: Tensor, decoded: Tensor) -> Sequence[Parts | None]:
+        """Whose the errors of pictures are, where an autoencoder has a part in them; all are ``(B, C, H, W)``."""
+        if self.model.autoencoder is None:
+            return [None] * len(x_0)
+        own = self.pictures(x_0)
+        of_states = (back - x_0).square().flatten(1).mean(1)
+        each = (of_states, pixel_mse(own, decoded), pixel_mse(pixels, own))
+        return [Parts(*numbers) for numbers in zip(*(part.tolist() for part in each), strict=True)]
+
     def encode(self, jobs: Sequence[PictureJob], on_error: OnError | None) -> EncodedBatch:
         """The latents of pictures that are ``alike``; ``on_error`` is told of those that are none."""
-        x_0, plan = self.states(job.image for job in jobs), jobs[0].plan
+        x_0, plan = self.states(job.state for job in jobs), jobs[0].plan
         conditions = [job.plan.condition for job in jobs]
         solution, walk = self.walker(conditions).encode(x_0, plan.grid, plan.solver)
 
@@ -113,7 +131,7 @@ class Worker:
 
         def round_trip() -> Tensor:
             back, _ = self.walker(conditions).decode(solution.x, plan.grid, plan.back, companion=solution.companion)
-            return pixel_mse(x_0, back.x)
+            return self.errors(x_0, back.x)
 
         latents = [encoded for _, encoded in each(range(len(jobs)), latent, on_error)]
         return EncodedBatch(latents, walk, lambda: self._check(plan, conditions, x_0, solution), round_trip)
@@ -140,7 +158,14 @@ class Worker:
         fine_grid = plan.grid if plan.solver.adaptive else halved(plan.grid, self.model.schedule)
         fine = (finer(plan.solver), fine_grid)
         return checking.check(
-            walker, x_0, solution.x, plan.grid, finer=fine, back=plan.back, companion=solution.companion
+            walker,
+            x_0,
+            solution.x,
+            plan.grid,
+            finer=fine,
+            back=plan.back,
+            errors=self.errors,
+            companion=solution.companion,
         )
 
     def decode(self, jobs: Sequence[LatentJob]) -> list[Decoded]:
@@ -151,7 +176,7 @@ class Worker:
         companion = self.states(companions) if companions else None
         walker = self.walker([job.plan.condition for job in jobs])
         solution, walk = walker.decode(x_T, plan.grid, plan.back, companion=companion)
-        images, found = solution.x.cpu(), []
+        images, found = self.pictures(solution.x), []
         for member, job in enumerate(jobs):
             settings = plan_settings(self.model, job.plan, job.plan.back, job.latent.source.name)
             picture = Picture(images[member], settings)
@@ -160,23 +185,26 @@ class Worker:
 
     def reconstruct(self, jobs: Sequence[PictureJob]) -> list[Reconstructed]:
         """Pictures that are ``alike``, there and back."""
-        x_0, plan = self.states(job.image for job in jobs), jobs[0].plan
+        x_0, plan = self.states(job.state for job in jobs), jobs[0].plan
         walker = self.walker([job.plan.condition for job in jobs])
         there, walk_there = walker.encode(x_0, plan.grid, plan.solver)
         back, walk_back = walker.decode(there.x, plan.grid, plan.back, companion=there.companion)
-        errors, decoded = pixel_mse(x_0, back.x).tolist(), back.x.cpu()
+        pixels, decoded = torch.cat([job.pixels for job in jobs]), self.pictures(back.x)
+        errors, parts = pixel_mse(pixels, decoded).tolist(), self._parts(x_0, back.x, pixels, decoded)
         alone: list[float | None] = [None] * len(jobs)
         if there.companion is not None:
-            alone = pixel_mse(x_0, walker.decode(there.x, plan.grid, plan.back)[0].x).tolist()
+            without = self.pictures(walker.decode(there.x, plan.grid, plan.back)[0].x)
+            alone = pixel_mse(pixels, without).tolist()
         return [
             Reconstructed(
                 index=job.index,
                 member=member,
                 name=job.name,
-                image=job.image[0],
+                image=job.pixels[0],
                 decoded=decoded[member],
                 mse=errors[member],
                 mse_alone=alone[member],
+                parts=parts[member],
                 plan=job.plan,
                 there=walk_there,
                 back=walk_back,
@@ -204,7 +232,7 @@ class Worker:
             x_T = self.states(x[None] for x, _ in batch)
             label = f"sample {first + 1}-{members.stop} of {count}"
             solution, walk = walker.sample(x_T, plan.grid, plan.solver, noise and noise(members), label=label)
-            for image, (_, own) in zip(solution.x.cpu(), batch, strict=True):
+            for image, (_, own) in zip(self.pictures(solution.x), batch, strict=True):
                 made = plan_settings(self.model, own, own.solver, "samples") | settings
                 yield Sample(Picture(image, made), own, walk)
             first = members.stop

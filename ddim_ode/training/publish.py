@@ -18,10 +18,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ddim_ode.export import save_pipeline
 from ddim_ode.files import write_file
 from ddim_ode.images import save_image, tile
 from ddim_ode.models import Model
-from ddim_ode.pipelines import save_pipeline
 from ddim_ode.training.checkpoint import Checkpoint
 from ddim_ode.training.data import TrainingImages
 from ddim_ode.training.settings import Settings

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMPipeline
 
 from ddim_ode.conditions import UNCONDITIONAL, Condition
+from ddim_ode.export import export_pipeline
 from ddim_ode.models import Model, load_model
-from ddim_ode.pipelines import export_pipeline
 from ddim_ode.session.session import Session
 
 

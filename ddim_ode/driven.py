@@ -1,0 +1,211 @@
+"""Any diffusers pipeline as a network: its own ``__call__`` is driven, so that what it makes of prompts is what it is.
+
+The pipeline runs in a thread of its own, with a scheduler of its own class that does nothing: where its loop asks for
+the next timestep, it is given what a solver asks for; what it has the network say, guided and all, goes to the solver.
+So classifier-free guidance, added conditions, LoRA, ControlNet and masks are what the pipeline makes of them, without a
+line of code for any. The text is encoded once for each walk.
+
+What is lost: gradients, steps of their own for the members of a batch, and whatever depends on the number of a step.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Far more than any solver takes; pipelines look at how many there are, to show how far they are.
+_MANY = 10**6
+# The pipelines that are at work, each for one walk.
+_BUSY: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+_BUSY_LOCK = threading.Lock()
+
+
+class PipelineError(RuntimeError):
+    """A pipeline that cannot be driven as it is asked to; the message says why, and what to do."""
+
+
+class _Line:
+    """Between two threads, one of which waits whenever the other works."""
+
+    def __init__(self, x: Tensor, t: Tensor) -> None:
+        self.asked: tuple[Tensor, Tensor] | None = (x, t)
+        self.questions: SimpleQueue[tuple[Tensor, Tensor] | None] = SimpleQueue()
+        self.answers: SimpleQueue[Tensor | BaseException] = SimpleQueue()
+
+    def hand_over(self, output: Tensor, sample: Tensor) -> Tensor:
+        """In the thread of the pipeline: give the ``output``, and wait for the next x; without one ``sample`` it is."""
+        self.answers.put(output)
+        self.asked = self.questions.get()
+        return sample if self.asked is None else self.asked[0]
+
+
+class _Timesteps(torch.Tensor):
+    """What the pipeline loops over: the timestep of each question, until there are no more."""
+
+    line: _Line
+
+    @staticmethod
+    def of(line: _Line, t: Tensor) -> _Timesteps:
+        timesteps: _Timesteps = t.detach().reshape(1).expand(_MANY).as_subclass(_Timesteps)
+        timesteps.line = line
+        return timesteps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.line.asked is not None:
+            yield self.line.asked[1]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if isinstance(index, slice) and index.stop is None:  # the first ones cut off, as for a strength below 1
+            return self
+        return self.as_subclass(torch.Tensor)[index]
+
+    def to(self, *_: Any, **__: Any) -> _Timesteps:
+        return self
+
+
+def _idle(scheduler: Any, line: _Line, t: Tensor) -> Any:
+    """A scheduler of the class and the configuration of ``scheduler`` that walks where the ``line`` leads."""
+    kind = type(scheduler)
+
+    class Idle(kind):  # type: ignore[misc, valid-type]
+        order = 1
+        init_noise_sigma = 1.0
+
+        @wraps(kind.set_timesteps)  # pipelines look at its signature
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            kind.set_timesteps(self, *args, **kwargs)
+            self.timesteps = _Timesteps.of(line, t)
+
+        def scale_model_input(self, sample: Tensor, *_: Any) -> Tensor:
+            return sample
+
+        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *_: Any, **options: Any) -> Any:
+            reached = line.hand_over(model_output, sample)
+            return (reached,) if options.get("return_dict") is False else _Step(reached)
+
+    Idle.__name__, Idle.__qualname__, Idle.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return Idle.from_config(scheduler.config)
+
+
+class _Step:
+    """What a scheduler's step returns."""
+
+    def __init__(self, prev_sample: Tensor) -> None:
+        self.prev_sample = prev_sample
+
+
+class DrivenPipeline(nn.Module):
+    """The network of a diffusers ``pipeline``, asked with what its ``__call__`` is given: a function of x and t.
+
+    ``call``    what the pipeline is called with beside latents: for B images, ``call(B)``.
+    ``pack``    what makes the pipeline's latents of x, ``(B, C, H, W)``; ``unpack`` undoes it.
+
+    A walk begins with the first question and ends with ``close``, after which the pipeline is as it was. There is one
+    walk of a pipeline at a time.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        denoiser: nn.Module,
+        call: Callable[[int], Mapping[str, Any]],
+        pack: Callable[[Tensor], Tensor],
+        unpack: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self._pipeline = pipeline
+        self._call = call
+        self._pack, self._unpack = pack, unpack
+        self._walk: _Walk | None = None
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)``, t ``(B,)``, all alike, in the pipeline's timesteps; returns ``(B, C, H, W)``.
+
+        Raises:
+            PipelineError: if the pipeline is at work elsewhere, or t is not the same for all.
+            Exception: whatever the pipeline raises.
+        """
+        if bool((t != t[0]).any()):
+            raise PipelineError(
+                "a pipeline is asked for one timestep at a time, but members of the batch are at several; take a "
+                "solver with steps for all, or a batch of one"
+            )
+        packed = self._pack(x)
+        try:
+            if self._walk is None:
+                self._walk = _Walk(self._pipeline, packed, t[0], self._call(len(x)))
+            else:
+                self._walk.ask(packed, t[0])
+            return self._unpack(self._walk.answer())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the walk, if there is one; the pipeline is as it was before."""
+        walk, self._walk = self._walk, None
+        if walk is not None:
+            walk.end()
+
+
+class _Walk:
+    """One call of a pipeline, in a thread; it is there to be asked until its ``end``."""
+
+    def __init__(self, pipeline: Any, x: Tensor, t: Tensor, call: Mapping[str, Any]) -> None:
+        with _BUSY_LOCK:
+            self._lock = _BUSY.setdefault(pipeline, threading.Lock())
+        if not self._lock.acquire(blocking=False):
+            raise PipelineError(
+                "the pipeline is at work for another walk; wait for that one, or load the pipeline once more"
+            )
+        self._pipeline, self._line = pipeline, _Line(x, t)
+        self._scheduler = pipeline.scheduler
+        self._shows: dict[str, Any] | None = vars(pipeline).get("_progress_bar_config")
+        self._thread = threading.Thread(target=self._run, args=(x, call), daemon=True)
+        try:
+            pipeline.set_progress_bar_config(disable=True)
+            pipeline.scheduler = _idle(pipeline.scheduler, self._line, t)
+            self._thread.start()
+        except BaseException:
+            self._restore()
+            raise
+
+    def _run(self, x: Tensor, call: Mapping[str, Any]) -> None:
+        try:
+            self._pipeline(latents=x, output_type="latent", **call)
+        except BaseException as error:
+            self._line.answers.put(error)
+        else:
+            # Nobody waits for this, unless the loop ended by itself.
+            self._line.answers.put(PipelineError("the pipeline ended before the walk did; it cannot be driven"))
+
+    def ask(self, x: Tensor, t: Tensor) -> None:
+        self._line.questions.put((x, t))
+
+    def answer(self) -> Tensor:
+        answer = self._line.answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def end(self) -> None:
+        """Let the pipeline come to its end, and put back what is its own."""
+        self._line.questions.put(None)
+        self._thread.join()
+        self._restore()
+
+    def _restore(self) -> None:
+        self._pipeline.scheduler = self._scheduler
+        if self._shows is None:
+            del self._pipeline._progress_bar_config
+        else:
+            self._pipeline._progress_bar_config = self._shows
+        self._lock.release()

@@ -1,0 +1,257 @@
+"""Pipelines, driven: Euler on the scheduler's own nodes is the pipeline's own sampling, and nothing is left behind."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EDMEulerScheduler, LCMScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from flows import relative_error
+from PIL import Image
+from tiny_pipelines import PIPELINES, SIDE, build, mask, picture
+from torch import Tensor
+
+from ddim_ode import Session, from_pipeline
+from ddim_ode.codec import decode, encode
+from ddim_ode.driven import PipelineError
+from ddim_ode.grids import Grid, grid_of_timesteps, make_grid
+from ddim_ode.kinds import ModelError
+from ddim_ode.model import Model
+from solvers import get_solver
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore::FutureWarning")
+
+STEPS = 8
+SIZES = {"height": SIDE, "width": SIDE}
+# What each is given beside prompt and guidance.
+CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "FLUX dev": lambda: {"max_sequence_length": 64},
+    "FLUX schnell": lambda: {"max_sequence_length": 64},
+    "PixArt": lambda: {"clean_caption": False, "use_resolution_binning": False},
+    "ControlNet": lambda: {"image": picture()},
+    "inpainting": lambda: {
+        "image": picture(),
+        "mask_image": mask(),
+        "strength": 1.0,
+        "generator": torch.Generator().manual_seed(3),
+    },
+}
+GUIDANCES = {"FLUX dev": 3.5, "FLUX schnell": 0.0}
+each_pipeline = pytest.mark.parametrize("name", PIPELINES)
+
+
+def call_of(name: str) -> dict[str, Any]:
+    return CALLS.get(name, dict)()
+
+
+def noise(count: int) -> Tensor:
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(7))
+
+
+def model_of(pipeline: Any, name: str, guidance: float, prompt: str = "a cat") -> Model:
+    return from_pipeline(pipeline, prompt=prompt, guidance=guidance, call=call_of(name), **SIZES)
+
+
+def nodes(pipeline: Any, model: Model) -> tuple[Grid, float]:
+    """The grid of the pipeline's scheduler, read after ``set_timesteps``; and its unit of noise, as a part of ours."""
+    scheduler = pipeline.scheduler
+    if scheduler.config.get("use_dynamic_shifting"):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=calculate_shift(64))
+    else:
+        scheduler.set_timesteps(STEPS)
+    if type(scheduler).__name__ == "DDIMScheduler":
+        tau = sorted(float(t) for t in scheduler.timesteps)
+        if scheduler.config.set_alpha_to_one:
+            return grid_of_timesteps(model.schedule, tau), 1.0
+        return grid_of_timesteps(model.schedule, [0.0, *tau], clean_end="sigma-min-vp"), 1.0
+    sigmas = sorted(scheduler.sigmas.double().tolist())
+    unit = 1.0
+    if model.process.family == "flow":
+        sigmas = [math.inf if u == 1 else u / (1 - u) for u in sigmas]
+    else:
+        unit = float(scheduler.init_noise_sigma) / math.sqrt(1 + sigmas[-1] ** 2)
+    timesteps = model.schedule.t(torch.tensor(sigmas, dtype=torch.float64)).tolist()
+    return Grid("explicit", "zero", tuple(sigmas), tuple(timesteps)), unit
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("guided", [False, True])
+@each_pipeline
+def test_euler_is_what_the_pipeline_does(name: str, guided: bool, count: int) -> None:
+    pipeline = build(name)
+    guidance = GUIDANCES.get(name, 6.0 if guided else 1.0)
+    theirs = pipeline(
+        ["a cat"] * count,
+        latents=model_pack(pipeline, noise(count)),
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        output_type="latent",
+        return_dict=False,
+        **SIZES,
+        **call_of(name),
+    )[0]
+    model = model_of(pipeline, name, guidance)
+    grid, unit = nodes(pipeline, model)
+    ours = decode(model.ode(), noise(count) * unit, grid, get_solver("euler"))
+    assert relative_error(model_pack(pipeline, ours.float()), theirs) < 1e-5
+    assert relative_error(model_pack(pipeline, noise(count)), theirs) > 0.1
+
+
+def model_pack(pipeline: Any, x: Tensor) -> Tensor:
+    return pipeline._pack_latents(x, *x.shape) if hasattr(pipeline, "_pack_latents") else x.clone()
+
+
+def state_of(pipeline: Any) -> tuple[object, ...]:
+    return pipeline.scheduler, pipeline.config["scheduler"], vars(pipeline)["_progress_bar_config"]
+
+
+@each_pipeline
+def test_there_and_back_exactly(name: str) -> None:
+    """To the latent and back in few steps with guidance: to rounding, but for last digits of float32."""
+    pipeline = build(name)
+    before, threads = state_of(pipeline), threading.active_count()
+    model = model_of(pipeline, name, GUIDANCES.get(name, 5.0))
+    session = Session(model, batch_size=2)
+    found = session.reconstruct(picture(), solver="reversible-heun", steps=4)
+    assert found.parts is not None
+    assert found.parts.x_0_mse < 1e-15
+    assert found.parts.ode_mse < 1e-9
+    assert found.parts.autoencoder_mse > 1e-3  # of random weights
+    assert "the ODE alone: MSE" in found.report()
+    assert found.decoded.shape == (3, SIDE, SIDE)
+    assert state_of(pipeline) == before
+    assert threading.active_count() == threads
+
+
+def test_a_session_of_a_pipeline() -> None:
+    pipeline = build("SD 1.5")
+    session = Session(pipeline, prompt="a cat", guidance=2.0)
+    latent = session.encode(picture(), solver="dpmpp3m", steps=5)
+    assert tuple(latent.x_T.shape) == (1, 4, 16, 16)
+    assert session.decode(latent).image.shape == (3, 32, 32)
+    assert len(list(session.sample(2, steps=2))) == 2
+    (pair,) = session.encode_batches([picture()])
+    assert float(pair.check().reconstruction_mse[0]) < 0.5
+    with pytest.raises(ValueError, match="prompts and their guidance are of pipelines"):
+        Session(prompt="a cat")
+
+
+def test_the_prompt_is_asked_for() -> None:
+    pipeline = build("SD 1.5")
+    x_T = noise(1)
+    images = []
+    for prompt, guidance in (("a cat", 5.0), ("a dog", 5.0), ("a cat", 1.0)):
+        model = model_of(pipeline, "SD 1.5", guidance, prompt)
+        images.append(decode(model.ode(), x_T, make_grid(model.schedule, "trailing", 3), get_solver("euler")))
+    assert relative_error(images[1], images[0]) > 1e-3
+    assert relative_error(images[2], images[0]) > 1e-3
+
+
+def test_an_error_of_the_pipeline_is_ones_own_and_leaves_nothing() -> None:
+    pipeline = build("SD 1.5")
+    before, threads = state_of(pipeline), threading.active_count()
+    model = model_of(pipeline, "SD 1.5", 5.0)
+    grid = make_grid(model.schedule, "trailing", 3)
+    calls = 0
+
+    def broken(*_: object, **__: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("out of luck")
+
+    forward, pipeline.unet.forward = pipeline.unet.forward, broken
+    with pytest.raises(RuntimeError, match="out of luck"):
+        decode(model.ode(), noise(1), grid, get_solver("euler"))
+    pipeline.unet.forward = forward
+    assert calls == 1
+    assert state_of(pipeline) == before
+    assert threading.active_count() == threads
+    assert bool(decode(model.ode(), noise(1), grid, get_solver("euler")).isfinite().all())
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
+def test_an_interruption_leaves_nothing(interruption: type[BaseException]) -> None:
+    pipeline = build("SD 1.5")
+    before, threads = state_of(pipeline), threading.active_count()
+    model = model_of(pipeline, "SD 1.5", 5.0)
+
+    def stopped(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
+        field(sigmas[0], x)
+        assert state_of(pipeline) != before
+        raise interruption
+
+    with pytest.raises(interruption):
+        decode(model.ode(), noise(1), make_grid(model.schedule, "trailing", 3), stopped)
+    assert state_of(pipeline) == before
+    assert threading.active_count() == threads
+
+
+def test_two_walks_of_one_pipeline_are_refused() -> None:
+    pipeline = build("SD 1.5")
+    model = model_of(pipeline, "SD 1.5", 1.0)
+    grid = make_grid(model.schedule, "trailing", 2)
+
+    def meanwhile(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
+        field(sigmas[0], x)
+        other = model_of(pipeline, "SD 1.5", 5.0)
+        with pytest.raises(PipelineError, match="at work for another walk"):
+            decode(other.ode(), x, grid, get_solver("euler"))
+        return get_solver("euler")(field, x, sigmas)
+
+    assert bool(decode(model.ode(), noise(1), grid, meanwhile).isfinite().all())
+    assert bool(decode(model.ode(), noise(1), grid, get_solver("euler")).isfinite().all())
+
+
+def test_members_with_steps_of_their_own_are_refused_in_a_batch_alone() -> None:
+    model = model_of(build("SD 1.5"), "SD 1.5", 1.0)
+    grid = make_grid(model.schedule, "log-snr", 1)
+    solver = get_solver("per-sample-bosh3", rtol=0.1, atol=0.1)
+    x_0 = torch.cat([0.1 * noise(1), noise(1)]).double()
+    assert encode(model.ode(), x_0[:1], grid, solver).shape == (1, 4, 16, 16)
+    with pytest.raises(PipelineError, match="members of the batch are at several"):
+        encode(model.ode(), x_0, grid, solver)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (None, {"height": 30}, "height and width must be multiples of 4, two of its latents, but there is 30"),
+        (None, {"call": {"latents": 1}}, "'latents' of StableDiffusionPipeline is what drives it, and cannot be given"),
+        (None, {"call": {"control": 1}}, "StableDiffusionPipeline takes no 'control'; it takes: prompt, height"),
+        (lambda p: setattr(p, "scheduler", LCMScheduler()), {}, "its scheduler, LCMScheduler, is for a distilled"),
+    ],
+)
+def test_what_cannot_be_driven_says_why(
+    change: Callable[[Any], None] | None, options: dict[str, Any], words: str
+) -> None:
+    pipeline = build("SD 1.5")
+    if change:
+        change(pipeline)
+    with pytest.raises(ModelError) as caught:
+        from_pipeline(pipeline, prompt="a cat", **options)
+    assert words in str(caught.value)
+
+
+def test_what_is_no_pipeline_is_refused() -> None:
+    with pytest.raises(ModelError, match="EDMEulerScheduler takes no latents, and cannot be driven"):
+        Session(EDMEulerScheduler())
+
+
+@each_pipeline
+def test_the_autoencoder_is_asked_as_the_pipeline_asks_it(name: str) -> None:
+    """What latents decode to is what the pipeline makes of them."""
+    pipeline = build(name)
+    model = model_of(pipeline, name, GUIDANCES.get(name, 1.0))
+    x_0 = 0.3 * noise(2)
+    latents = x_0 / pipeline.vae.config.scaling_factor + (pipeline.vae.config.shift_factor or 0.0)
+    theirs = pipeline.vae.decode(latents).sample
+    torch.testing.assert_close(model.space.picture(x_0), theirs, rtol=0, atol=1e-5)
+    read = model.space.read(Image.new("RGB", (SIDE, SIDE), (200, 100, 50)))
+    assert read.state.shape == (1, 4, 16, 16)
+    assert float(read.pixels[0, 0, 0, 0]) == pytest.approx(200 / 127.5 - 1)
