@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 VP_END = "sigma-min-vp"
 CLEAN_ENDS = ("zero", "sigma-min", VP_END)
-# Up to here spacings put nodes where there is no end.
-HIGHEST = 80.0
+# Up to here spacings put nodes where there is no end; of 10 to 400 it serves 'dpmpp3m' best, on a mixture of Gaussians.
+HIGHEST = 20.0
 ENDS = "ends"
 
 

@@ -18,6 +18,7 @@ from solvers.exact import EXACT_SOLVERS
 from solvers.exact import ExactInverse as ExactInverse
 from solvers.fitted import Corrections, FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
+from solvers.flow import FLOW_SOLVERS
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
 from solvers.per_sample import PER_SAMPLE_SOLVERS
 from solvers.per_sample import PerSampleSolver as PerSampleSolver
@@ -39,6 +40,7 @@ FIXED_STEP_SOLVERS: tuple[FixedStepSolver, ...] = (
     *MULTISTEP_SOLVERS,
     *PSEUDO_SOLVERS,
     *TARGET_SOLVERS,
+    *FLOW_SOLVERS,
     in_chart(RUNGE_KUTTA_SOLVERS[0], VARIANCE),
     *(in_chart(s, ANGLE) for s in RUNGE_KUTTA_SOLVERS + ADAMS_BASHFORTH_SOLVERS if not s.positive),
 )

@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING
 
 from ddim_ode.conditions import UNCONDITIONAL, Condition
 from ddim_ode.grids import ENDS, VP_END, full_range, grid_of_timesteps, make_grid
-from ddim_ode.session.request import DEFAULT_STEPS, PlanError, Request, plan_condition, towards_classes
-from ddim_ode.spacings import DEFAULT_GRID, GRIDS
+from ddim_ode.session.request import (
+    DEFAULT_STEPS,
+    PlanError,
+    Request,
+    default_grid,
+    default_solver,
+    plan_condition,
+    towards_classes,
+)
+from ddim_ode.spacings import GRIDS
 from solvers import (
     AUTO,
     DEFAULT_SOLVER,
@@ -98,7 +106,7 @@ def plan_sampling(request: Request, model: Model) -> Plan:
     if entry:
         solver = _solver_of(entry, model)
         return Plan(solver, way_back(solver), entry.grid, why=why, condition=condition)
-    solver = _solver(request)
+    solver = _solver(request, model)
     grid, more = _grid(request, model, solver, t_end=None)
     return Plan(solver, way_back(solver), grid, isinstance(solver, ReversibleSolver), why + more, condition)
 
@@ -115,12 +123,13 @@ def plan_edit(request: Request, model: Model, strength: float) -> Plan:
     if isinstance(request.grid, tuple) and strength < 1:
         raise PlanError("a list of timesteps says where it ends; take --strength 1, or the name of a grid")
     calibrated = request.solver in (None, AUTO)
-    plan = plan_encoding(replace(request, solver=DEFAULT_SOLVER if calibrated else request.solver), model)
+    usual = default_solver(model, request.grid)
+    plan = plan_encoding(replace(request, solver=usual if calibrated else request.solver), model)
     if strength < 1:
         grid, _ = _grid(request, model, plan.solver, t_end=strength * last)
         plan = replace(plan, grid=grid)
     # Below the end of its grid, or as another class, a calibration says nothing.
-    why = (f"{AUTO} is {DEFAULT_SOLVER}: a calibration is for the whole way and one guidance",) if calibrated else ()
+    why = (f"{AUTO} is {usual}: a calibration is for the whole way and one guidance",) if calibrated else ()
     return replace(plan, why=plan.why + why)
 
 
@@ -138,7 +147,7 @@ def plan_noise(request: Request, model: Model) -> Plan:
             "--sigma-hat"
         )
     condition = plan_condition(request, model)
-    solver = replace(_solver(replace(request, solver="euler")), name="ancestral")
+    solver = replace(_solver(replace(request, solver="euler"), model), name="ancestral")
     # Noise is added to what a step predicts, and so there is no evaluation at sigma = 0.
     grid, _ = _grid(replace(request, grid=request.grid or NOISE_GRID), model, solver, t_end=None, evaluates_end=False)
     return Plan(solver, solver, grid, condition=condition)
@@ -167,8 +176,9 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
             solver = _solver_of(entry, model)
             return Plan(solver, solver, entry.grid, why=(*why, *_left_behind(latent, condition)), condition=condition)
         if entry:
-            why = (f"{AUTO} is {DEFAULT_SOLVER}: the calibration for {entry.grid.steps} steps ends at another sigma",)
-    own = _solver(request, latent)
+            usual = default_solver(model, request.grid)
+            why = (f"{AUTO} is {usual}: the calibration for {entry.grid.steps} steps ends at another sigma",)
+    own = _solver(request, model, latent)
     solver = own if request.solver not in (None, AUTO) else way_back(own)
     grid = latent.grid
     if grid.name == ENDS and request.solver is None and not own.adaptive:
@@ -179,7 +189,8 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     if (grid.name == ENDS and not solver.adaptive) or request.steps or request.grid or request.clean_end:
         wished = replace(
             request,
-            grid=request.grid or (None if solver.adaptive else grid.name if grid.name in GRIDS else DEFAULT_GRID),
+            grid=request.grid
+            or (None if solver.adaptive else grid.name if grid.name in GRIDS else default_grid(model, solver)),
             clean_end=request.clean_end or grid.clean_end,
         )
         grid, more = _grid(wished, model, solver, steps=steps, t_end=latent.grid.timesteps[-1])
@@ -241,7 +252,7 @@ def _calibrated(
     if request.exact or request.solver not in (None, AUTO):
         return None, ()
     entry = model.calibration.find(steps, condition.strength) if model.calibration else None
-    falls_back = f"{AUTO} is {DEFAULT_SOLVER}"
+    falls_back = f"{AUTO} is {default_solver(model, request.grid)}"
     if not isinstance(request.grid, str | None):
         return None, (f"{falls_back}: the calibration has grids of its own, and not these timesteps",)
     if entry is None:
@@ -301,14 +312,14 @@ def _left_behind(latent: Latent, condition: Condition) -> tuple[str, ...]:
     return (f"without the companion, which leads back exactly with {own} alone",)
 
 
-def _solver(request: Request, latent: Latent | None = None) -> Solver:
+def _solver(request: Request, model: Model, latent: Latent | None = None) -> Solver:
     """The solver of the request; where it names none, that of ``latent``, and else the default."""
     if request.exact:
         return exact_inverse(request.solver or "euler")
     settings = latent.solver if latent and request.solver in (None, latent.solver["name"]) else {}
     name = request.solver or settings.get("name", AUTO)
     if name == AUTO:
-        return get_solver(DEFAULT_SOLVER, rtol=request.rtol, atol=request.atol)
+        return get_solver(default_solver(model, request.grid), rtol=request.rtol, atol=request.atol)
     wished = {key: value for key, value in (("rtol", request.rtol), ("atol", request.atol)) if value is not None}
     tuned = solver_from({"name": name, **settings})
     return get_solver(tuned.name, **wished) if wished and not tuned.adaptive else tuned.tuned(wished)
@@ -326,7 +337,7 @@ def _grid(
     """The grid of the request, up to the timestep ``t_end`` (the last one if None); and what is to be said of it."""
     clean_end = request.clean_end or ("sigma-min" if solver.positive else None)
     why: tuple[str, ...] = ()
-    name = request.grid or DEFAULT_GRID
+    name = request.grid or default_grid(model, solver)
     if clean_end is None and evaluates_end and not model.process.at_zero:
         clean_end = "sigma-min"
         why = _moved_end(name, model.process.predicts)

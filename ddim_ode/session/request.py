@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Condition, Label
+from ddim_ode.spacings import DEFAULT_GRID, GRIDS, Tau
+from solvers import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
     from ddim_ode.latents import Latent
-    from ddim_ode.models import Model
+    from ddim_ode.model import Model
+    from solvers import Solver
 
 DEFAULT_STEPS = 50
 # Of all timesteps, up to which a picture that is edited is encoded.
@@ -18,6 +21,23 @@ DEFAULT_STRENGTH = 0.7
 # The nodes of a grid are all in memory, and nobody needs more.
 MOST_STEPS = 1_000_000
 MOST_IN_A_BATCH = 1_000_000
+
+
+# Of 13 solvers on 6 grids these err least from infinity and to it, for a mixture of 20 Gaussians in 48 dimensions: by
+# RMS 0.012 (images) and 0.012 (latents) in 10 steps, where the defaults of other families err 0.071 and 0.054, Euler
+# 0.096 and 0.20; in 20 steps 0.002 and 0.001.
+_FLOW_SOLVER, _FLOW_GRID = "angle-ab3", "trailing"
+
+
+def default_solver(model: Model, grid: str | tuple[float, ...] | None) -> str:
+    """The solver that is taken on ``grid``, None for the default one, where none is asked for, nor calibrated."""
+    uniform = not isinstance(grid, str) or isinstance(GRIDS.get(grid), Tau)
+    return _FLOW_SOLVER if model.process.family == "flow" and uniform else DEFAULT_SOLVER
+
+
+def default_grid(model: Model, solver: Solver) -> str:
+    """The grid that ``solver`` is given where none is asked for: for logarithms of sigma one in log sigma."""
+    return _FLOW_GRID if model.process.family == "flow" and not solver.positive else DEFAULT_GRID
 
 
 class PlanError(ValueError):

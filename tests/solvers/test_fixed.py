@@ -99,7 +99,12 @@ def test_seven_steps_of_some_cost_what_their_authors_say(name: str, cost: int) -
 
 @each_fixed_solver
 def test_every_point_of_the_grid_reaches_the_field_exactly(solver: Solver) -> None:
-    """Also with a float32 state, which torchdiffeq would round the clock to. A chart may cost the last bits."""
+    """Also with a float32 state, which torchdiffeq would round the clock to. A chart may cost the last bits.
+
+    FireFlow asks half way between them.
+    """
+    if solver.name == "fireflow":
+        pytest.skip("judged by its formula")
     grid = steps_of_two_sizes(0.3, 10.3, 8)
     single, double = Recorded(GAUSSIAN.field), Recorded(GAUSSIAN.field)
     solver(single, GAUSSIAN.data.float(), grid)

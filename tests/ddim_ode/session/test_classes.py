@@ -53,7 +53,7 @@ def test_each_picture_has_its_own_class(session: Session) -> None:
     assert [encoded.latent.condition.name for encoded in found] == ["cat", "dog", None, "horse"]
     assert [encoded.member for encoded in found] == [0, 1, 2, 0]
     for picture, encoded, condition, request in zip(pictures, found, expected, requests, strict=True):
-        x_0, _ = session.model.space.read(picture)
+        x_0, *_ = session.model.space.read(picture)
         alone = straight(session, x_0.double(), condition, steps=request.steps)
         torch.testing.assert_close(encoded.latent.x_T, alone, rtol=0, atol=1e-5)
     assert "class 'dog' with guidance 2.5, 8 network calls an image" in found[1].report()
@@ -158,7 +158,7 @@ def test_exactly_there_and_back_with_guidance(class_model: Path) -> None:
     """W = 3 in 20 steps: as near as the tolerance asks, where the network, in float64, does not round before that."""
     session = Session(class_model)
     session.model.network.double()
-    image, _ = session.model.space.read(greys(120)[0])
+    image, *_ = session.model.space.read(greys(120)[0])
     grid = make_grid(session.model.schedule, "log-snr", 20)
     asked = [session.model.condition("dog", guidance=3.0)]
 
@@ -290,7 +290,7 @@ def test_corners_are_asked_for_their_own_classes(session: Session) -> None:
 def test_edits(session: Session) -> None:
     """Encoded as one class up to a part of the timesteps, and decoded from there as another, with guidance."""
     picture = greys(70)[0]
-    x_0, _ = session.model.space.read(picture)
+    x_0, *_ = session.model.space.read(picture)
     found = session.edit(
         picture, "dog", label="cat", guidance=3.0, strength=(0.8, 0.3), solver="euler", grid="linspace", steps=6
     )

@@ -28,7 +28,7 @@ from ddim_ode.models import Model, ModelError
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.batches import MemberError
-from ddim_ode.spaces import PixelSpace
+from ddim_ode.spaces import PixelSpace, Read
 from solvers import SOLVERS, SolverError
 
 # Cheap, and enough to tell one solver from another.
@@ -220,12 +220,12 @@ def test_a_thousand_pictures_take_no_more_memory_than_a_few(tiny_model: Path, mo
     most = 0
     read = PixelSpace.read
 
-    def counting(space: PixelSpace, source: bytes) -> tuple[torch.Tensor, object]:
+    def counting(space: PixelSpace, source: bytes) -> Read:
         nonlocal most
-        image, about = read(space, source)
-        alive.add(image)
+        found = read(space, source)
+        alive.add(found.state)
         most = max(most, len(alive))
-        return image, about
+        return found
 
     monkeypatch.setattr(PixelSpace, "read", counting)
     session = Session(tiny_model, batch_size=8)
