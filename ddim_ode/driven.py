@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from queue import SimpleQueue
 from typing import Any
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 # Far more than any solver takes; pipelines look at how many there are, to show how far they are.
 _MANY = 10**6
+# What a pipeline's thread is called.
+THREAD = "pipeline of ddim-ode"
 # The pipelines that are at work, each for one walk.
 _BUSY: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
 _BUSY_LOCK = threading.Lock()
@@ -94,6 +97,28 @@ def _idle(scheduler: Any, line: _Line, t: Tensor) -> Any:
     return Idle.from_config(scheduler.config)
 
 
+class _Read(BaseException):
+    """The ``scheduler`` of a pipeline, as it was told to walk; no error, and nobody's to catch."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self.scheduler = scheduler
+
+
+def _reader(scheduler: Any) -> Any:
+    """A scheduler of the class and the configuration of ``scheduler`` that is read as soon as it knows its nodes."""
+    kind = type(scheduler)
+
+    class Reader(kind):  # type: ignore[misc, valid-type]
+        @wraps(kind.set_timesteps)
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            kind.set_timesteps(self, *args, **kwargs)
+            raise _Read(self)
+
+    Reader.__name__, Reader.__qualname__, Reader.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return Reader.from_config(scheduler.config)
+
+
 class _Step:
     """What a scheduler's step returns."""
 
@@ -149,6 +174,21 @@ class DrivenPipeline(nn.Module):
             self.close()
             raise
 
+    def scheduler_of(self, x: Tensor, steps: int) -> Any:
+        """The pipeline's scheduler as the pipeline tells it to walk ``steps`` steps from latents like ``x``.
+
+        Raises:
+            PipelineError: if the pipeline is at work elsewhere.
+            Exception: whatever the pipeline raises.
+        """
+        with _borrowed(self._pipeline, _reader):
+            try:
+                call = {**self._call(len(x)), "num_inference_steps": steps}
+                self._pipeline(latents=self._pack(x), output_type="latent", **call)
+            except _Read as read:
+                return read.scheduler
+        raise PipelineError("the pipeline did not tell its scheduler how to walk; make a grid of timesteps yourself")
+
     def close(self) -> None:
         """End the walk, if there is one; the pipeline is as it was before."""
         walk, self._walk = self._walk, None
@@ -156,26 +196,45 @@ class DrivenPipeline(nn.Module):
             walk.end()
 
 
+@contextmanager
+def _borrowed(pipeline: Any, scheduler: Callable[[Any], Any]) -> Iterator[None]:
+    """The ``pipeline`` for ourselves, silent, with what ``scheduler`` makes of its own; afterwards it is as it was.
+
+    Raises:
+        PipelineError: if it is at work elsewhere.
+    """
+    with _BUSY_LOCK:
+        lock = _BUSY.setdefault(pipeline, threading.Lock())
+    if not lock.acquire(blocking=False):
+        raise PipelineError(
+            "the pipeline is at work for another walk; wait for that one, or load the pipeline once more"
+        )
+    own, shows = pipeline.scheduler, vars(pipeline).get("_progress_bar_config")
+    try:
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = scheduler(own)
+        yield
+    finally:
+        pipeline.scheduler = own
+        if shows is None:
+            del pipeline._progress_bar_config
+        else:
+            pipeline._progress_bar_config = shows
+        lock.release()
+
+
 class _Walk:
     """One call of a pipeline, in a thread; it is there to be asked until its ``end``."""
 
     def __init__(self, pipeline: Any, x: Tensor, t: Tensor, call: Mapping[str, Any]) -> None:
-        with _BUSY_LOCK:
-            self._lock = _BUSY.setdefault(pipeline, threading.Lock())
-        if not self._lock.acquire(blocking=False):
-            raise PipelineError(
-                "the pipeline is at work for another walk; wait for that one, or load the pipeline once more"
-            )
         self._pipeline, self._line = pipeline, _Line(x, t)
-        self._scheduler = pipeline.scheduler
-        self._shows: dict[str, Any] | None = vars(pipeline).get("_progress_bar_config")
-        self._thread = threading.Thread(target=self._run, args=(x, call), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(x, call), name=THREAD, daemon=True)
+        self._loan = ExitStack()
+        self._loan.enter_context(_borrowed(pipeline, lambda own: _idle(own, self._line, t)))
         try:
-            pipeline.set_progress_bar_config(disable=True)
-            pipeline.scheduler = _idle(pipeline.scheduler, self._line, t)
             self._thread.start()
         except BaseException:
-            self._restore()
+            self._loan.close()
             raise
 
     def _run(self, x: Tensor, call: Mapping[str, Any]) -> None:
@@ -200,12 +259,4 @@ class _Walk:
         """Let the pipeline come to its end, and put back what is its own."""
         self._line.questions.put(None)
         self._thread.join()
-        self._restore()
-
-    def _restore(self) -> None:
-        self._pipeline.scheduler = self._scheduler
-        if self._shows is None:
-            del self._pipeline._progress_bar_config
-        else:
-            self._pipeline._progress_bar_config = self._shows
-        self._lock.release()
+        self._loan.close()

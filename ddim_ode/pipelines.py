@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import signature
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddim_ode.driven import DrivenPipeline
+from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
 from ddim_ode.schedulers import process_of_scheduler
@@ -75,6 +77,34 @@ def from_pipeline(
     pack, unpack = _packing(pipeline, space)
     network = DrivenPipeline(pipeline, getattr(pipeline, denoiser), call_for, pack, unpack)
     return Model(f"{name} '{prompt}'", network, process, *space.shape, autoencoder=autoencoder)
+
+
+def scheduler_grid(model: Model, steps: int) -> Grid:
+    """The nodes that the pipeline of ``model`` has its own scheduler walk in so many ``steps``, and its clean end.
+
+    Euler's method on them, from a latent of the pipeline's unit, is the pipeline's own sampling with DDIM or Euler.
+    They are read from the scheduler, and not computed, for some shift them by the size of the picture.
+
+    Raises:
+        ValueError: if the model is of no pipeline, or its scheduler's nodes are not known to be sigmas or timesteps.
+    """
+    if not isinstance(model.network, DrivenPipeline):
+        raise ValueError(f"model '{model.name}' is not of a pipeline, and has no scheduler; take a grid by its name")
+    scheduler = model.network.scheduler_of(torch.zeros(1, *model.space.shape, device=model.device), steps)
+    levels = model.schedule
+    if hasattr(scheduler, "sigmas"):
+        sigmas = sorted(float(sigma) for sigma in scheduler.sigmas)
+        if model.process.family == "flow":  # they are u = sigma / (1 + sigma)
+            sigmas = [inf if u == 1 else u / (1 - u) for u in sigmas]
+        timesteps = levels.t(torch.tensor(sigmas, dtype=torch.float64)).tolist()
+        return Grid("explicit", "sigma-min" if sigmas[0] else "zero", tuple(sigmas), tuple(timesteps))
+    tau = sorted(float(t) for t in scheduler.timesteps)
+    if not hasattr(scheduler.config, "set_alpha_to_one") or len(set(tau)) < len(tau):
+        kind = type(scheduler).__name__
+        raise ValueError(f"the nodes of {kind} are not known here; give the pipeline a DDIM or Euler scheduler")
+    if scheduler.config.set_alpha_to_one:
+        return grid_of_timesteps(levels, tau)
+    return grid_of_timesteps(levels, [0.0, *tau], clean_end=VP_END)
 
 
 def _check_call(name: str, asked: Mapping[str, Any], parameters: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -7,11 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, LCMScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers import EDMEulerScheduler, LCMScheduler, PNDMScheduler
 from flows import relative_error
 from PIL import Image
 from tiny_pipelines import PIPELINES, SIDE, build, mask, picture
@@ -19,10 +17,11 @@ from torch import Tensor
 
 from ddim_ode import Session, from_pipeline
 from ddim_ode.codec import decode, encode
-from ddim_ode.driven import PipelineError
-from ddim_ode.grids import Grid, grid_of_timesteps, make_grid
+from ddim_ode.driven import THREAD, PipelineError
+from ddim_ode.grids import Grid, make_grid
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
+from ddim_ode.pipelines import scheduler_grid
 from solvers import get_solver
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore::FutureWarning")
@@ -58,26 +57,12 @@ def model_of(pipeline: Any, name: str, guidance: float, prompt: str = "a cat") -
     return from_pipeline(pipeline, prompt=prompt, guidance=guidance, call=call_of(name), **SIZES)
 
 
-def nodes(pipeline: Any, model: Model) -> tuple[Grid, float]:
-    """The grid of the pipeline's scheduler, read after ``set_timesteps``; and its unit of noise, as a part of ours."""
-    scheduler = pipeline.scheduler
-    if scheduler.config.get("use_dynamic_shifting"):
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=calculate_shift(64))
-    else:
-        scheduler.set_timesteps(STEPS)
-    if type(scheduler).__name__ == "DDIMScheduler":
-        tau = sorted(float(t) for t in scheduler.timesteps)
-        if scheduler.config.set_alpha_to_one:
-            return grid_of_timesteps(model.schedule, tau), 1.0
-        return grid_of_timesteps(model.schedule, [0.0, *tau], clean_end="sigma-min-vp"), 1.0
-    sigmas = sorted(scheduler.sigmas.double().tolist())
-    unit = 1.0
-    if model.process.family == "flow":
-        sigmas = [math.inf if u == 1 else u / (1 - u) for u in sigmas]
-    else:
-        unit = float(scheduler.init_noise_sigma) / math.sqrt(1 + sigmas[-1] ** 2)
-    timesteps = model.schedule.t(torch.tensor(sigmas, dtype=torch.float64)).tolist()
-    return Grid("explicit", "zero", tuple(sigmas), tuple(timesteps)), unit
+def unit_of(pipeline: Any, model: Model, grid: Grid) -> float:
+    """The deviation of the pipeline's noise, as a part of that of ours."""
+    if type(pipeline.scheduler).__name__ not in ("EulerDiscreteScheduler", "EDMEulerScheduler"):
+        return 1.0
+    pipeline.scheduler.set_timesteps(STEPS)
+    return float(pipeline.scheduler.init_noise_sigma) / math.sqrt(1 + grid.sigma_T**2)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -97,8 +82,10 @@ def test_euler_is_what_the_pipeline_does(name: str, guided: bool, count: int) ->
         **call_of(name),
     )[0]
     model = model_of(pipeline, name, guidance)
-    grid, unit = nodes(pipeline, model)
-    ours = decode(model.ode(), noise(count) * unit, grid, get_solver("euler"))
+    grid = scheduler_grid(model, STEPS)
+    assert grid.steps == STEPS
+    grid.check_belongs(model.schedule)
+    ours = decode(model.ode(), noise(count) * unit_of(pipeline, model, grid), grid, get_solver("euler"))
     assert relative_error(model_pack(pipeline, ours.float()), theirs) < 1e-5
     assert relative_error(model_pack(pipeline, noise(count)), theirs) > 0.1
 
@@ -115,7 +102,7 @@ def state_of(pipeline: Any) -> tuple[object, ...]:
 def test_there_and_back_exactly(name: str) -> None:
     """To the latent and back in few steps with guidance: to rounding, but for last digits of float32."""
     pipeline = build(name)
-    before, threads = state_of(pipeline), threading.active_count()
+    before = state_of(pipeline)
     model = model_of(pipeline, name, GUIDANCES.get(name, 5.0))
     session = Session(model, batch_size=2)
     found = session.reconstruct(picture(), solver="reversible-heun", steps=4)
@@ -126,7 +113,7 @@ def test_there_and_back_exactly(name: str) -> None:
     assert "the ODE alone: MSE" in found.report()
     assert found.decoded.shape == (3, SIDE, SIDE)
     assert state_of(pipeline) == before
-    assert threading.active_count() == threads
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_session_of_a_pipeline() -> None:
@@ -155,7 +142,7 @@ def test_the_prompt_is_asked_for() -> None:
 
 def test_an_error_of_the_pipeline_is_ones_own_and_leaves_nothing() -> None:
     pipeline = build("SD 1.5")
-    before, threads = state_of(pipeline), threading.active_count()
+    before = state_of(pipeline)
     model = model_of(pipeline, "SD 1.5", 5.0)
     grid = make_grid(model.schedule, "trailing", 3)
     calls = 0
@@ -171,25 +158,26 @@ def test_an_error_of_the_pipeline_is_ones_own_and_leaves_nothing() -> None:
     pipeline.unet.forward = forward
     assert calls == 1
     assert state_of(pipeline) == before
-    assert threading.active_count() == threads
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
     assert bool(decode(model.ode(), noise(1), grid, get_solver("euler")).isfinite().all())
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
 def test_an_interruption_leaves_nothing(interruption: type[BaseException]) -> None:
     pipeline = build("SD 1.5")
-    before, threads = state_of(pipeline), threading.active_count()
+    before = state_of(pipeline)
     model = model_of(pipeline, "SD 1.5", 5.0)
 
     def stopped(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
         field(sigmas[0], x)
         assert state_of(pipeline) != before
+        assert THREAD in {thread.name for thread in threading.enumerate()}
         raise interruption
 
     with pytest.raises(interruption):
         decode(model.ode(), noise(1), make_grid(model.schedule, "trailing", 3), stopped)
     assert state_of(pipeline) == before
-    assert threading.active_count() == threads
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
 
 
 def test_two_walks_of_one_pipeline_are_refused() -> None:
@@ -255,3 +243,16 @@ def test_the_autoencoder_is_asked_as_the_pipeline_asks_it(name: str) -> None:
     read = model.space.read(Image.new("RGB", (SIDE, SIDE), (200, 100, 50)))
     assert read.state.shape == (1, 4, 16, 16)
     assert float(read.pixels[0, 0, 0, 0]) == pytest.approx(200 / 127.5 - 1)
+
+
+def test_nodes_that_are_not_known_and_models_without_any() -> None:
+    pipeline = build("SD 1.5")
+    before = state_of(pipeline)
+    model = model_of(pipeline, "SD 1.5", 1.0)
+    scheduler_grid(model, 3)
+    assert state_of(pipeline) == before
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="the nodes of PNDMScheduler are not known here"):
+        scheduler_grid(model, STEPS)
+    with pytest.raises(ValueError, match="'default' is not of a pipeline, and has no scheduler"):
+        scheduler_grid(Session().model, 3)
