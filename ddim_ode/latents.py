@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf, isclose
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ddim_ode.grids import Grid
 from ddim_ode.images import Source
 from ddim_ode.levels import Levels, levels_from
 from ddim_ode.models import Model
-from ddim_ode.processes import FAMILIES, VariancePreserving
+from ddim_ode.processes import FAMILIES
 
 FORMAT = "ddim-ode latent"
 # In the first version there were no conditions, and in the first two all models were of the family 'vp'.
@@ -50,6 +50,8 @@ class Latent:
     ``companion``      the second state of a reversible solver, of the shape and dtype of x_T; None for all others.
     ``condition``      what the network was asked for; a class with its name.
     ``family``         that of the model's process.
+    ``asked``          what a pipeline was asked for, its prompt among it; None of all other models.
+    ``fingerprints``   of what is beside the network of a pipeline, by name.
 
     Raises:
         LatentError: if x_T or its companion has another shape, or holds NaN, infinity or values far too large.
@@ -66,6 +68,8 @@ class Latent:
     companion: Tensor | None = None
     condition: Condition = UNCONDITIONAL
     family: str = "vp"
+    asked: Mapping[str, str | float | None] | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.x_T.layout != torch.strided or self.x_T.is_meta:
@@ -114,6 +118,12 @@ class Latent:
                 f"the latent was encoded with model '{self.model}' (weights {self.fingerprint[:12]}), but "
                 f"'{model.name}' has other weights ({model.fingerprint[:12]}); decode it with the model it names"
             )
+        changed = [part for part, own in self.fingerprints.items() if model.fingerprints.get(part) != own]
+        if changed:
+            raise LatentError(
+                f"the latent was encoded with another {' and '.join(changed)} than model '{model.name}' has now; "
+                "decode it with that"
+            )
         label = self.condition.label
         if label is not None and (label >= len(model.classes) or model.classes[label] != self.condition.name):
             raise LatentError(
@@ -157,10 +167,19 @@ class Latent:
                 f"  grid       {grid}, {self.grid.steps} steps, clean end {self.grid.clean_end}",
                 f"  solver     {solver}, {self.nfe} NFE",
                 f"  condition  {_short(str(self.condition))}",
+                *((f"  asked      {_short(describe(self.asked))}",) if self.asked else ()),
                 f"  model      {_short(self.model)}, weights {self.fingerprint[:12]}, schedule {schedule}"
                 + ("" if self.family == "vp" else f", family {self.family}"),
             )
         )
+
+
+def describe(asked: Mapping[str, str | float | None]) -> str:
+    """What a pipeline was ``asked`` for, in a line."""
+    negative = asked.get("negative_prompt")
+    without = f" and not '{negative}'" if negative else ""
+    kind = "a guidance it is told of" if asked.get("guidance_kind") == "distilled" else "guidance"
+    return f"'{asked.get('prompt')}'{without} with {kind} {asked.get('guidance')}"
 
 
 def _short(name: str) -> str:
@@ -199,6 +218,8 @@ def _content(latent: Latent) -> bytes:
         },
         "solver": dict(latent.solver),
         "family": latent.family,
+        "asked": None if latent.asked is None else dict(latent.asked),
+        "fingerprints": dict(latent.fingerprints),
         "schedule": latent.schedule.settings,
         "model": {"name": latent.model, "fingerprint": latent.fingerprint},
         "source": asdict(latent.source),
@@ -292,7 +313,7 @@ def _from_content(content: dict[str, Any]) -> Latent:
         nfe=_count(content["nfe"], 0),
         companion=content.get("companion"),
         condition=UNCONDITIONAL if content["version"] == 1 else _condition(content["condition"]),
-        family=_family(content["family"]) if content["version"] > 2 else VariancePreserving.family,
+        **(_of_family(content) if content["version"] > 2 else {}),
     )
 
 
@@ -306,11 +327,21 @@ def _condition(content: dict[str, Any]) -> Condition:
     return Condition(label if label is None else _count(label, 0), float(guidance), name)
 
 
-def _family(value: Any) -> str:
-    """The ``value``, the name of a family."""
-    if value not in FAMILIES:
-        raise ValueError(f"the family must be one of {', '.join(FAMILIES)}, but it is {value!r:.60}")
-    return str(value)
+def _of_family(content: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of the family of its model, and of a pipeline."""
+    family, asked, fingerprints = content["family"], content["asked"], content["fingerprints"]
+    if family not in FAMILIES:
+        raise ValueError(f"the family must be one of {', '.join(FAMILIES)}, but it is {family!r:.60}")
+    for what, table, kinds in (
+        ("what was asked for", {} if asked is None else asked, (str, float, type(None))),
+        ("fingerprints", fingerprints, (str,)),
+    ):
+        if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
+            raise ValueError(f"{what} must be a table of names, but it is {table!r:.60}")
+        for key, value in table.items():
+            if type(value) not in kinds:
+                raise ValueError(f"{key!r:.60} of {what} must be text or a number, but it is {value!r:.60}")
+    return {"family": family, "asked": asked, "fingerprints": fingerprints}
 
 
 def _count(value: Any, least: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Model:
     ``folder``   where it was read from, if it was.
     ``classes``  the names of the classes that the network knows, by their numbers; none if it knows none.
     ``autoencoder``  of diffusers, if images are its latents, and not pixels.
+    ``beside``     what else has a part in it, by name: of a pipeline its autoencoder and its text encoders.
+    ``asked``      what a pipeline is asked for: its prompt, and what goes with that.
     ``scheduler``  the configuration of diffusers' scheduler that it came with.
     """
 
@@ -43,6 +45,8 @@ class Model:
     classes: tuple[str, ...] = ()
     scheduler: Mapping[str, Any] | None = None
     autoencoder: Any = None
+    beside: Mapping[str, nn.Module] = field(default_factory=dict)
+    asked: Mapping[str, str | float | None] | None = None
 
     def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Asked] | None = None) -> ProbabilityFlowODE:
         """A fresh ODE of this model, with its count of evaluations at zero.
@@ -120,11 +124,12 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names, shapes and values of the weights; the same in every file format and folder."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return _fingerprint(self.network)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Those of what is ``beside`` the network, by name."""
+        return {name: _fingerprint(module) for name, module in self.beside.items()}
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -158,3 +163,11 @@ class Model:
                 f"  calibrated {calibrated or 'none'}",
             )
         )
+
+
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

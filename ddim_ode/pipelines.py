@@ -76,7 +76,26 @@ def from_pipeline(
 
     pack, unpack = _packing(pipeline, space)
     network = DrivenPipeline(pipeline, getattr(pipeline, denoiser), call_for, pack, unpack)
-    return Model(f"{name} '{prompt}'", network, process, *space.shape, autoencoder=autoencoder)
+    distilled = bool(getattr(getattr(pipeline, denoiser).config, "guidance_embeds", False))
+    return Model(
+        name,
+        network,
+        process,
+        *space.shape,
+        autoencoder=autoencoder,
+        beside={part: module for part, module in pipeline.components.items() if _is_beside(part, module)},
+        asked={
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "guidance": float(guidance),
+            "guidance_kind": "distilled" if distilled else "cfg",
+        },
+    )
+
+
+def _is_beside(part: str, module: object) -> bool:
+    """Whether a part of a pipeline decides, beside its network, what comes of a latent."""
+    return isinstance(module, nn.Module) and (part == "vae" or part.startswith("text_encoder"))
 
 
 def scheduler_grid(model: Model, steps: int) -> Grid:

@@ -160,7 +160,7 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
         ValueError: as ``plan_encoding``; LatentError if the latent was made with a calibration that the model does not
             have now, or lies at another noise level than the one where the grid begins.
     """
-    from ddim_ode.latents import LatentError
+    from ddim_ode.latents import LatentError, describe
 
     condition = plan_condition(request, model, latent)
     steps = DEFAULT_STEPS if latent.grid.name == ENDS else latent.grid.steps
@@ -198,9 +198,11 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     latent.check_reaches(grid)
     _check_ends(solver, grid, model)
     same = solver.settings == {**solver.settings, **latent.solver} and grid == latent.grid
-    same = same and condition.terms == latent.condition.terms
+    same = same and condition.terms == latent.condition.terms and latent.asked == model.asked
     exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
     why += () if exact else _left_behind(latent, condition)
+    if latent.asked != model.asked and latent.asked and model.asked:
+        why += (f"asked for {describe(model.asked)}, and encoded as {describe(latent.asked)}",)
     return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why, condition)
 
 

@@ -78,6 +78,7 @@ def plan_settings(model: Model, plan: Plan, solver: Solver, source: str) -> dict
         "sigma_T": plan.grid.sigma_T,
         "class": plan.condition.name,
         "guidance": plan.condition.guidance,
+        **({"asked": dict(model.asked)} if model.asked else {}),
     }
 
 
@@ -150,6 +151,8 @@ class Worker:
             companion=None if solution.companion is None else solution.companion[part].cpu(),
             condition=job.plan.condition,
             family=self.model.process.family,
+            asked=self.model.asked,
+            fingerprints=self.model.fingerprints,
         )
 
     def _check(self, plan: Plan, conditions: Sequence[Asked], x_0: Tensor, solution: Solution) -> checking.Check:

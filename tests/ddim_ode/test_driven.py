@@ -15,11 +15,12 @@ from PIL import Image
 from tiny_pipelines import PIPELINES, SIDE, build, mask, picture
 from torch import Tensor
 
-from ddim_ode import Session, from_pipeline
+from ddim_ode import Session, from_pipeline, load_latent
 from ddim_ode.codec import decode, encode
 from ddim_ode.driven import THREAD, PipelineError
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.kinds import ModelError
+from ddim_ode.latents import LatentError
 from ddim_ode.model import Model
 from ddim_ode.pipelines import scheduler_grid
 from solvers import get_solver
@@ -256,3 +257,37 @@ def test_nodes_that_are_not_known_and_models_without_any() -> None:
         scheduler_grid(model, STEPS)
     with pytest.raises(ValueError, match="'default' is not of a pipeline, and has no scheduler"):
         scheduler_grid(Session().model, 3)
+
+
+def test_a_latent_says_what_the_pipeline_was_asked_for() -> None:
+    """And is decoded as something else where one asks for that, which is an edit, and said."""
+    pipeline = build("SD 1.5")
+    session = Session(pipeline, prompt="a cat", negative_prompt="a dog", guidance=2.0)
+    latent = load_latent(session.encode(picture(), solver="reversible-heun", steps=3).to_bytes())
+    assert latent.asked == {
+        "prompt": "a cat",
+        "negative_prompt": "a dog",
+        "guidance": 2.0,
+        "guidance_kind": "cfg",
+    }
+    assert set(latent.fingerprints) == {"vae", "text_encoder"}
+    assert "asked      'a cat' and not 'a dog' with guidance 2.0" in latent.summary()
+    (again,) = session.decode_all([latent])
+    assert again.plan.exact
+    assert again.plan.why == ()
+    (edited,) = Session(pipeline, prompt="a bird", guidance=5.0).decode_all([latent])
+    assert not edited.plan.exact
+    assert "asked for 'a bird' with guidance 5.0, and encoded as 'a cat' and not 'a dog'" in edited.report()
+    assert edited.picture.settings["asked"]["prompt"] == "a bird"
+    assert relative_error(edited.picture.image, again.picture.image) > 1e-3
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.bias += 1
+    with pytest.raises(LatentError, match="encoded with another vae than model 'StableDiffusionPipeline' has now"):
+        Session(pipeline, prompt="a cat", negative_prompt="a dog", guidance=2.0).decode(latent)
+
+
+def test_the_guidance_of_a_distilled_network_is_told_apart() -> None:
+    model = model_of(build("FLUX dev"), "FLUX dev", 3.5)
+    assert model.asked is not None
+    assert (model.asked["guidance"], model.asked["guidance_kind"]) == (3.5, "distilled")
+    assert set(model.fingerprints) == {"vae", "text_encoder", "text_encoder_2"}

@@ -99,7 +99,7 @@ def test_files_of_older_versions_are_read(tmp_path: Path, version: int) -> None:
     """The first knew no classes, and neither another family than that of DDPMs, of which it holds the table alone."""
     save_latent(LATENT, tmp_path / "latent.pt")
     content = torch.load(tmp_path / "latent.pt", weights_only=True)
-    for key in ("family", *(["condition"] if version == 1 else [])):
+    for key in ("family", "asked", "fingerprints", *(["condition"] if version == 1 else [])):
         del content[key]
     del content["schedule"]["kind"]
     content["version"] = version
@@ -262,6 +262,13 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         ),
         (without("version"), "has format version None, but this program reads the versions 1, 2 and 3"),
         (without("family"), "is damaged: there is no 'family'"),
+        (without("asked"), "is damaged: there is no 'asked'"),
+        (with_value([1], "asked"), "is damaged: what was asked for must be a table of names, but it is [1]"),
+        (
+            with_value({"prompt": [1]}, "asked"),
+            "'prompt' of what was asked for must be text or a number, but it is [1]",
+        ),
+        (with_value({"vae": 3}, "fingerprints"), "'vae' of fingerprints must be text or a number, but it is 3"),
         (with_value("other", "family"), "is damaged: the family must be one of vp, flow, edm, ve, but it is 'other'"),
         (with_value("cosine", "schedule", "kind"), "noise levels of the kind 'cosine' are not known"),
         (without("x_T"), "is damaged: there is no 'x_T'"),
