@@ -156,7 +156,7 @@ def decode(
     failures = Failures()
     jobs = find_targets(latents, output, ".decoded.png", existing, failures)
     paths, request = [path for path, _ in jobs], Request(**run.wishes, label=label)
-    for decoded in run.session().decode_all(paths, request, any_model=any_model, on_error=failures.report):
+    for decoded in run.session(paths).decode_all(paths, request, any_model=any_model, on_error=failures.report):
         warn_of(decoded.walk, decoded.member)
         with failures.caught():
             target = jobs[decoded.index][1]

@@ -9,9 +9,12 @@ The pipeline is driven as it is, and nothing is left on it: see ``driven``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from inspect import signature
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from ddim_ode.driven import DrivenPipeline
 from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
+from ddim_ode.models import INDEX, read_json
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
 
@@ -28,6 +32,45 @@ from ddim_ode.spaces import AutoencoderSpace
 _DENOISERS = ("transformer", "unet")
 # What is not for the caller: it is what driving a pipeline consists of.
 _OURS = ("latents", "output_type", "num_inference_steps", "timesteps", "sigmas", "num_images_per_prompt", "return_dict")
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether ``name`` is the folder of a pipeline with an autoencoder, as its index says."""
+    index = Path(name) / INDEX
+    try:
+        return "vae" in read_json(index) if index.is_file() else False
+    except ModelError:  # which loading it will say
+        return False
+
+
+def load_pipeline(name: str, *, device: torch.device | str = "cpu") -> Any:
+    """The diffusers pipeline in the folder ``name``, or on the Hub under ``name``, on the ``device``.
+
+    Raises:
+        ModelError: if there is none, it is damaged, or what it needs is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise ModelError(
+            f"model '{name}' is a pipeline, and its text encoders need transformers; install it with: pip install "
+            "'ddim-ode[pipelines]'"
+        )
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            name, local_files_only=Path(name).is_dir()
+        )
+    except Exception as error:  # damaged pipelines fail in diffusers, transformers, safetensors and json
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"cannot load the pipeline '{name}': {reason}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return pipeline.to(device)
 
 
 def from_pipeline(

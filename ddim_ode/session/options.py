@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -38,25 +40,69 @@ class Run:
     rtol: float | None
     atol: float | None
     guidance: float | None
+    prompt: str | None
+    negative_prompt: str | None
 
     @property
     def wishes(self) -> dict[str, Any]:
-        """What the options wish of solver and grid, by the names of ``Request``."""
-        names = {option.name for option in fields(Request)}
+        """What the options wish of solver and grid, by the names of ``Request``; guidance only if it is of classes."""
+        names = {option.name for option in fields(Request)} - ({"guidance"} if self._of_pipeline else set())
         return {name: value for name, value in asdict(self).items() if name in names}
 
-    def session(self) -> Session:
-        """The model, ready to work, with a progress bar on a terminal."""
+    @property
+    def _of_pipeline(self) -> bool:
+        from ddim_ode.pipelines import is_pipeline
+
+        return (self.prompt, self.negative_prompt) != (None, None) or is_pipeline(self.model)
+
+    def session(self, latents: Sequence[Path] = ()) -> Session:
+        """The model, ready to work, with a progress bar on a terminal.
+
+        A pipeline is asked for what the options say, and else for what the ``latents`` were encoded as.
+
+        Raises:
+            ValueError: if there is no such model, or the latents were encoded as several things.
+        """
         from ddim_ode.session.session import Session
 
-        return Session(self.model, device=self.device, batch_size=self.batch_size, max_nfe=self.max_nfe, progress=Bar())
+        asked: dict[str, Any] = {}
+        if self._of_pipeline:
+            own = self._asked(latents)
+            for name in ("prompt", "negative_prompt", "guidance"):
+                wish = getattr(self, name)
+                asked[name] = own.get(name) if wish is None else wish
+            asked["prompt"] = asked["prompt"] or ""
+            asked["guidance"] = 1.0 if asked["guidance"] is None else asked["guidance"]
+        return Session(
+            self.model,
+            device=self.device,
+            batch_size=self.batch_size,
+            max_nfe=self.max_nfe,
+            progress=Bar(),
+            **asked,
+        )
+
+    def _asked(self, latents: Sequence[Path]) -> Mapping[str, Any]:
+        """What the ``latents`` were encoded as, if that is one thing; those that cannot be read are left for later."""
+        from ddim_ode.latents import LatentError, describe, load_latent
+
+        found: list[Mapping[str, Any]] = []
+        for path in latents:
+            with suppress(LatentError):
+                asked = load_latent(path).asked
+                if asked and asked not in found:
+                    found.append(asked)
+        if len(found) > 1 and self.prompt is None:
+            several = "; ".join(map(describe, found[:3]))
+            raise ValueError(f"the latents were encoded as several things: {several}; decode each by itself")
+        return found[0] if len(found) == 1 else {}
 
 
 guidance_option = click.option(
     "--guidance",
     type=float,
     metavar="W",
-    help="How strongly towards the class: 1 is the class as it was learned. Default: 1; of a latent its own.",
+    help="How strongly towards the class or the prompt: 1 is as it was learned. Default: 1; of a latent its own.",
 )
 
 
@@ -86,12 +132,16 @@ def run_options(command: Callable[..., T]) -> Callable[..., T]:
 
 _RUN_OPTIONS = (
     click.option(
+        "--prompt", metavar="TEXT", help="What a pipeline is asked for. Default: nothing; of a latent its own."
+    ),
+    click.option("--negative-prompt", metavar="TEXT", help="What it is asked to avoid, with guidance above 1."),
+    click.option(
         "--model",
         default="default",
         show_default=True,
         metavar="FOLDER|ORG/NAME",
-        help="Model folder in diffusers' format, a name on the Hub, or the one that ships, 'default', which knows "
-        "CIFAR-10's classes.",
+        help="Folder of a model or a pipeline in diffusers' format, a name on the Hub (of a pipeline with --prompt), "
+        "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
     ),
     click.option(
         "--solver",

@@ -26,7 +26,7 @@ from ddim_ode.devices import find_device
 from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, LatentError, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
-from ddim_ode.pipelines import from_pipeline
+from ddim_ode.pipelines import from_pipeline, is_pipeline, load_pipeline
 from ddim_ode.session.batches import OnError, batched, each, together_or_alone
 from ddim_ode.session.corners import between, corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.edits import edit
@@ -104,14 +104,14 @@ def _paired(pictures: Iterable[Readable], requests: Iterable[Request]) -> Iterat
 class Session:
     """A model, ready to work.
 
-    ``model``       'default', a model's folder, its name on the Hub, a ``Model``, or a pipeline of diffusers in memory;
-                    the last two stay on their device.
+    ``model``       'default', a folder of a model or a pipeline, its name on the Hub, a ``Model``, or a pipeline of
+                    diffusers in memory; the last two stay on their device.
     ``device``      'auto', 'cpu', 'cuda' or 'mps': where to put a model that is loaded here.
     ``batch_size``  as many pictures go through the network together.
     ``max_nfe``     the most network evaluations for a batch, one way.
     ``progress``    is told of every evaluation.
-    ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says; of that also how to
-                    give it more.
+    ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says. With them, a name
+                    on the Hub is that of a pipeline.
 
     Solvers that fail raise ``solvers.SolverError``, a limit that is reached ``ode.EvaluationLimitError``; whatever is
     wrong with what a session is given is a ValueError.
@@ -134,10 +134,15 @@ class Session:
     ) -> None:
         if not 1 <= batch_size <= MOST_IN_A_BATCH:
             raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
-        if isinstance(model, Model | str | Path):
-            if (prompt, negative_prompt, guidance) != (None, None, 1.0):
+        texts = (prompt, negative_prompt, guidance) != (None, None, 1.0)
+        if isinstance(model, str | Path):
+            name, place = str(model), find_device(device)
+            of_pipeline = is_pipeline(name) or (texts and "/" in name)
+            model = load_pipeline(name, device=place) if of_pipeline else load_model(name, device=place)
+        if isinstance(model, Model):
+            if texts:
                 raise ValueError("prompts and their guidance are of pipelines; leave them out, or give a pipeline")
-            self.model = model if isinstance(model, Model) else load_model(str(model), device=find_device(device))
+            self.model = model
         else:
             self.model = from_pipeline(model, prompt=prompt or "", negative_prompt=negative_prompt, guidance=guidance)
         self.batch_size = batch_size
