@@ -596,12 +596,12 @@ def _cost(solver: Solver) -> str:
 
 def _describe(target: str) -> None:
     from ddim_ode.latents import load_latent
-    from ddim_ode.models import load_model
+    from ddim_ode.session.session import Session
 
     if Path(target).is_file() or target.endswith(".pt"):
         found: Latent | Model = load_latent(Path(target))
     else:
-        found = load_model(target)
+        found = Session(target, device="cpu").model
     for line in found.summary().splitlines():
         say(line)
 

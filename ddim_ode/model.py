@@ -160,6 +160,7 @@ class Model:
                 *((f"  family     {self.process.family}",) if self.process.family != "vp" else ()),
                 f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
                 f"  weights    {self.fingerprint}",
+                *(f"  {name:<10} {own}" for name, own in self.fingerprints.items()),
                 f"  calibrated {calibrated or 'none'}",
             )
         )

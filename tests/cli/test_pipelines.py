@@ -54,6 +54,13 @@ def test_reconstruct_says_whose_the_errors_are(cli: Cli, picture: Path, folder: 
     assert "the autoencoder alone: PSNR" in found.output
 
 
+def test_what_a_pipeline_is(cli: Cli, folder: Path) -> None:
+    told = cli("info", folder)
+    assert told.exit_code == 0, told.output
+    for part in ("model 'StableDiffusionPipeline'", "4 x 16 x 16", "predicts epsilon", "  vae        ", "text_encoder"):
+        assert part in told.output
+
+
 def test_samples_of_a_pipeline(cli: Cli, folder: Path, tmp_path: Path) -> None:
     made = cli("sample", "-n", "2", "--steps", "2", "--model", folder, "--prompt", "a cat", "-o", tmp_path / "two.png")
     assert made.exit_code == 0, made.output
