@@ -55,11 +55,14 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu") -> Any:
             "'ddim-ode[pipelines]'"
         )
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    shown = logging.is_progress_bar_enabled()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    # Bars are for terminals.
+    hidden = [] if sys.stderr.isatty() else [of_diffusers, of_transformers]
+    hidden = [bars for bars in hidden if bars.is_progress_bar_enabled()]
+    for bars in hidden:
+        bars.disable_progress_bar()
     try:
         pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             name, local_files_only=Path(name).is_dir()
@@ -68,8 +71,8 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu") -> Any:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"cannot load the pipeline '{name}': {reason}") from error
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        for bars in hidden:
+            bars.enable_progress_bar()
     return pipeline.to(device)
 
 
