@@ -287,7 +287,7 @@ def interpolate(
 
     check_image_path(output, overwrite=overwrite)
     number = count_images(len(inputs) + len(seeds), count)
-    session = run.session()
+    session = run.session([path for path in inputs if path.suffix == ".pt"])
     check_sheet(number, session.model.space.shape)
     targets = find_frames(frames, number, output, overwrite) if frames else []
     check_outputs([output, *targets], inputs)

@@ -21,13 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Far more than any solver takes; pipelines look at how many there are, to show how far they are.
-_MANY = 10**6
+# More than any walk takes by default; pipelines look at how many there are, and some make a list of as many.
+_MANY = 20_000
 # What a pipeline's thread is called.
 THREAD = "pipeline of ddim-ode"
 # The pipelines that are at work, each for one walk.
 _BUSY: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
 _BUSY_LOCK = threading.Lock()
+
+
+_WAIT = "wait for that one, or load the pipeline once more"
 
 
 class PipelineError(RuntimeError):
@@ -43,7 +46,18 @@ class _Line:
         self.answers: SimpleQueue[Tensor | BaseException] = SimpleQueue()
 
     def hand_over(self, output: Tensor, sample: Tensor) -> Tensor:
-        """In the thread of the pipeline: give the ``output``, and wait for the next x; without one ``sample`` it is."""
+        """In the thread of the pipeline: give the ``output``, and wait for the next x; without one ``sample`` it is.
+
+        Raises:
+            PipelineError: if the output is not that for what was asked.
+        """
+        asked = self.asked and self.asked[0]
+        # What comes back is mostly the tensor itself, and then no device has to be waited for.
+        if sample is not asked and (asked is None or not torch.equal(asked.to(sample), sample)):
+            raise PipelineError(
+                "the pipeline changes latents between its steps, as inpainting with an ordinary network does; it "
+                "cannot be driven so"
+            )
         self.answers.put(output)
         self.asked = self.questions.get()
         return sample if self.asked is None else self.asked[0]
@@ -61,8 +75,14 @@ class _Timesteps(torch.Tensor):
         return timesteps
 
     def __iter__(self) -> Iterator[Tensor]:
+        last = None
         while self.line.asked is not None:
-            yield self.line.asked[1]
+            if self.line.asked is last:
+                raise PipelineError(
+                    "the pipeline looks at its timesteps without a step for each; it cannot be driven so"
+                )
+            last = self.line.asked
+            yield last[1]
 
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, slice) and index.stop is None:  # the first ones cut off, as for a strength below 1
@@ -110,13 +130,18 @@ def _reader(scheduler: Any) -> Any:
     kind = type(scheduler)
 
     class Reader(kind):  # type: ignore[misc, valid-type]
+        armed = False  # some schedulers set timesteps as they are made
+
         @wraps(kind.set_timesteps)
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             kind.set_timesteps(self, *args, **kwargs)
-            raise _Read(self)
+            if self.armed:
+                raise _Read(self)
 
     Reader.__name__, Reader.__qualname__, Reader.__module__ = kind.__name__, kind.__qualname__, kind.__module__
-    return Reader.from_config(scheduler.config)
+    reader = Reader.from_config(scheduler.config)
+    reader.armed = True
+    return reader
 
 
 class _Step:
@@ -163,10 +188,13 @@ class DrivenPipeline(nn.Module):
                 "a pipeline is asked for one timestep at a time, but members of the batch are at several; take a "
                 "solver with steps for all, or a batch of one"
             )
+        if self._walk is not None and self._walk.owner != threading.get_ident():
+            raise PipelineError(f"the pipeline is at work for another thread; {_WAIT}")
         packed = self._pack(x)
         try:
             if self._walk is None:
                 self._walk = _Walk(self._pipeline, packed, t[0], self._call(len(x)))
+                self._walk.start()
             else:
                 self._walk.ask(packed, t[0])
             return self._unpack(self._walk.answer())
@@ -191,8 +219,9 @@ class DrivenPipeline(nn.Module):
 
     def close(self) -> None:
         """End the walk, if there is one; the pipeline is as it was before."""
-        walk, self._walk = self._walk, None
-        if walk is not None:
+        walk = self._walk
+        if walk is not None and walk.owner == threading.get_ident():
+            self._walk = None
             walk.end()
 
 
@@ -206,20 +235,17 @@ def _borrowed(pipeline: Any, scheduler: Callable[[Any], Any]) -> Iterator[None]:
     with _BUSY_LOCK:
         lock = _BUSY.setdefault(pipeline, threading.Lock())
     if not lock.acquire(blocking=False):
-        raise PipelineError(
-            "the pipeline is at work for another walk; wait for that one, or load the pipeline once more"
-        )
+        raise PipelineError(f"the pipeline is at work for another walk; {_WAIT}")
     own, shows = pipeline.scheduler, vars(pipeline).get("_progress_bar_config")
     try:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = scheduler(own)
         yield
     finally:
-        pipeline.scheduler = own
-        if shows is None:
-            del pipeline._progress_bar_config
-        else:
+        vars(pipeline).pop("_progress_bar_config", None)
+        if shows is not None:
             pipeline._progress_bar_config = shows
+        pipeline.scheduler = own
         lock.release()
 
 
@@ -228,9 +254,13 @@ class _Walk:
 
     def __init__(self, pipeline: Any, x: Tensor, t: Tensor, call: Mapping[str, Any]) -> None:
         self._pipeline, self._line = pipeline, _Line(x, t)
+        self.owner = threading.get_ident()
         self._thread = threading.Thread(target=self._run, args=(x, call), name=THREAD, daemon=True)
         self._loan = ExitStack()
         self._loan.enter_context(_borrowed(pipeline, lambda own: _idle(own, self._line, t)))
+
+    def start(self) -> None:
+        """Call the pipeline, which is asked for the first time."""
         try:
             self._thread.start()
         except BaseException:
@@ -245,6 +275,9 @@ class _Walk:
         else:
             # Nobody waits for this, unless the loop ended by itself.
             self._line.answers.put(PipelineError("the pipeline ended before the walk did; it cannot be driven"))
+        finally:
+            # Here, so that it is given back even if nobody waits for the end.
+            self._loan.close()
 
     def ask(self, x: Tensor, t: Tensor) -> None:
         self._line.questions.put((x, t))
@@ -256,7 +289,7 @@ class _Walk:
         return answer
 
     def end(self) -> None:
-        """Let the pipeline come to its end, and put back what is its own."""
+        """Let the pipeline come to its end, where it puts back what is its own."""
         self._line.questions.put(None)
-        self._thread.join()
-        self._loan.close()
+        if self._thread.ident is not None:
+            self._thread.join()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import inf, isclose
+from math import inf, isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -327,20 +327,34 @@ def _condition(content: dict[str, Any]) -> Condition:
     return Condition(label if label is None else _count(label, 0), float(guidance), name)
 
 
+# What a pipeline is asked for, and the kinds of that.
+ASKED: dict[str, tuple[type, ...]] = {
+    "prompt": (str,),
+    "negative_prompt": (str, type(None)),
+    "guidance": (float,),
+    "guidance_kind": (str,),
+}
+
+
+def _check_table(what: str, table: Any, kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise ValueError unless ``table`` has a value of one of its ``kinds`` for each name, and no others."""
+    if not isinstance(table, dict) or table.keys() != kinds.keys():
+        raise ValueError(f"{what} must be a table of {', '.join(kinds)}, but it is {table!r:.60}")
+    for key, value in table.items():
+        if type(value) not in kinds[key]:
+            raise ValueError(f"{key!r:.60} of {what} must be text or a number, but it is {value!r:.60}")
+
+
 def _of_family(content: dict[str, Any]) -> dict[str, Any]:
     """What a file says of the family of its model, and of a pipeline."""
     family, asked, fingerprints = content["family"], content["asked"], content["fingerprints"]
     if family not in FAMILIES:
         raise ValueError(f"the family must be one of {', '.join(FAMILIES)}, but it is {family!r:.60}")
-    for what, table, kinds in (
-        ("what was asked for", {} if asked is None else asked, (str, float, type(None))),
-        ("fingerprints", fingerprints, (str,)),
-    ):
-        if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
-            raise ValueError(f"{what} must be a table of names, but it is {table!r:.60}")
-        for key, value in table.items():
-            if type(value) not in kinds:
-                raise ValueError(f"{key!r:.60} of {what} must be text or a number, but it is {value!r:.60}")
+    if asked is not None:
+        _check_table("what was asked for", asked, ASKED)
+        if not isfinite(asked["guidance"]):
+            raise ValueError(f"guidance must be finite, but it is {asked['guidance']}")
+    _check_table("fingerprints", fingerprints, {key: (str,) for key in fingerprints})
     return {"family": family, "asked": asked, "fingerprints": fingerprints}
 
 

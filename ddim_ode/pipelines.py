@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from inspect import signature
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ def from_pipeline(
     Raises:
         ModelError: if it cannot be driven, its network has no slope, or it does not take what it is to be given.
     """
+    if not isfinite(guidance):
+        raise ModelError(f"guidance must be a finite number, but it is {guidance:g}")
     name = type(pipeline).__name__
     parameters = signature(type(pipeline).__call__).parameters
     if "latents" not in parameters or not hasattr(pipeline, "scheduler"):
@@ -124,12 +126,16 @@ def from_pipeline(
     network = DrivenPipeline(pipeline, getattr(pipeline, denoiser), call_for, pack, unpack)
     distilled = bool(getattr(getattr(pipeline, denoiser).config, "guidance_embeds", False))
     return Model(
-        name,
+        str(getattr(pipeline.config, "_name_or_path", None) or name),
         network,
         process,
         *space.shape,
         autoencoder=autoencoder,
-        beside={part: module for part, module in pipeline.components.items() if _is_beside(part, module)},
+        beside={
+            part: module
+            for part, module in pipeline.components.items()
+            if isinstance(module, nn.Module) and part not in (denoiser, "safety_checker")
+        },
         asked={
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -137,11 +143,6 @@ def from_pipeline(
             "guidance_kind": "distilled" if distilled else "cfg",
         },
     )
-
-
-def _is_beside(part: str, module: object) -> bool:
-    """Whether a part of a pipeline decides, beside its network, what comes of a latent."""
-    return isinstance(module, nn.Module) and (part == "vae" or part.startswith("text_encoder"))
 
 
 def scheduler_grid(model: Model, steps: int) -> Grid:
@@ -172,10 +173,28 @@ def scheduler_grid(model: Model, steps: int) -> Grid:
     return grid_of_timesteps(levels, [0.0, *tau], clean_end=VP_END)
 
 
+# What is said by arguments of ``from_pipeline``; and what depends on the number of a step, or changes latents.
+_SAID = {"prompt": "prompt", "negative_prompt": "negative_prompt", "guidance_scale": "guidance"}
+_BY_STEPS = (
+    "control_guidance_start",
+    "control_guidance_end",
+    "denoising_start",
+    "denoising_end",
+    "callback_on_step_end",
+    "skip_layer_guidance_start",
+    "skip_layer_guidance_stop",
+    "pag_adaptive_scale",
+)
+
+
 def _check_call(name: str, asked: Mapping[str, Any], parameters: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     for key in given:
         if key in _OURS:
             raise ModelError(f"'{key}' of {name} is what drives it, and cannot be given; leave it out of the call")
+        if key in _SAID:
+            raise ModelError(f"'{key}' is not for the call; say it as {_SAID[key]}=...")
+        if key in _BY_STEPS:
+            raise ModelError(f"'{key}' of {name} depends on the number of a step, and there is none; leave it out")
         if key not in parameters:
             raise ModelError(f"{name} takes no '{key}'; it takes: {', '.join(list(parameters)[1:])}")
     for key, none in (("guidance_scale", 1.0), ("negative_prompt", None)):

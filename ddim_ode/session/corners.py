@@ -5,7 +5,7 @@ All tensors of one corner are ``(1, C, H, W)`` of the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,15 +119,16 @@ def _line(a: Asked, b: Asked, count: int) -> list[Asked]:
     return [a, *(Blend(((a, 1 - share), (b, share))) for share in inner), b]
 
 
-def corner_errors(corners: Sequence[Corner], images: Tensor) -> list[float]:
+def corner_errors(corners: Sequence[Corner], images: Tensor, look: Callable[[Tensor], Tensor]) -> list[float]:
     """MSE per dimension, on the scale [0, 1], of the ends of an interpolation against the pictures they were.
 
-    ``images`` is all that was decoded from ``interpolation.span``, ``(B, C, H, W)``. Of other corners there is none.
+    ``images`` is all that was decoded from ``interpolation.span``, ``(B, C, H, W)``, and ``look`` says what a state
+    looks like. Of other corners there is none.
     """
     count = len(images) if len(corners) == 2 else round(len(images) ** 0.5)
     places = (0, count - 1, len(images) - count, len(images) - 1)
     return [
-        float(pixel_mse(corner.picture, images[place : place + 1]))
+        float(pixel_mse(look(corner.picture), images[place : place + 1]))
         for corner, place in zip(corners, places, strict=False)
         if corner.picture is not None
     ]

@@ -323,7 +323,7 @@ class Session:
             solution, back = walker.decode(x_T, plan.grid, plan.back, label=text)
             images += solution.x.cpu()
         images = [*self._worker.pictures(torch.stack(images))]
-        errors = corner_errors(corners, torch.stack(images))
+        errors = corner_errors(corners, torch.stack(images), self._worker.pictures)
         names = [corner.name for corner in corners]
         common = plan_settings(self.model, plan, plan.back, ", ".join(names))
         settings = {name: value for name, value in common.items() if name not in ("class", "guidance")} | {

@@ -57,7 +57,7 @@ def test_reconstruct_says_whose_the_errors_are(cli: Cli, picture: Path, folder: 
 def test_what_a_pipeline_is(cli: Cli, folder: Path) -> None:
     told = cli("info", folder)
     assert told.exit_code == 0, told.output
-    for part in ("model 'StableDiffusionPipeline'", "4 x 16 x 16", "predicts epsilon", "  vae        ", "text_encoder"):
+    for part in (f"model '{folder}'", "4 x 16 x 16", "predicts epsilon", "  vae        ", "text_encoder"):
         assert part in told.output
 
 
@@ -90,3 +90,18 @@ def test_without_transformers_it_says_what_to_install(
     refused = cli("encode", picture, "--model", folder)
     assert refused.exit_code != 0
     assert "install it with: pip install 'ddim-ode[pipelines]'" in refused.output
+
+
+def test_interpolation_between_pictures(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    latent, strip = tmp_path / "a.latent.pt", tmp_path / "strip.png"
+    words = ("--model", folder, "--steps", "3", "--solver", "euler")
+    assert cli("encode", picture, *words, "--prompt", "a cat", "--guidance", "2", "-o", latent).exit_code == 0
+    made = cli("interpolate", picture, latent, "-n", "3", *words, "-o", strip)
+    assert made.exit_code == 0, made.output
+    assert "MSE of the ends" in made.output
+    assert "asked for" not in made.output  # as the latent was
+
+
+def test_a_guidance_that_is_no_number(cli: Cli, picture: Path, folder: Path) -> None:
+    refused = cli("encode", picture, "--model", folder, "--prompt", "a cat", "--guidance", "nan")
+    assert "guidance must be a finite number, but it is nan" in refused.output

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, LCMScheduler, PNDMScheduler
+from diffusers import (
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionInpaintPipeline,
+)
 from flows import relative_error
 from PIL import Image
 from tiny_pipelines import PIPELINES, SIDE, build, mask, picture
@@ -212,6 +218,10 @@ def test_members_with_steps_of_their_own_are_refused_in_a_batch_alone() -> None:
     [
         (None, {"height": 30}, "height and width must be multiples of 4, two of its latents, but there is 30"),
         (None, {"call": {"latents": 1}}, "'latents' of StableDiffusionPipeline is what drives it, and cannot be given"),
+        (None, {"call": {"prompt": "a"}}, "'prompt' is not for the call; say it as prompt=..."),
+        (None, {"call": {"guidance_scale": 2}}, "'guidance_scale' is not for the call; say it as guidance=..."),
+        (None, {"call": {"callback_on_step_end": print}}, "depends on the number of a step, and there is none"),
+        (None, {"guidance": math.nan}, "guidance must be a finite number, but it is nan"),
         (None, {"call": {"control": 1}}, "StableDiffusionPipeline takes no 'control'; it takes: prompt, height"),
         (lambda p: setattr(p, "scheduler", LCMScheduler()), {}, "its scheduler, LCMScheduler, is for a distilled"),
     ],
@@ -291,3 +301,44 @@ def test_the_guidance_of_a_distilled_network_is_told_apart() -> None:
     assert model.asked is not None
     assert (model.asked["guidance"], model.asked["guidance_kind"]) == (3.5, "distilled")
     assert set(model.fingerprints) == {"vae", "text_encoder", "text_encoder_2"}
+
+
+def test_another_thread_is_refused_and_disturbs_nothing() -> None:
+    model = model_of(build("SD 1.5"), "SD 1.5", 1.0)
+    grid, refused = make_grid(model.schedule, "trailing", 3), []
+
+    def other() -> None:
+        try:
+            decode(model.ode(), noise(1), grid, get_solver("euler"))
+        except PipelineError as error:
+            refused.append(str(error))
+
+    def disturbed(field: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
+        slope = field(sigmas[0], x)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert torch.equal(field(sigmas[0], x), slope)
+        return get_solver("euler")(field, x, sigmas)
+
+    found = decode(model.ode(), noise(1), grid, disturbed)
+    assert len(refused) == 1
+    assert "at work for another thread" in refused[0]
+    assert torch.equal(found, decode(model.ode(), noise(1), grid, get_solver("euler")))
+
+
+def test_a_pipeline_that_changes_latents_between_steps_is_refused() -> None:
+    """Inpainting with a network of four channels puts the picture back after each step."""
+    parts = build("SD 1.5").components
+    parts["scheduler"] = EulerDiscreteScheduler.from_config(parts["scheduler"].config)
+    parts.pop("image_encoder", None)
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    model = from_pipeline(pipeline, prompt="a cat", call=call_of("inpainting"), **SIZES)
+    with pytest.raises(PipelineError, match="changes latents between its steps"):
+        decode(model.ode(), noise(1), make_grid(model.schedule, "trailing", 3), get_solver("euler"))
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_is_beside_the_network_of_a_controlnet() -> None:
+    model = model_of(build("ControlNet"), "ControlNet", 1.0)
+    assert set(model.fingerprints) == {"vae", "text_encoder", "controlnet"}

@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,10 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def asked_for(**changes: object) -> dict[str, object]:
+    return {"prompt": "a cat", "negative_prompt": None, "guidance": 2.0, "guidance_kind": "cfg", **changes}
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -263,11 +268,10 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         (without("version"), "has format version None, but this program reads the versions 1, 2 and 3"),
         (without("family"), "is damaged: there is no 'family'"),
         (without("asked"), "is damaged: there is no 'asked'"),
-        (with_value([1], "asked"), "is damaged: what was asked for must be a table of names, but it is [1]"),
-        (
-            with_value({"prompt": [1]}, "asked"),
-            "'prompt' of what was asked for must be text or a number, but it is [1]",
-        ),
+        (with_value([1], "asked"), "is damaged: what was asked for must be a table of prompt, negative"),
+        (with_value(asked_for(prompt=[1]), "asked"), "'prompt' of what was asked for must be text or a number, but it"),
+        (with_value(asked_for(guidance="abc"), "asked"), "'guidance' of what was asked for must be text or a number"),
+        (with_value(asked_for(guidance=inf), "asked"), "guidance must be finite, but it is inf"),
         (with_value({"vae": 3}, "fingerprints"), "'vae' of fingerprints must be text or a number, but it is 3"),
         (with_value("other", "family"), "is damaged: the family must be one of vp, flow, edm, ve, but it is 'other'"),
         (with_value("cosine", "schedule", "kind"), "noise levels of the kind 'cosine' are not known"),
