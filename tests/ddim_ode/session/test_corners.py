@@ -50,5 +50,5 @@ def test_errors_are_those_of_the_corners_of_the_sheet() -> None:
     """Of a sheet of 3 x 3 grey images, brighter row by row; the scale of pixels is twice that of errors."""
     images = torch.arange(9.0).reshape(9, 1, 1, 1) / 4 - 1
     corners = [Corner("a", picture=images[:1]), Corner("noise"), *(Corner("0", picture=images[:1]) for _ in range(2))]
-    assert corner_errors(corners, images) == pytest.approx([0, (6 / 8) ** 2, 1])
-    assert corner_errors([Corner("noise"), Corner("b", picture=images[8:])], images) == [0]
+    assert corner_errors(corners, images, lambda x: x) == pytest.approx([0, (6 / 8) ** 2, 1])
+    assert corner_errors([Corner("noise"), Corner("b", picture=images[8:])], images, lambda x: x) == [0]
