@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ddim_ode.schedule import NoiseSchedule
+from ddim_ode.schedule import NoiseSchedule, check_timesteps
 
 MOST_TIMESTEPS = 1_000_000
 
@@ -50,14 +50,6 @@ class Levels(Protocol):
 
     def matches(self, other: Levels) -> bool:
         """Whether both are the same, up to rounding."""
-
-
-def _timesteps(t: Tensor | float, count: int) -> Tensor:
-    """``t`` in float64; ValueError if some of it lies outside of the ``count`` timesteps."""
-    t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-    if not bool(((t >= 0) & (t <= count - 1)).all()):
-        raise ValueError(f"timesteps must lie in [0, {count - 1}], but they span [{float(t.min())}, {float(t.max())}]")
-    return t
 
 
 def _check_count(timesteps: int) -> None:
@@ -98,7 +90,7 @@ class FlowLevels:
         return {"kind": "flow", **asdict(self)}
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        t = _timesteps(t, self.timesteps)
+        t = check_timesteps(t, self.timesteps)
         return (t + 1) / (self.timesteps - 1 - t)
 
     def t(self, sigma: Tensor | float) -> Tensor:
@@ -142,7 +134,7 @@ class GeometricLevels:
         return {"kind": "geometric", **asdict(self)}
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        part = _timesteps(t, self.timesteps) / (self.timesteps - 1)
+        part = check_timesteps(t, self.timesteps) / (self.timesteps - 1)
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** part
 
     def t(self, sigma: Tensor | float) -> Tensor:

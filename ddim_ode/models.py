@@ -143,7 +143,7 @@ def _find(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_ON_HUB))
     except Exception as error:  # the Hub's client raises many kinds, from HTTP to validation
         raise ModelError(
-            f"there is no model folder '{name}', and it could not be fetched from the Hub: {_first_line(error)}"
+            f"there is no model folder '{name}', and it could not be fetched from the Hub: {first_line(error)}"
         ) from error
 
 
@@ -188,7 +188,7 @@ def _load_unet(name: str, folder: Path) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # damaged weights fail in diffusers, safetensors, torch or json, each in its own way
-        raise ModelError(f"cannot load the U-Net of model '{name}' from '{folder}': {_first_line(error)}") from error
+        raise ModelError(f"cannot load the U-Net of model '{name}' from '{folder}': {first_line(error)}") from error
     check_weights(folder, list(report["missing_keys"]), list(report["unexpected_keys"]))
     check_finite_weights(folder, unet.state_dict())
     return unet
@@ -256,5 +256,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an ``error`` says, as far as its first line goes; of one that says nothing its name."""
     return next(iter(str(error).splitlines()), type(error).__name__)

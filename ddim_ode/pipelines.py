@@ -24,7 +24,7 @@ from ddim_ode.driven import DrivenPipeline
 from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
-from ddim_ode.models import INDEX, read_json
+from ddim_ode.models import INDEX, first_line, read_json
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
 
@@ -68,8 +68,7 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu") -> Any:
             name, local_files_only=Path(name).is_dir()
         )
     except Exception as error:  # damaged pipelines fail in diffusers, transformers, safetensors and json
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"cannot load the pipeline '{name}': {reason}") from error
+        raise ModelError(f"cannot load the pipeline '{name}': {first_line(error)}") from error
     finally:
         for bars in hidden:
             bars.enable_progress_bar()

@@ -73,11 +73,8 @@ class NoiseSchedule:
         Raises:
             ValueError: if a timestep lies outside [0, T - 1].
         """
-        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        last = len(self) - 1
-        if not bool(((t >= 0) & (t <= last)).all()):
-            raise ValueError(f"timesteps must lie in [0, {last}], but they span [{float(t.min())}, {float(t.max())}]")
-        left = t.floor().long().clamp(max=last - 1)
+        t = check_timesteps(t, len(self))
+        left = t.floor().long().clamp(max=len(self) - 2)
         low, high, part = self._log_sigma[left], self._log_sigma[left + 1], t - left
         return torch.where(high.isinf(), low - torch.log1p(-part), low + part * (high - low).nan_to_num(posinf=0)).exp()
 
@@ -99,6 +96,14 @@ class NoiseSchedule:
         if not isinstance(other, NoiseSchedule):
             return False
         return len(self) == len(other) and torch.allclose(self.alpha_bar, other.alpha_bar, rtol=1e-9, atol=0)
+
+
+def check_timesteps(t: Tensor | float, count: int) -> Tensor:
+    """``t``, any shape, in float64 on the CPU; ValueError if some of it lies outside of the ``count`` timesteps."""
+    t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    if not bool(((t >= 0) & (t <= count - 1)).all()):
+        raise ValueError(f"timesteps must lie in [0, {count - 1}], but they span [{float(t.min())}, {float(t.max())}]")
+    return t
 
 
 def _linear(beta_start: float, beta_end: float, steps: int) -> Tensor:
