@@ -13,7 +13,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddim_ode.conditions import Condition
 from ddim_ode.files import reason
-from ddim_ode.models import CLASS_NAMES, INDEX, ClassUNet, Model, UNet
+from ddim_ode.models import CLASS_NAMES, INDEX, Model
+from ddim_ode.networks import ClassUNet, UNet
 
 
 def save_pipeline(unet: Any, scheduler: Mapping[str, Any], folder: Path, *, classes: Sequence[str] = ()) -> None:

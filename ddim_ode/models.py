@@ -1,9 +1,10 @@
 """Diffusion models in diffusers' folder formats, ready for the ODE.
 
-A model is a U-Net that takes ``(x, t)``, the schedule it was trained with, and what it predicts. It comes from
+A model is a network that takes ``(x, t)``, the schedule it was trained with, and what it predicts. It comes from
 
-- a pipeline folder: ``unet/`` and ``scheduler/`` (also reached by naming its ``unet`` folder),
-- a flat folder: the U-Net's ``config.json`` and weights, and ``scheduler_config.json`` beside them,
+- a pipeline folder: ``unet/`` or ``transformer/``, and ``scheduler/`` (also reached by naming the network's folder),
+  with the autoencoder in ``vae/`` or ``vqvae/`` if images are its latents, as those of DiT and LDM are,
+- a flat folder: the network's ``config.json`` and weights, and ``scheduler_config.json`` beside them,
 - ``org/name`` on the Hugging Face Hub, in either layout, where there is a network,
 - this package, for the names in ``EMBEDDED``,
 - somebody's code, for names of the form ``package.module:factory``: see ``modules``.
@@ -15,19 +16,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ddim_ode.files import read_file
 from ddim_ode.kinds import ModelError as ModelError
-from ddim_ode.kinds import check_finite_weights, check_kind, check_numbers, check_weights
+from ddim_ode.kinds import check_finite_weights, check_numbers, check_weights, find_autoencoder
 from ddim_ode.model import Model as Model
 from ddim_ode.modules import model_from_factory
+from ddim_ode.networks import network_of
+from ddim_ode.processes import Process
 from ddim_ode.schedulers import process_of_scheduler
 
 DEFAULT_MODEL = "default"
@@ -46,40 +49,6 @@ _ON_HUB = [
 ]
 
 
-class UNet(nn.Module):
-    """diffusers' ``UNet2DModel`` as a plain function of x and t; of a learned variance only the mean is kept."""
-
-    def __init__(self, unet: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.unet = unet
-        self.channels = channels
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``."""
-        output: Tensor = self.unet(x, t, return_dict=False)[0]
-        return output[:, : self.channels]
-
-
-class ClassUNet(UNet):
-    """A ``UNet2DModel`` with labels of classes, the last of which means none; as a function of x and t it is that.
-
-    A ``conditioned.Labelled``.
-    """
-
-    def __init__(self, unet: nn.Module, channels: int, labels: int) -> None:
-        super().__init__(unet, channels)
-        self.none = labels - 1
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``, of no class."""
-        return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
-
-    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The same of the classes ``labels``, ``(B,)``, int64."""
-        output: Tensor = self.unet(x, t, class_labels=labels, return_dict=False)[0]
-        return output[:, : self.channels]
-
-
 def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu") -> Model:
     """The model in the folder ``name``, on the Hub under ``name``, or of this package for a key of ``EMBEDDED``.
 
@@ -93,41 +62,94 @@ def load_model(name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu")
         model.network.to(device).eval().requires_grad_(False)
         return replace(model, name=name)
     folder = EMBEDDED[name] if name in EMBEDDED else _find(name)
-    unet_folder, scheduler_file = _layout(folder)
+    place, scheduler_file = _layout(folder)
     scheduler = read_json(scheduler_file)
-    check_kind(name, unet_folder)
+    autoencoder = find_autoencoder(name, place)
     try:
         process = process_of_scheduler(scheduler)
     except ValueError as error:
         raise ModelError(f"model '{name}' is not supported: {error}") from error
-    unet = _load_unet(name, unet_folder)
-    check_supported(name, unet.config, process.family)
-    height, width = image_size(unet.config, name)
-    channels = int(unet.config["in_channels"])
-    labels = unet.config.num_class_embeds
-    network = ClassUNet(unet, channels, labels) if labels else UNet(unet, channels)
+    denoiser = _load_denoiser(name, place)
+    model = model_of(
+        name,
+        denoiser,
+        process,
+        scheduler=scheduler,
+        autoencoder=autoencoder and _load_autoencoder(name, autoencoder),
+        classes=_class_names(name, (folder, place.parent), denoiser.config),
+        folder=folder,
+    )
     # Channels last: convolutions are 5 to 15 % faster so on a CPU.
-    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    network.eval().requires_grad_(False)
-    classes = _class_names(name, (folder, unet_folder.parent), labels) if labels else ()
-    return Model(name, network, process, channels, height, width, folder, classes, scheduler)
+    for module in (model.network, *model.beside.values()):
+        module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        module.eval().requires_grad_(False)
+    return model
 
 
-def _class_names(name: str, folders: Sequence[Path], labels: int) -> tuple[str, ...]:
-    """The names of the classes, under ``id2label`` in the pipeline's index, which is in the first of the ``folders``
-    that has one; the last of the ``labels`` means none."""
+def model_of(
+    name: str,
+    denoiser: Any,
+    process: Process,
+    *,
+    scheduler: Mapping[str, Any],
+    autoencoder: Any = None,
+    classes: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> Model:
+    """A model of a ``denoiser`` of diffusers that is told no text, ``UNet2DModel`` or ``DiTTransformer2DModel``.
+
+    ``scheduler``    the configuration of the scheduler that it came with.
+    ``autoencoder``  of diffusers, if its images are latents of that.
+    ``classes``      the names of those that it knows, by their numbers.
+
+    Raises:
+        ModelError: if it is of a kind that is not supported.
+    """
+    check_supported(name, denoiser.config, process.family, pixels=autoencoder is None)
+    height, width = image_size(denoiser.config, name)
+    return Model(
+        name,
+        network_of(denoiser),
+        process,
+        int(denoiser.config["in_channels"]),
+        height,
+        width,
+        folder,
+        classes,
+        scheduler,
+        autoencoder=autoencoder,
+        factor=1 if autoencoder is None else 2 ** (len(autoencoder.config.block_out_channels) - 1),
+        beside={} if autoencoder is None else {"vae": autoencoder},
+    )
+
+
+def _class_names(name: str, folders: Sequence[Path], config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a network of this ``config`` knows, in their order.
+
+    They are under ``id2label`` in the pipeline's index, which is in the first of the ``folders`` that has one. Where
+    two have one name, as the cranes of ImageNet, the number is a part of it.
+    """
+    classes = config.get("num_embeds_ada_norm")  # those of a DiT, the label for none not counted
+    labels = config.get("num_class_embeds") if classes is None else classes + 1
+    if not isinstance(labels, int) or labels < 2:
+        return ()
     index = next((folder / INDEX for folder in folders if (folder / INDEX).is_file()), folders[0] / INDEX)
     names = read_json(index).get(CLASS_NAMES) if index.is_file() else None
+    if names is None and classes is not None:
+        return tuple(map(str, range(classes)))
     wanted = {str(i) for i in range(labels - 1)}
     if not isinstance(names, dict) or names.keys() != wanted or not all(isinstance(n, str) for n in names.values()):
         raise ModelError(
             f"model '{name}' knows {labels} labels, but not which of them means no class: '{index}' must name the "
             f"others, 0 to {labels - 2}, under id2label, and the last one is none"
         )
-    classes = tuple(names[str(i)] for i in range(labels - 1))
-    if len(set(classes)) < len(classes):
-        raise ModelError(f"two classes have one name under id2label of '{index}'; mend it")
-    return classes
+    return told_apart([names[str(i)] for i in range(labels - 1)])
+
+
+def told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """The ``names``, with their numbers where there are several of one."""
+    count = Counter(names)
+    return tuple(name if count[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
 
 
 def _find(name: str) -> Path:
@@ -148,38 +170,59 @@ def _find(name: str) -> Path:
 
 
 def _layout(folder: Path) -> tuple[Path, Path]:
-    """The U-Net's folder and the scheduler's file of a model folder, in any of the three layouts."""
-    if (folder / "unet" / "config.json").is_file():
-        unet, candidates = folder / "unet", [folder / "scheduler", folder]
+    """The network's folder and the scheduler's file of a model folder, in any of the layouts."""
+    parts = [folder / part for part in ("unet", "transformer")]
+    place = next((part for part in parts if (part / "config.json").is_file()), None)
+    if place is not None:
+        candidates = [folder / "scheduler", folder]
     elif (folder / "config.json").is_file():
-        unet, candidates = folder, [folder, folder.parent / "scheduler"]
+        place, candidates = folder, [folder, folder.parent / "scheduler"]
     else:
         raise ModelError(f"'{folder}' is not a model folder: it has neither unet/config.json nor config.json")
     for candidate in candidates:
         if (candidate / "scheduler_config.json").is_file():
-            return unet, candidate / "scheduler_config.json"
+            return place, candidate / "scheduler_config.json"
     raise ModelError(
         f"'{folder}' has no scheduler_config.json, so the noise schedule of its training is not known; "
         "put diffusers' file there, in scheduler/ or beside config.json"
     )
 
 
-def _load_unet(name: str, folder: Path) -> Any:
+def _load_denoiser(name: str, folder: Path) -> Any:
+    """The network in ``folder``, of one of the kinds that are told no text."""
     config = read_json(folder / "config.json")
     kind = config.get("_class_name", "UNet2DModel")
-    if kind != "UNet2DModel":
-        raise ModelError(f"model '{name}' is a {kind}; only diffusers' UNet2DModel is supported")
-    check_numbers(name, config)
+    if kind == "UNet2DModel":
+        check_numbers(name, config)
+        return _load(name, folder, "U-Net", kind)
+    # DiT's own folders call it by the name that its class once had.
+    if kind in ("DiTTransformer2DModel", "Transformer2DModel") and config.get("norm_type") == "ada_norm_zero":
+        return _load(name, folder, "transformer", "DiTTransformer2DModel")
+    raise ModelError(
+        f"model '{name}' is a {kind}; only diffusers' UNet2DModel is supported, DiTTransformer2DModel, and whole "
+        "pipelines that are told a text"
+    )
+
+
+def _load_autoencoder(name: str, folder: Path) -> Any:
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind not in ("AutoencoderKL", "VQModel"):
+        raise ModelError(f"the autoencoder of model '{name}' is a {kind}; it must be an AutoencoderKL or a VQModel")
+    return _load(name, folder, "autoencoder", kind)
+
+
+def _load(name: str, folder: Path, part: str, kind: str) -> Any:
+    """The weights in ``folder`` as diffusers' class ``kind``; ``part`` is what messages call it."""
     # The weights themselves or, of weights in parts, the index.
     variant = None if any(folder.glob(f"{_WEIGHTS}.safetensors*")) or any(folder.glob(f"{_WEIGHTS}.bin*")) else "fp16"
     stem = f"{_WEIGHTS}.{variant}" if variant else _WEIGHTS
     has_safetensors = any(folder.glob(f"{stem}.safetensors")) or any(folder.glob(f"{_WEIGHTS}.safetensors.index*.json"))
     if not has_safetensors and not any(folder.glob(f"{stem}.bin*")):
         raise ModelError(f"'{folder}' holds no weights: neither {_WEIGHTS}.safetensors nor {_WEIGHTS}.bin")
-    from diffusers import UNet2DModel
+    import diffusers
 
     try:
-        unet, report = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
+        module, report = getattr(diffusers, kind).from_pretrained(
             folder,
             use_safetensors=has_safetensors,
             variant=variant,
@@ -188,19 +231,35 @@ def _load_unet(name: str, folder: Path) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # damaged weights fail in diffusers, safetensors, torch or json, each in its own way
-        raise ModelError(f"cannot load the U-Net of model '{name}' from '{folder}': {first_line(error)}") from error
+        raise ModelError(f"cannot load the {part} of model '{name}' from '{folder}': {first_line(error)}") from error
     check_weights(folder, list(report["missing_keys"]), list(report["unexpected_keys"]))
-    check_finite_weights(folder, unet.state_dict())
-    return unet
+    check_finite_weights(folder, module.state_dict())
+    return module
 
 
-def check_supported(name: str, config: Mapping[str, Any], family: str = "vp") -> None:
-    """Raise ModelError unless the U-Net of this complete ``config`` is a function of x and a fractional t alone.
+def check_supported(name: str, config: Mapping[str, Any], family: str = "vp", *, pixels: bool = True) -> None:
+    """Raise ModelError unless the network of this complete ``config`` is a function of x, a fractional t and a class.
 
     ``family``  that of its process, which says what t is.
+    ``pixels``  whether its images are pictures, and not latents.
     """
     if config["sample_size"] is None:
         raise ModelError(f"model '{name}' does not say its image size; write sample_size into its config.json")
+    if "num_embeds_ada_norm" not in config:
+        _check_unet(name, config, family)
+    elif family != "vp":
+        raise ModelError(f"model '{name}' is a DiT of the family '{family}'; only 'vp' is supported")
+    channels, out = config["in_channels"], config["out_channels"]
+    if pixels and channels not in (1, 3):
+        raise ModelError(f"model '{name}' takes {channels} channels; pictures have 1, of grey, or 3, of colour")
+    if out not in (channels, 2 * channels):
+        raise ModelError(
+            f"model '{name}' turns {channels} channels into {out}; it should be {channels}, "
+            f"or {2 * channels} with a learned variance"
+        )
+
+
+def _check_unet(name: str, config: Mapping[str, Any], family: str) -> None:
     labels = config["num_class_embeds"]
     if config["class_embed_type"] is not None:
         raise ModelError(f"model '{name}' has class_embed_type '{config['class_embed_type']}'; that is not supported")
@@ -213,14 +272,6 @@ def check_supported(name: str, config: Mapping[str, Any], family: str = "vp") ->
         raise ModelError(
             f"model '{name}' has time_embedding_type '{config['time_embedding_type']}'; only '{embedding}' is "
             f"supported for networks of the family '{family}'"
-        )
-    channels, out = config["in_channels"], config["out_channels"]
-    if channels not in (1, 3):
-        raise ModelError(f"model '{name}' takes {channels} channels; pictures have 1, of grey, or 3, of colour")
-    if out not in (channels, 2 * channels):
-        raise ModelError(
-            f"model '{name}' turns {channels} channels into {out}; it should be {channels}, "
-            f"or {2 * channels} with a learned variance"
         )
 
 

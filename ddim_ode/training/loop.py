@@ -29,7 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddim_ode.files import reason
-from ddim_ode.models import ClassUNet, Model, UNet
+from ddim_ode.models import Model
+from ddim_ode.networks import ClassUNet, UNet
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import NoiseSchedule
 from ddim_ode.training.checkpoint import Checkpoint, CheckpointError, check_new, remove_left_overs, save_checkpoint
