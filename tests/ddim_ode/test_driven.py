@@ -228,7 +228,7 @@ def test_members_with_steps_of_their_own_are_refused_in_a_batch_alone() -> None:
         (
             lambda p: p.vae.add_module("time", torch.nn.Conv3d(1, 1, 1)),
             {},
-            "a AutoencoderKL, is for videos, and is not",
+            "AutoencoderKL, is for videos, and is not",
         ),
     ],
 )
