@@ -51,10 +51,9 @@ class Predictor(nn.Module):
             ValueError: at sigma = 0, if the process has no slope there.
         """
         self._check_slope(sigma)
-        t = self.process.label(sigma).expand(x_bar.shape[0])
-        level = sigma.to(x_bar).reshape(-1, *[1] * (x_bar.ndim - 1))
+        level = _level(sigma, x_bar)
         x = x_bar / self.process.scale(level)
-        return self.process.eps(self._call(x, t), x, level)
+        return self.process.eps(self._call(x, self.process.label(sigma)), x, level)
 
     def origin(self, noise: Tensor) -> Tensor:
         """x_0 where sigma is infinite, of the ``noise`` alone that is there; both ``(B, C, H, W)``.
@@ -65,7 +64,7 @@ class Predictor(nn.Module):
         end = self.process.schedule.sigma_max
         if isfinite(end):
             raise ValueError(f"the noise levels of this model end at sigma = {end:.6g}; it says nothing of infinity")
-        t = self.process.label(torch.tensor(inf, dtype=torch.float64)).expand(noise.shape[0])
+        t = self.process.label(torch.tensor(inf, dtype=torch.float64))
         return self.process.origin(self._call(noise, t), noise)
 
     def of(self, members: Tensor) -> Predictor:
@@ -81,9 +80,23 @@ class Predictor(nn.Module):
             )
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
-        """The network's output in the dtype of ``x``, ``(B, C, H, W)``, computed in the network's own."""
+        """The network's output in the dtype of ``x``, ``(B, C, H, W)``, computed in the network's own.
+
+        ``t``  its label, ``()`` or ``(B,)``.
+        """
         parameter = next(self.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         # float32 holds every timestep to 1e-4 of an index; half precision would not.
-        time = t.to(torch.float32 if dtype.itemsize < 8 else dtype).to(x.device)
+        exact = torch.float32 if dtype.itemsize < 8 else dtype
+        if t.ndim == 0 and t.device.type == "cpu":  # filled in on the device, which then waits for no copy
+            time = torch.full((len(x),), float(t), dtype=exact, device=x.device)
+        else:
+            time = t.to(exact).to(x.device).expand(len(x))
         return self.network(x.to(dtype), time).to(x.dtype)
+
+
+def _level(sigma: Tensor, x_bar: Tensor) -> Tensor:
+    """``sigma``, ``()`` or ``(B,)``, as what multiplies ``x_bar``, ``(B, C, H, W)``; one on the CPU stays there."""
+    if sigma.ndim == 0 and sigma.device.type == "cpu":
+        return sigma.to(x_bar.dtype)
+    return sigma.to(x_bar).reshape(-1, *[1] * (x_bar.ndim - 1))

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isinf
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,10 +202,47 @@ def check_grid(grid: Tensor, *, endless: bool = False) -> None:
 def check_finite(x: Tensor, name: str, what: str, sigma: Tensor | float) -> None:
     """Raise SolverError if ``x``, any shape, holds a NaN or an infinity; ``what`` names it in the message."""
     if not bool(x.isfinite().all()):
-        raise SolverError(
-            f"{name}: the {what} is not finite at sigma = {float(sigma):.6g}; "
-            "try more steps, another grid or a smaller tolerance, and check the input and the network"
-        )
+        raise_not_finite(name, what, sigma)
+
+
+def raise_not_finite(name: str, what: str, sigma: Tensor | float) -> NoReturn:
+    """Raise SolverError: the ``what`` of the solver ``name`` is not finite at ``sigma``."""
+    raise SolverError(
+        f"{name}: the {what} is not finite at sigma = {float(sigma):.6g}; "
+        "try more steps, another grid or a smaller tolerance, and check the input and the network"
+    )
+
+
+class FiniteStates:
+    """Looks whether the states of a walk of the solver ``name`` are finite, and waits for no device before its end.
+
+    On a CPU each is looked at as it comes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def see(self, x: Tensor, sigma: Tensor) -> None:
+        """The state ``x``, any shape, that the walk has come to at ``sigma``, ``()``.
+
+        Raises:
+            SolverError: as ``check_finite`` does, on a CPU.
+        """
+        if x.device.type == "cpu":
+            check_finite(x, self._name, "state", sigma)
+        else:
+            self._seen.append((x.isfinite().all(), sigma))
+
+    def end(self) -> None:
+        """The end of the walk.
+
+        Raises:
+            SolverError: with the first sigma where a state was not finite.
+        """
+        for finite, sigma in self._seen:
+            if not bool(finite):
+                raise_not_finite(self._name, "state", sigma)
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import EndlessField, Solution, Solver, check_finite, check_grid, refuse_companion
+from solvers.base import EndlessField, FiniteStates, Solution, Solver, check_grid, refuse_companion
 from solvers.charts import FLOW
 
 if TYPE_CHECKING:
@@ -80,9 +80,11 @@ class WalkingSolver(Solver):
         return self._walk(zip(grid[1:], walk(step, field, x, nodes, state), strict=True))
 
     def _walk(self, points: Iterable[tuple[Tensor, tuple[Tensor, Tensor, Any]]]) -> Iterator[Solution]:
+        states = FiniteStates(self.name)
         for sigma, (_, x, state) in points:
-            check_finite(x, self.name, "state", sigma)
+            states.see(x, sigma)
             yield Solution(x, self._companion(state), notes=self._notes(state))
+        states.end()
 
     @abstractmethod
     def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:

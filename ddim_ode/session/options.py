@@ -14,6 +14,7 @@ import click
 
 from ddim_ode.conditions import NO_CLASS
 from ddim_ode.console import Bar, GridName, device_option
+from ddim_ode.dtypes import DTYPES
 from ddim_ode.grids import CLEAN_ENDS
 from ddim_ode.session.request import DEFAULT_STEPS, Request
 from ddim_ode.spacings import DEFAULT_GRID
@@ -46,6 +47,8 @@ class Run:
     prompt: str | None
     negative_prompt: str | None
     size: tuple[int, int] | None
+    dtype: str | None
+    compile: bool
 
     def wishes(self, model: Model) -> dict[str, Any]:
         """What the options wish of ``model``, by the names of ``Request``; without a guidance that is of a prompt."""
@@ -74,6 +77,8 @@ class Run:
             batch_size=self.batch_size,
             max_nfe=self.max_nfe,
             progress=Bar(),
+            dtype=self.dtype,
+            compile=self.compile,
             **asked,
         )
         return session.asked_for(**self._wanted(of_latents, session.model)) if of_latents else session
@@ -192,6 +197,12 @@ _RUN_OPTIONS = (
         help="Largest number of network evaluations for a batch, one way.",
     ),
     device_option,
+    click.option(
+        "--dtype",
+        type=click.Choice([*DTYPES]),
+        help="What the network computes in; the state of the ODE stays in float64. Default: float32.",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the network: slow at first, then faster, above all on GPUs."),
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),

@@ -64,6 +64,7 @@ from ddim_ode.session.search import cheapest
 from ddim_ode.session.walks import Listener
 from ddim_ode.session.worker import LatentJob, PictureJob, Worker, alike, plan_settings
 from ddim_ode.spaces import Read, Readable
+from ddim_ode.speed import compiled, in_dtype
 
 # A latent to decode: a file's path, its content, or the latent itself.
 LatentLike = str | Path | bytes | Latent
@@ -108,6 +109,19 @@ _NO_PIPELINE = (
 )
 
 
+def _load(name: str, device: torch.device, texts: bool) -> object:
+    """The model or the pipeline called ``name``; of a pipeline that is told something there are ``texts``.
+
+    Raises:
+        ValueError: if there is none, or there are texts for what is told none.
+    """
+    if is_pipeline(name) or (texts and "/" in name and not Path(name).exists()):
+        return load_pipeline(name, device=device)
+    if texts:
+        raise ValueError(_NO_PIPELINE.format(name))
+    return load_model(name, device=device)
+
+
 class Session:
     """A model, ready to work.
 
@@ -120,6 +134,9 @@ class Session:
     ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says. With them, a name
                     on the Hub is that of a pipeline.
     ``size``        height and width of a pipeline's pictures, in pixels; its own unless given.
+    ``dtype``       a key of ``dtypes.DTYPES``: what the network of a model that is loaded here computes in, float32
+                    unless given. The state of the ODE stays in float64.
+    ``compile``     compile the network, which takes a minute at first; of pipelines those that can be written out.
 
     Solvers that fail raise ``solvers.SolverError``, a limit that is reached ``ode.EvaluationLimitError``; whatever is
     wrong with what a session is given is a ValueError.
@@ -140,29 +157,39 @@ class Session:
         negative_prompt: str | None = None,
         guidance: float = 1.0,
         size: tuple[int, int] | None = None,
+        dtype: str | None = None,
+        compile: bool = False,
     ) -> None:
         if not 1 <= batch_size <= MOST_IN_A_BATCH:
             raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
         texts = (prompt, negative_prompt, guidance, size) != (None, None, 1.0, None)
+        loaded = isinstance(model, str | Path)
         if isinstance(model, str | Path):
-            name, place = str(model), find_device(device)
-            on_hub = texts and "/" in name and not Path(name).exists()
-            of_pipeline = is_pipeline(name) or on_hub
-            if texts and not of_pipeline:
-                raise ValueError(_NO_PIPELINE.format(name))
-            model = load_pipeline(name, device=place) if of_pipeline else load_model(name, device=place)
-        if isinstance(model, Model):
-            if texts:
-                raise ValueError(_NO_PIPELINE.format(model.name))
-            self.model = model
-        else:
+            model = _load(str(model), find_device(device), texts)
+        elif dtype is not None:
+            raise ValueError("dtype is of models that are loaded here; this one is in memory and stays as it is")
+        if not isinstance(model, Model):
             height, width = size or (None, None)
             self.model = from_pipeline(
-                model, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, height=height, width=width
+                model,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                guidance=guidance,
+                height=height,
+                width=width,
+                adapted=compile,
             )
+        elif texts and not loaded:
+            raise ValueError(_NO_PIPELINE.format(model.name))
+        else:
+            self.model = model
+        if dtype is not None:
+            self.model = in_dtype(self.model, dtype)
+        if compile:
+            self.model = compiled(self.model)
         self.batch_size = batch_size
         self.max_nfe = max_nfe
-        self._worker = Worker(self.model, max_nfe, progress)
+        self._worker = Worker(self.model, max_nfe, progress, tf32=dtype == "tf32")
         self._worker.walker(())  # which refuses a wrong limit before any work
 
     def asked_for(
@@ -178,7 +205,9 @@ class Session:
         model = self.model.asked_for(
             prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, height=height, width=width
         )
-        return Session(model, batch_size=self.batch_size, max_nfe=self.max_nfe, progress=self._worker.listener)
+        session = Session(model, batch_size=self.batch_size, max_nfe=self.max_nfe)
+        session._worker = replace(self._worker, model=model)
+        return session
 
     def encode(
         self,

@@ -13,6 +13,7 @@ from ddim_ode.ancestral import Ancestral
 from ddim_ode.codec import decode, decode_solution, encode_solution
 from ddim_ode.grids import Grid
 from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.speed import products
 from solvers import Cost, ExactInverse, Solution, Solver, SolverError
 
 
@@ -70,10 +71,14 @@ class Walk:
 
 @dataclass(frozen=True, eq=False)
 class Walker:
-    """Walks of one ODE, each of which has its limit of evaluations to itself, and tells ``listener`` how far it is."""
+    """Walks of one ODE, each of which has its limit of evaluations to itself, and tells ``listener`` how far it is.
+
+    ``tf32``  whether a GPU may leave out digits of products of float32.
+    """
 
     ode: ProbabilityFlowODE
     listener: Listener | None = None
+    tf32: bool = False
 
     def encode(self, x_0: Tensor, grid: Grid, solver: Solver, *, label: str = "encode") -> tuple[Solution, Walk]:
         """The solution from the images ``x_0``, ``(B, C, H, W)``, to their latents, and what it took.
@@ -112,7 +117,8 @@ class Walker:
         self._tell(label, total)
         hook = self.ode.register_forward_hook(lambda *_: self._tell(label, total)) if self.listener else None
         try:
-            solution = integrate()
+            with products(tf32=self.tf32):
+                solution = integrate()
         finally:
             if hook:
                 hook.remove()

@@ -86,16 +86,20 @@ def plan_settings(model: Model, plan: Plan, solver: Solver, source: str) -> dict
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """What takes batches through the ODE of a ``model``, with its limit, and tells ``listener`` how far it is."""
+    """What takes batches through the ODE of a ``model``, with its limit, and tells ``listener`` how far it is.
+
+    ``tf32``  whether a GPU may leave out digits of products of float32.
+    """
 
     model: Model
     max_nfe: int
     listener: Listener | None
+    tf32: bool = False
 
     def walker(self, conditions: Sequence[Asked], *, times: int = 1) -> Walker:
         """Walks of batches of as many members as there are ``conditions``, of ``times`` the limit of evaluations."""
         asked = None if all(condition.terms == UNCONDITIONAL.terms for condition in conditions) else conditions
-        return Walker(self.model.ode(max_nfe=times * self.max_nfe, conditions=asked), self.listener)
+        return Walker(self.model.ode(max_nfe=times * self.max_nfe, conditions=asked), self.listener, self.tf32)
 
     def states(self, parts: Iterable[Tensor]) -> Tensor:
         """The ``parts``, each ``(1, C, H, W)``, as one batch on the device of the network."""

@@ -1,0 +1,303 @@
+"""Measure speed: network calls, what a walk adds to them, and images per second at equal error beside diffusers.
+
+Each network is measured as it is and compiled, in each dtype; loops are timed whole, with their own state and step.
+
+``network``  bare calls on random states, one after another.
+``ours``     20 steps of the default solver from latents to images, and what they take more than as many bare calls.
+
+At equal error each way of solving takes as many calls as it needs: to decode latents within an RMSE of a fine
+reference, pixels in [-1, 1], and to bring images back within an MSE, pixels in [0, 1]. diffusers' schedulers are driven
+as its pipelines do it; of them DDIM alone has an inverse that leads back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import inf
+from pathlib import Path
+from statistics import median
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.options import ModelChoice, errors_in_a_line, images_option, model_options, out_option
+from analysis.pictures import load_images, rms
+from analysis.reference import REFERENCES, decoded_references
+from analysis.rows import Results, describe
+from analysis.schedulers import decode_with_scheduler, invert_with_ddim
+from analysis.tables import markdown
+from analysis.timing import machine, synchronize
+from ddim_ode import codec
+from ddim_ode.dtypes import DTYPES
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import Model
+from ddim_ode.session.plan import Plan, plan_encoding
+from ddim_ode.session.request import Request
+from ddim_ode.speed import compiled, in_dtype, products
+from solvers import DEFAULT_SOLVER
+
+SEED, STEPS = 0, 20
+DECODE_TARGETS, TRIP_TARGETS = (0.02,), (1e-3, 1e-5)
+BUDGETS = (5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 400, 600, 1000)
+THEIRS: Mapping[str, tuple[str, dict[str, object]]] = {
+    "DDIM": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "DPM++2M": ("DPMSolverMultistepScheduler", {"solver_order": 2, "use_karras_sigmas": True}),
+    "UniPC": ("UniPCMultistepScheduler", {"solver_order": 2, "use_karras_sigmas": True}),
+}
+OURS = (DEFAULT_SOLVER, "auto", "reversible-heun")
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One way of solving with a network in one ``dtype``, ``compiled`` or not (0), for a batch.
+
+    ``task``      'network' or 'ours', for calls; or what was reached, as 'decode' or 'there and back'.
+    ``target``    the error that was to be reached; 0 for calls.
+    ``nfe``       network calls of the batch.
+    ``seconds``   the median time of the whole; infinite where the target is not reached.
+    ``error``     what was reached.
+    ``peak_mib``  the most memory of a GPU that was taken, in MiB; 0 on a CPU.
+    """
+
+    task: str
+    way: str
+    dtype: str
+    compiled: int
+    batch: int
+    target: float
+    nfe: int
+    seconds: float
+    error: float
+    peak_mib: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What it is the row of."""
+        return self.task, self.way, self.dtype, self.compiled, self.batch, self.target
+
+
+class Bench:
+    """A ``model`` whose network computes in ``dtype``, and is compiled or not."""
+
+    def __init__(self, model: Model, dtype: str, whole: bool) -> None:
+        self.model = compiled(model) if whole else model
+        self._dtype, self._compiled = dtype, whole
+
+    def calls(self, batch: int, repeats: int) -> Iterator[SpeedRow]:
+        """A row for bare calls of a ``batch``, and one for a walk of as many."""
+        model, shape = self.model, (batch, *self.model.space.shape)
+        x_T = codec.to_device(codec.draw_latents(batch, shape[1:], seed=SEED), model.device)
+        dtype = next(model.network.parameters()).dtype
+        x, t = x_T.to(dtype), torch.full((batch,), 500.0, device=model.device)
+
+        def bare() -> None:
+            for _ in range(STEPS):
+                model.network(x, t)
+
+        plan = plan_encoding(Request(DEFAULT_SOLVER, steps=STEPS), model)
+        for task, work in (("network", bare), ("ours", lambda: self._decode(x_T, plan))):
+            seconds, peak = self._time(work, repeats)
+            yield self._row(task, DEFAULT_SOLVER if task == "ours" else "", batch, 0.0, STEPS, seconds, 0.0, peak)
+
+    def _decode(self, x_T: Tensor, plan: Plan) -> Tensor:
+        return codec.decode(self.model.ode(), x_T, plan.grid, plan.back)
+
+    def ways(self, task: str) -> list[str]:
+        """What can do the ``task``."""
+        return [*OURS, *(THEIRS if task == "decode" else ["DDIM"])]
+
+    def solve(self, task: str, way: str, x: Tensor, budget: int) -> tuple[Tensor, str]:
+        """What ``x``, ``(B, C, H, W)``, becomes for ``budget`` calls each way, and at which clean end.
+
+        Raises:
+            ValueError: if the way cannot be gone in so few calls.
+        """
+        model = self.model
+        if way in THEIRS:
+            if task == "decode":
+                return decode_with_scheduler(model, x, *THEIRS[way], budget)[:2]
+            x_T, _ = invert_with_ddim(model, x, "trailing", budget)
+            return decode_with_scheduler(model, x_T, *THEIRS[way], budget)[:2]
+        plan = plan_encoding(Request(way, steps=budget), model)
+        state = codec.to_device(x, model.device)
+        if task == "decode":
+            return self._decode(state, plan).cpu(), plan.grid.clean_end
+        there = codec.encode_solution(model.ode(), state, plan.grid, plan.solver)
+        back = codec.decode_solution(model.ode(), there.x, plan.grid, plan.back, there.companion)
+        return back.x.cpu(), plan.grid.clean_end
+
+    def at_equal_error(
+        self, task: str, way: str, x: Tensor, target: float, error: Callable[[Tensor, str], float], repeats: int
+    ) -> SpeedRow:
+        """The row of a ``way`` with the fewest calls that reach the ``target``, for ``x``, ``(B, C, H, W)``."""
+        for budget in BUDGETS:
+            try:
+                reached = error(*self.solve(task, way, x, budget))
+            except (ValueError, RuntimeError):  # fewer calls than it needs, or it diverges
+                continue
+            if reached <= target:
+                seconds, peak = self._time(partial(self.solve, task, way, x, budget), repeats)
+                nfe = budget if task == "decode" else 2 * budget
+                return self._row(task, way, len(x), target, nfe, seconds, reached, peak)
+        return self._row(task, way, len(x), target, 0, inf, inf, 0.0)
+
+    def _row(
+        self, task: str, way: str, batch: int, target: float, nfe: int, seconds: float, error: float, peak: float
+    ) -> SpeedRow:
+        return SpeedRow(task, way, self._dtype, int(self._compiled), batch, target, nfe, seconds, error, peak)
+
+    def _time(self, work: Callable[[], object], repeats: int) -> tuple[float, float]:
+        """The median time of ``work`` in seconds, after a first one, and the most memory in MiB."""
+        device, times = self.model.device, []
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with torch.no_grad(), products(tf32=self._dtype == "tf32"):
+            for _ in range(repeats + 1):
+                synchronize(device)
+                begin = time.perf_counter()
+                work()
+                synchronize(device)
+                times.append(time.perf_counter() - begin)
+        peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+        return median(times[1:]), peak
+
+
+def measure(
+    choice: ModelChoice,
+    networks: Sequence[tuple[str, bool]],
+    batches: Sequence[int],
+    images: Tensor,
+    *,
+    equal: Sequence[tuple[str, bool]],
+    stride: int,
+    repeats: int,
+    results: Results[SpeedRow],
+) -> None:
+    """Rows for each of ``networks``, a dtype and whether it is compiled; of ``equal`` those at equal error as well.
+
+    Those that ``results`` has already are not measured again. Images are ``(B, C, H, W)``, pixels in [-1, 1].
+    """
+    known = {row.key for row in results.rows}
+    errors = _errors(choice.load(), images, stride) if equal else {}
+    for dtype, whole in tqdm(networks, desc="networks", disable=None):
+        bench = Bench(in_dtype(choice.load(), dtype), dtype, whole)
+        for batch in batches:
+            if ("network", "", dtype, int(whole), batch, 0.0) not in known:
+                for row in bench.calls(batch, repeats):
+                    results.add(row)
+        for task, (x, targets, error) in errors.items() if (dtype, whole) in equal else ():
+            for way, target in product(bench.ways(task), targets):
+                if (task, way, dtype, int(whole), len(x), target) not in known:
+                    results.add(bench.at_equal_error(task, way, x, target, error, repeats))
+
+
+Task = tuple[Tensor, Sequence[float], Callable[[Tensor, str], float]]
+
+
+def _errors(model: Model, images: Tensor, stride: int) -> dict[str, Task]:
+    """What each task begins with, ``(B, C, H, W)``, the targets, and the error of what it ends with."""
+    x_T = codec.draw_latents(len(images), model.space.shape, seed=SEED)
+    with products(tf32=False):
+        fine = decoded_references(model, x_T, folder=REFERENCES, stride=stride)
+    return {
+        "decode": (x_T, DECODE_TARGETS, lambda found, end: float(rms((found - fine.at[end]).flatten()[None]))),
+        "there and back": (images, TRIP_TARGETS, lambda found, _: float(pixel_mse(images.double(), found).mean())),
+    }
+
+
+def table(rows: Sequence[SpeedRow]) -> str:
+    """Markdown: calls and the walk for each network and batch; then what is reached at equal error."""
+    return f"{calls_table(rows)}\n\n{equal_table(rows)}"
+
+
+def calls_table(rows: Sequence[SpeedRow]) -> str:
+    """Markdown: time of a call and images x calls a second, and the walk's time as a multiple of as many calls."""
+    walks = {row.key[2:]: row for row in rows if row.task == "ours"}
+    lines = [
+        (
+            row.dtype,
+            "yes" if row.compiled else "no",
+            row.batch,
+            f"{1000 * row.seconds / row.nfe:.2f}",
+            f"{row.batch * row.nfe / row.seconds:,.0f}",
+            f"{walks[row.key[2:]].seconds / row.seconds:.3f}",
+            f"{row.peak_mib:.0f}",
+        )
+        for row in rows
+        if row.task == "network"
+    ]
+    heads = ["network", "compiled", "images", "ms a call", "images x calls / s", "walk / calls", "peak MiB"]
+    return markdown(heads, lines, words=(0, 1))
+
+
+def equal_table(rows: Sequence[SpeedRow]) -> str:
+    """Markdown: calls, time and images per second of each way that reaches a target."""
+    lines = [
+        (
+            f"{row.task} {row.target:g}",
+            row.way,
+            row.dtype,
+            "yes" if row.compiled else "no",
+            row.nfe or "not reached",
+            f"{row.batch / row.seconds:.3g}",
+        )
+        for row in rows
+        if row.target
+    ]
+    return markdown(["task", "way", "network", "compiled", "calls", "images / s"], lines, words=(0, 1, 2, 3))
+
+
+@click.command(help=__doc__.split("\n")[0])
+@model_options
+@images_option
+@click.option("--count", type=click.IntRange(min=1), default=16, show_default=True, help="Images at equal error.")
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1, 16), show_default=True)
+@click.option("--dtype", "dtypes", type=click.Choice([*DTYPES]), multiple=True, default=("float32",), show_default=True)
+@click.option("--compile/--no-compile", "compiling", default=True, help="Measure compiled networks too.")
+@click.option("--equal/--no-equal", default=True, help="Measure images per second at equal error, in float32.")
+@click.option("--stride", type=click.IntRange(min=1), default=4, show_default=True, help="Of the reference's steps.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@out_option("speed")
+@errors_in_a_line()
+def main(
+    model: ModelChoice,
+    images: Path,
+    count: int,
+    batches: tuple[int, ...],
+    dtypes: tuple[str, ...],
+    compiling: bool,
+    equal: bool,
+    stride: int,
+    repeats: int,
+    out: Path,
+) -> None:
+    loaded = model.load()
+    pixels, names = load_images(images, loaded, count)
+    networks = [(dtype, whole) for dtype in dtypes for whole in ((False, True) if compiling else (False,))]
+    about = {"device": _device(loaded.device), **machine()}
+    results = Results(SpeedRow, out, describe(loaded, names, pixels) | about)
+    measure(
+        model,
+        networks,
+        batches,
+        pixels,
+        equal=[network for network in networks if equal and network[0] == "float32"],
+        stride=stride,
+        repeats=repeats,
+        results=results,
+    )
+    click.echo(table(results.rows))
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Faster networks: in half precision, and compiled.
+
+The state of the ODE stays in float64 or float32 whatever the network computes in, and the fingerprint is that of the
+weights as they were read, so that a latent is decoded in any of these. ``analysis.precision`` measures what each costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ddim_ode.conditioned import Labelled
+from ddim_ode.dtypes import DTYPES
+from ddim_ode.model import Model
+
+
+def in_dtype(model: Model, dtype: str) -> Model:
+    """``model`` with its network, and its text encoders, in another dtype; they are changed in place.
+
+    An autoencoder stays as it is, for its error would be that of every picture.
+
+    Raises:
+        ValueError: if there is no such dtype in ``DTYPES``.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype '{dtype}'; choose one of: {', '.join(DTYPES)}")
+    known = {"fingerprint": model.fingerprint, "fingerprints": model.fingerprints}
+    for module in (model.network, *(part for name, part in model.beside.items() if name != "vae")):
+        module.to(getattr(torch, DTYPES[dtype]))
+    same = replace(model)
+    vars(same).update(known)
+    return same
+
+
+def compiled(model: Model) -> Model:
+    """``model`` with a network that is compiled when it is first called, which takes a minute.
+
+    Raises:
+        ValueError: if it is a driven pipeline, which is more than a network.
+    """
+    if hasattr(model.network, "close"):
+        raise ValueError(f"model '{model.name}' is a driven pipeline and cannot be compiled; write it out, or leave it")
+    known = {"fingerprint": model.fingerprint, "fingerprints": model.fingerprints, "calibration": model.calibration}
+    kind = CompiledClasses if hasattr(model.network, "answer") else Compiled
+    same = replace(model, network=kind(model.network, model.device))
+    vars(same).update(known)
+    return same
+
+
+class Compiled(nn.Module):
+    """A ``network`` compiled for batches of a few sizes: smaller ones are filled up, so that nothing is compiled anew.
+
+    On a GPU its calls are captured, and launched all at once.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self._captured = device.type == "cuda"
+        self._sizes: set[int] = set()
+        self._function = self._compile(network)
+
+    @property
+    def embedding(self) -> str | None:
+        """What the network of a pipeline has been told instead of the prompt, as a hash."""
+        found: str | None = getattr(self.network, "embedding", None)
+        return found
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``."""
+        return self._call(self._function, x, t)
+
+    def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        mode = "reduce-overhead" if self._captured else "default"
+        made: Callable[..., Tensor] = torch.compile(function, dynamic=False, mode=mode)
+        return made
+
+    def _call(self, function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+        count = len(x)
+        size = min((known for known in self._sizes if known >= count), default=count)
+        self._sizes.add(size)
+        parts = [_filled(part, size) for part in (x, *others)]
+        if self._captured:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            # What is captured gives the same memory each time.
+            return function(*parts)[:count].clone()
+        return function(*parts)[:count]
+
+
+class CompiledClasses(Compiled):
+    """A ``Compiled`` network that is told classes; a ``conditioned.Labelled``."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__(network, device)
+        labelled: Labelled = network  # type: ignore[assignment]  # what has an ``answer`` is one
+        self.none = labelled.none
+        self._answer = self._compile(labelled.answer)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``, of no class."""
+        return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
+
+    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The same of the classes ``labels``, ``(B,)``, int64."""
+        return self._call(self._answer, x, t, labels)
+
+
+def _filled(part: Tensor, size: int) -> Tensor:
+    """``part``, ``(B, ...)``, with its last member as often as it takes to be ``(size, ...)``."""
+    missing = size - len(part)
+    return part if missing == 0 else torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
+
+
+@contextmanager
+def products(*, tf32: bool) -> Iterator[None]:
+    """Have products of float32 on GPUs computed with all of its digits, or with those of tf32 where that is asked for.
+
+    torch computes convolutions in tf32 unless it is told not to.
+    """
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, conv.allow_tf32
+    matmul.allow_tf32 = conv.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, conv.allow_tf32 = before
