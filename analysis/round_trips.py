@@ -288,9 +288,9 @@ def measure(
     pipeline: Any,
     pictures: Sequence[Path],
     asked: Asked,
-    *,
     guidances: Sequence[float],
     steps: Sequence[int],
+    *,
     reference: int = 0,
     results: Results[TripRow],
 ) -> None:
@@ -384,8 +384,8 @@ def main(
         pipeline = load_pipeline(name, device=find_device(device))
         pipeline = pipeline if dtype == "float32" else pipeline.to(DTYPES[dtype])
         pipeline.set_progress_bar_config(disable=True)
-        wishes = {"guidances": guidances, "steps": steps}
-        measure(Path(name).name, pipeline, images, asked, **wishes, reference=reference, results=results)
+        short = Path(name).name
+        measure(short, pipeline, images, asked, guidances, steps, reference=reference, results=results)
     save_figure(plot(results.rows), out / "round-trips.png")
     click.echo(table(results.rows))
 
