@@ -73,21 +73,28 @@ def table(rows: Sequence[TripRow]) -> str:
 
 
 def _line(rows: Sequence[TripRow]) -> list[str]:
-    first = rows[0]
-    whys = {row.why for row in rows if row.why}
+    arrived = [row for row in rows if not row.why]
+    first = (arrived or rows)[0]
     return [
         first.pipeline,
         first.family,
         f"{first.guidance:g}",
         str(first.steps),
         first.method if first.method == first.solver else f"{first.method} ({first.solver})",
-        f"{median(row.nfe for row in rows):g} + {median(row.nfe_back for row in rows):g}",
+        f"{median(row.nfe for row in arrived):g} + {median(row.nfe_back for row in arrived):g}" if arrived else "",
         _number([row.x_0_mse for row in rows], ".2g"),
         _number([row.psnr for row in rows], ".1f"),
         _number([row.moment for row in rows], ".3f"),
         _number([row.latent_rmse for row in rows], ".2g"),
-        "; ".join(sorted(whys)),
+        _reason([row.why for row in rows]),
     ]
+
+
+def _reason(whys: Sequence[str]) -> str:
+    """The first of the reasons ``whys``, where some are empty, and for how many pictures there is one."""
+    known = [why for why in whys if why]
+    of = f"{len(known)} of {len(whys)}: " if len(whys) > 1 else ""
+    return f"{of}{known[0]}" if known else ""
 
 
 def _number(values: Sequence[float], digits: str) -> str:

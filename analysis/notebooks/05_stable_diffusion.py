@@ -84,8 +84,8 @@ print(table(results.rows))
 # %% [markdown]
 # ## Why inversion is at guidance 1
 #
-# Guidance $w$ makes the slope $\epsilon_\varnothing + w\,(\epsilon_c - \epsilon_\varnothing)$. The difference of the two
-# is stretched $w$ times, and errors with it: steps that are undone badly at $w = 1$ are undone worse at $w = 5$, an
+# Guidance $w$ makes the slope $\epsilon_\varnothing + w\,(\epsilon_c - \epsilon_\varnothing)$. The difference of the
+# two is stretched $w$ times, and errors with it: steps that are undone badly at $w = 1$ are undone worse at $w = 5$, an
 # iteration may find no inverse, and the latent is less like noise, whose second moment is 1. To encode at guidance 1
 # and to decode with more is the safe way; it is an edit, and the picture is not meant to come back.
 
