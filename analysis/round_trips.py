@@ -172,13 +172,15 @@ def _configured(kind: Any, pipeline: Any) -> Any:
 
 @contextmanager
 def _borrowed(pipeline: Any, scheduler: Any) -> Iterator[None]:
-    """The ``pipeline`` with another ``scheduler``, and afterwards as it was."""
-    own = pipeline.scheduler
+    """The ``pipeline`` with another ``scheduler``, and silent; afterwards it is as it was."""
+    own, shows = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", {})
     pipeline.scheduler = scheduler
+    pipeline.set_progress_bar_config(disable=True)
     try:
         yield
     finally:
         pipeline.scheduler = own
+        pipeline.set_progress_bar_config(**shows)
 
 
 def _with_slopes(grid: Grid, model: Model) -> Grid:
@@ -383,7 +385,6 @@ def main(
     for name in pipelines:
         pipeline = load_pipeline(name, device=find_device(device))
         pipeline = pipeline if dtype == "float32" else pipeline.to(DTYPES[dtype])
-        pipeline.set_progress_bar_config(disable=True)
         short = Path(name).name
         measure(short, pipeline, images, asked, guidances, steps, reference=reference, results=results)
     save_figure(plot(results.rows), out / "round-trips.png")
