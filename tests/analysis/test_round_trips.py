@@ -47,7 +47,7 @@ def run(folders: Path, out: Path, *options: str, pipelines: tuple[str, ...] = tu
 @pytest.fixture(scope="module")
 def rows(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], TripRow]:
     out = tmp_path_factory.mktemp("out")
-    printed = run(folders, out, "--steps", str(STEPS), "--guidance", str(GUIDANCE), "--reference", "24")
+    printed = run(folders, out, "--steps", str(STEPS), "--guidance", str(GUIDANCE), "--reference", "8")
     assert (out / "round-trips.png").exists()
     assert f"| SD3 | flow | 2 | {STEPS} | reversible-heun | {STEPS + 1} + {STEPS + 1} |" in printed
     return {(row.pipeline, row.method): row for row in load_rows(TripRow, out / "rows.csv")}
