@@ -92,8 +92,14 @@ class ExactInverse(WalkingSolver):
         """
         import torch
 
-        gaussian = chart.pull_back(_Gaussian())
-        stretch = 1 / float(self.base.step(gaussian, u_next, u, torch.ones(()).double(), None)[0])
+        here, there = (chart.sigma(float(end)) for end in (u, u_next))
+        shrunk = float(self.base.step(chart.pull_back(_Gaussian()), u_next, u, torch.ones(()).double(), None)[0])
+        if shrunk == 0:
+            raise SolverError(
+                f"{self.name}: one step of {self.base.name} from sigma = {there:.6g} to sigma = {here:.6g} leaves "
+                "nothing of where it began, and cannot be undone; take 2 steps or more"
+            )
+        stretch = 1 / shrunk
         guess = best = stretch * x
         tolerance = max(self.tolerance, 8 * torch.finfo(x.dtype).eps)
         size, least = _rms(guess), torch.full((len(x),), inf, dtype=x.dtype, device=x.device)
@@ -109,10 +115,10 @@ class ExactInverse(WalkingSolver):
             guess = mixer.improve(guess, residual)
         if bool((least <= self.accepted * size).all()):
             return best, float((least / size).nan_to_num().max())
-        here, there = (chart.sigma(float(end)) for end in (u, u_next))
         raise SolverError(
             f"{self.name}: {self.max_iterations} iterations did not find what {self.base.name} takes to the state at "
-            f"sigma = {here:.6g} from sigma = {there:.6g}; try more steps, another grid, or a reversible solver"
+            f"sigma = {here:.6g} from sigma = {there:.6g}; try more steps, another grid, or a reversible solver, and a "
+            "network in float32 if it is in half precision"
         )
 
     def nfe(self, steps: int) -> None:

@@ -135,8 +135,9 @@ def stable_diffusion(prediction: str = "epsilon") -> Any:
 
 def zero_snr() -> Any:
     pipeline = stable_diffusion("v_prediction")
-    config = {**pipeline.scheduler.config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    pipeline.scheduler = DDIMScheduler.from_config(config)
+    # Keywords, for of a configuration diffusers leaves out what it calls _use_default_values, whatever they are now.
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **changes)
     return pipeline
 
 

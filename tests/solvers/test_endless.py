@@ -13,7 +13,7 @@ import torch
 from flows import GAUSSIAN, MIXTURE, Problem, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, ReversibleSolver, Solver, get_solver
+from solvers import SOLVERS, ReversibleSolver, Solver, SolverError, get_solver
 from solvers.charts import CHARTS, FLOW
 
 ENDLESS = [solver for solver in SOLVERS.values() if solver.endless]
@@ -81,6 +81,13 @@ def test_there_and_back(solver: Solver) -> None:
     again = back.solve(field, there.x, grid.flip(0), there.companion).x
     exact = isinstance(solver, ReversibleSolver) or solver in UNDOING
     assert relative_error(again, GAUSSIAN.data) < (1e-5 if solver in UNDOING else 1e-11 if exact else 0.2)
+
+
+def test_one_step_over_the_whole_way_cannot_be_undone() -> None:
+    """Euler's from infinity to 0 leads from everywhere to the mean."""
+    grid = torch.tensor([0.0, inf], dtype=torch.float64)
+    with pytest.raises(SolverError, match="one step of euler from sigma = inf to sigma = 0 leaves nothing of where it"):
+        get_solver("exact-euler")(Endless(GAUSSIAN, _MEAN), GAUSSIAN.data, grid)
 
 
 def test_euler_takes_the_step_that_data_and_noise_make() -> None:
