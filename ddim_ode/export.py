@@ -12,8 +12,10 @@ from typing import Any
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddim_ode.conditions import Condition
+from ddim_ode.configs import CLASS_NAMES, INDEX
 from ddim_ode.files import reason
-from ddim_ode.models import CLASS_NAMES, INDEX, ClassUNet, Model, UNet
+from ddim_ode.model import Model
+from ddim_ode.unets import ClassUNet, UNet
 
 
 def save_pipeline(unet: Any, scheduler: Mapping[str, Any], folder: Path, *, classes: Sequence[str] = ()) -> None:

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim_ode.configs import INDEX, first_line, read_json
 from ddim_ode.driven import DrivenPipeline
 from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
-from ddim_ode.models import INDEX, first_line, read_json
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
 

@@ -1,0 +1,100 @@
+"""Weights under whatever names, put into a ``UNet2DModel`` of diffusers; and files with those of diffusers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim_ode.configs import find_layout, first_line, read_json
+from ddim_ode.formats.reading import Weights
+from ddim_ode.kinds import ModelError, check_finite_weights, check_kind, check_numbers, check_weights
+from ddim_ode.model import Model
+from ddim_ode.unets import model_of_unet
+
+# What diffusers called the projections of its attention until 2023.
+_OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def load_unet_file(path: Path, weights: Weights, config: Path, device: torch.device | str) -> Model:
+    """The model of diffusers' own ``weights`` from the file ``path``; its ``config`` is a folder of such a model.
+
+    Raises:
+        ModelError: if they do not go together, or the model is of a kind that is not supported.
+    """
+    if not config.is_dir():
+        raise ModelError(
+            f"the config of '{path}' must be a folder of diffusers, with config.json, but it is '{config}'"
+        )
+    folder, scheduler = find_layout(config)
+    check_kind(str(path), folder)
+    settings = read_json(folder / "config.json")
+    kind = settings.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise ModelError(f"'{folder}' is of a {kind}; only diffusers' UNet2DModel is supported")
+    if settings.get("num_class_embeds") is not None:
+        raise ModelError(f"'{path}' knows classes, whose names a pipeline's folder says; put it into one")
+
+    def source(name: str) -> str:
+        return name if name in weights else _old_name(name)
+
+    unet = assemble_unet(path, settings, weights, source, config=f"'{folder}/config.json'")
+    return model_of_unet(str(path), unet, read_json(scheduler), device)
+
+
+def _old_name(name: str) -> str:
+    for new, old in _OLD_NAMES.items():
+        name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def assemble_unet(
+    path: Path,
+    settings: Mapping[str, Any],
+    weights: Weights,
+    source: Callable[[str], str],
+    convert: Callable[[str, Tensor], Tensor] | None = None,
+    *,
+    config: str,
+) -> Any:
+    """A ``UNet2DModel`` of these ``settings`` with the ``weights`` from ``path``, in float32.
+
+    ``source``   the name that the file has for one of diffusers'.
+    ``convert``  what makes diffusers' tensor, of the name that is given first, of the file's.
+    ``config``   what messages call the place where the settings stand.
+
+    Raises:
+        ModelError: if the network cannot be made, or the weights are not all there, are of other shapes, or not finite.
+    """
+    unet = _empty_unet(path, settings, config)
+    wanted = {name: (source(name), value.shape) for name, value in unet.state_dict().items()}
+    sources = {name for name, _ in wanted.values()}
+    check_weights(path, sorted(sources - weights.keys()), sorted(weights.keys() - sources), config=config)
+    found = {}
+    for name, (theirs, shape) in wanted.items():
+        value = weights[theirs] if convert is None else convert(name, weights[theirs])
+        if value.shape != shape:
+            raise ModelError(
+                f"'{theirs}' in '{path}' has the shape {tuple(weights[theirs].shape)}, which does not go with {config}, "
+                f"where '{name}' has {tuple(shape)}; give the config of this very network"
+            )
+        # A copy of its own: the file may go.
+        found[name] = value.to(torch.float32, copy=True).contiguous()
+    check_finite_weights(path, found)
+    unet.load_state_dict(found, assign=True)
+    return unet
+
+
+def _empty_unet(path: Path, settings: Mapping[str, Any], config: str) -> Any:
+    """A ``UNet2DModel`` without memory for its weights: a wrong number in its settings costs none."""
+    from diffusers import UNet2DModel
+
+    check_numbers(str(path), settings)
+    try:
+        with torch.device("meta"):
+            return UNet2DModel.from_config(dict(settings))  # type: ignore[no-untyped-call]
+    except Exception as error:  # diffusers and torch, each in its own way
+        raise ModelError(f"cannot make a U-Net of {config}: {first_line(error)}; mend it") from error
