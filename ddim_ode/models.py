@@ -46,7 +46,7 @@ _ON_HUB = [
 def load_model(
     name: str = DEFAULT_MODEL, *, device: torch.device | str = "cpu", config: str | Path | None = None
 ) -> Model:
-    """The model in the folder or file ``name``, on the Hub under ``name``, or of this package for a key of ``EMBEDDED``.
+    """The model in the folder or file ``name``, on the Hub under ``name``, or of this package for one in ``EMBEDDED``.
 
     Of the form package.module:factory, ``name`` is a function to import and call, which returns the model.
 
@@ -69,7 +69,8 @@ def load_model(
     check_kind(name, unet_folder)
     unet = _load_unet(name, unet_folder)
     labels = unet.config.num_class_embeds
-    classes = _class_names(name, (folder, unet_folder.parent), labels) if labels else ()
+    named = isinstance(labels, int) and labels > 1
+    classes = _class_names(name, (folder, unet_folder.parent), labels) if named else ()
     return model_of_unet(name, unet, scheduler, device, classes=classes, folder=folder)
 
 

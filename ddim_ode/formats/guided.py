@@ -191,8 +191,8 @@ def _heads(flags: Settings) -> Callable[[int], int]:
         raise ModelError(f"num_heads_upsample in '{flags.path}' is not num_heads; that is not supported")
 
     def of(width: int) -> int:
-        count = heads if channels == -1 else width // max(channels, 1)
-        if count < 1 or width % count or (channels != -1 and width % channels):
+        count = heads if channels == -1 else width // (channels or width + 1)
+        if count < 1 or width % count or (channels != -1 and count * channels != width):
             raise ModelError(
                 f"num_heads and num_head_channels in '{flags.path}' do not divide attention over {width} channels; "
                 "mend them"

@@ -44,7 +44,7 @@ _OF_TRAINING = (
 
 def known_names() -> AbstractContextManager[None]:
     """Within it torch's reader of weights takes a few names that trainers leave in files; it makes nothing of them."""
-    return torch.serialization.safe_globals([(_Unused, name) for name in _OF_TRAINING])  # type: ignore[no-untyped-call]
+    return torch.serialization.safe_globals([(_Unused, name) for name in _OF_TRAINING])
 
 
 def kind_of(path: Path) -> str:
@@ -82,7 +82,7 @@ def read_names(path: Path) -> set[str]:
     if kind_of(path) != "safetensors":
         return set(read_weights(path))
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as file:
             return set(file.keys())
     except Exception as error:  # of safetensors' own kind, which is not public
         raise ModelError(f"cannot read '{path}': {first_line(error)}; fetch it again") from error

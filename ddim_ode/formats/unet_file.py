@@ -1,4 +1,4 @@
-"""Weights under whatever names, put into a ``UNet2DModel`` of diffusers; and files with those of diffusers themselves."""
+"""Weights under whatever names, put into a ``UNet2DModel`` of diffusers; and files under its own names."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def assemble_unet(
         value = weights[theirs] if convert is None else convert(name, weights[theirs])
         if value.shape != shape:
             raise ModelError(
-                f"'{theirs}' in '{path}' has the shape {tuple(weights[theirs].shape)}, which does not go with {config}, "
-                f"where '{name}' has {tuple(shape)}; give the config of this very network"
+                f"'{theirs}' in '{path}' has the shape {tuple(weights[theirs].shape)}, which does not go with "
+                f"{config}, where '{name}' has {tuple(shape)}; give the config of this very network"
             )
         # A copy of its own: the file may go.
         found[name] = value.to(torch.float32, copy=True).contiguous()
