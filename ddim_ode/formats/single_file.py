@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ddim_ode.configs import INDEX, first_line, read_json
 from ddim_ode.formats.reading import kind_of, known_names, read_names, read_weights
 from ddim_ode.kinds import ModelError, check_finite_weights
 
 _NETWORKS = ("model.diffusion_model.", "double_blocks.", "joint_blocks.")
-_AUTOENCODERS = ("first_stage_model.", "vae.")
+# What names begin with of the parts beside the network, by what their classes begin with.
+_PARTS = {
+    "Autoencoder": ("first_stage_model.", "vae."),
+    "CLIPText": ("cond_stage_model.", "conditioner.", "text_encoders.clip"),
+    "T5": ("text_encoders.t5",),
+}
 _SUFFIXES = (".safetensors", ".ckpt")
 
 
@@ -55,13 +63,14 @@ def load_pipeline_file(path: Path, config: str | Path | None) -> Any:
             f"is '{folder}'"
         )
     kind = _pipeline_class(folder)
-    given = {} if any(name.startswith(_AUTOENCODERS) for name in weights) else _own_autoencoder(folder)
+    given = _own_parts(folder, weights)
     del weights
     try:
         with known_names():
             pipeline = kind.from_single_file(str(path), config=str(folder), local_files_only=True, **given)
     except Exception as error:  # files that do not go with the folder fail in diffusers, transformers and torch
         raise ModelError(f"cannot load the pipeline '{path}' with config '{folder}': {first_line(error)}") from error
+    _check_whole(path, folder, pipeline)
     pipeline.register_to_config(_name_or_path=str(path))
     return pipeline
 
@@ -77,18 +86,34 @@ def _pipeline_class(folder: Path) -> Any:
     return kind
 
 
-def _own_autoencoder(folder: Path) -> dict[str, Any]:
-    """The autoencoder of the ``folder``, if it has the weights of one."""
-    from diffusers import AutoModel
+def _own_parts(folder: Path, weights: Iterable[str]) -> dict[str, Any]:
+    """The parts of the pipeline in ``folder`` that a file with these ``weights`` lacks, and the folder has."""
+    found = {}
+    for part, said in read_json(folder / INDEX).items():
+        if not isinstance(said, list) or len(said) != 2 or said[0] not in ("diffusers", "transformers"):
+            continue
+        prefixes = next((known for kind, known in _PARTS.items() if str(said[1]).startswith(kind)), None)
+        there = any(path.suffix in (".safetensors", ".bin") for path in (folder / part).glob("*"))
+        if prefixes is None or not there or any(name.startswith(prefixes) for name in weights):
+            continue
+        try:
+            kind = getattr(import_module(said[0]), said[1])
+            found[part] = kind.from_pretrained(str(folder / part), local_files_only=True)
+        except Exception as error:  # damaged weights fail in diffusers, transformers, safetensors, torch or json
+            raise ModelError(f"cannot load '{part}' of '{folder}': {first_line(error)}") from error
+    return found
 
-    place = folder / "vae"
-    if not any(place.glob("*.safetensors")) and not any(place.glob("*.bin")):
-        return {}
-    try:
-        vae = AutoModel.from_pretrained(place, local_files_only=True)  # type: ignore[no-untyped-call]
-    except Exception as error:  # damaged weights fail in diffusers, safetensors, torch or json, each in its own way
-        raise ModelError(f"cannot load the autoencoder of '{folder}': {first_line(error)}") from error
-    return {"vae": vae}
+
+def _check_whole(path: Path, folder: Path, pipeline: Any) -> None:
+    """Refuse a pipeline with weights that neither the file nor the folder had: they hold nothing."""
+    for part, module in pipeline.components.items():
+        tensors = module.state_dict() if isinstance(module, nn.Module) else {}
+        empty = [name for name, value in tensors.items() if value.is_meta]
+        if empty:
+            raise ModelError(
+                f"'{path}' lacks {len(empty)} weights of '{part}' as '{folder}' has it, such as {empty[0]}; give a "
+                "folder of the same family"
+            )
 
 
 def _fetch_config(path: Path, weights: dict[str, Any]) -> Path:
