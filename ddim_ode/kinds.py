@@ -79,7 +79,7 @@ def check_finite_weights(place: Path, state: Mapping[str, Tensor]) -> None:
             raise ModelError(f"the weights in '{place}' are damaged: '{key}' holds NaN or infinity")
 
 
-def check_weights(place: Path, missing: list[str], unexpected: list[str], *, config: str = "config.json") -> None:
+def check_weights(place: Path, missing: list[str], unexpected: list[str], *, config: str = "its config.json") -> None:
     """Refuse weights, found in ``place``, that are not those of the ``config`` that goes with them.
 
     Raises:
@@ -91,7 +91,7 @@ def check_weights(place: Path, missing: list[str], unexpected: list[str], *, con
     if missing:
         parts.append(f"lack: {_some(missing)}")
     if unexpected:
-        parts.append(f"{'and ' if missing else ''}have names that its {config} does not ask for: {_some(unexpected)}")
+        parts.append(f"{'and ' if missing else ''}have names that {config} does not ask for: {_some(unexpected)}")
     prefix = next((p for p in ("module.", "_orig_mod.", "unet.", "model.") if _all_begin(unexpected, p)), "")
     hint = f"; all of these begin with '{prefix}': save them without it" if prefix else ""
     raise ModelError(" ".join(parts) + hint)

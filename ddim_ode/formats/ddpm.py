@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ddim_ode.formats.reading import Weights
-from ddim_ode.formats.settings import Settings
-from ddim_ode.formats.unet_file import assemble_unet
+from ddim_ode.formats.settings import Settings, read_settings
+from ddim_ode.formats.unet_file import assemble_unet, widths
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
 from ddim_ode.unets import MOST_PIXELS, model_of_unet
@@ -55,7 +55,7 @@ def load_ddpm(path: Path, weights: Weights, config: Path, device: torch.device |
     Raises:
         ModelError: if they do not go together, or the file asks for what is not supported.
     """
-    settings = Settings(config)
+    settings = read_settings(config)
     _check_data(settings)
     unet_config = _unet_config(settings)
     levels = len(unet_config["block_out_channels"])
@@ -75,7 +75,7 @@ def _unet_config(settings: Settings) -> dict[str, Any]:
     settings.one_of("model.type", ("simple", "bayesian"), "simple")
     size = settings.whole("data.image_size", most=MOST_PIXELS)
     width = settings.whole("model.ch", most=10_000)
-    channels = [width * factor for factor in settings.numbers("model.ch_mult", most=100)]
+    channels = widths(width, settings.numbers("model.ch_mult", most=100), f"ch_mult in '{settings.path}'")
     resolutions = settings.numbers("model.attn_resolutions")
     attends = [size // 2**level in resolutions for level in range(len(channels))]
     return {

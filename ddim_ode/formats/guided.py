@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ddim_ode.formats.reading import Weights
-from ddim_ode.formats.settings import Settings
-from ddim_ode.formats.unet_file import assemble_unet
+from ddim_ode.formats.settings import Settings, read_settings
+from ddim_ode.formats.unet_file import assemble_unet, widths
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
 from ddim_ode.unets import MOST_PIXELS, model_of_unet
@@ -59,7 +59,7 @@ def load_guided(path: Path, weights: Weights, config: Path, device: torch.device
     Raises:
         ModelError: if they do not go together, or the flags ask for what is not supported.
     """
-    flags = Settings(config)
+    flags = read_settings(config)
     labels = _labels(path, weights, flags)
     unet_config = _unet_config(flags, labels)
     source = _names(unet_config)
@@ -85,7 +85,7 @@ def _unet_config(flags: Settings, labels: int | None) -> dict[str, Any]:
     """That of the same network in diffusers, whose numbers of heads are set afterwards."""
     size = flags.whole("image_size", most=MOST_PIXELS)
     width = flags.whole("num_channels", most=10_000)
-    channels = [width * factor for factor in _multiples(flags, size)]
+    channels = widths(width, _multiples(flags, size), f"channel_mult in '{flags.path}'")
     # The flag names the sides of the pictures that are attended to.
     sides = flags.numbers("attention_resolutions", "16,8")
     attends = [size // 2**level in sides for level in range(len(channels))]

@@ -16,18 +16,23 @@ _MOST = 1_000_000
 _ABSENT = object()
 
 
-class Settings:
-    """The settings in the file ``path``; a dot in a name, as in 'model.ch', leads into a group.
+def read_settings(path: Path) -> Settings:
+    """The settings in the file ``path``, in JSON if it ends so, else in YAML.
 
     Raises:
         ModelError: if there is no such file, or it holds no settings, or some that would run code.
     """
+    content = _parse(path)
+    if not isinstance(content, Mapping):
+        raise ModelError(f"'{path}' must hold settings by their names, but it holds a {type(content).__name__}")
+    return Settings(path, content)
 
-    def __init__(self, path: Path) -> None:
+
+class Settings:
+    """Settings, the ``content`` of the file ``path``; a dot in a name, as in 'model.ch', leads into a group."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path = path
-        content = _parse(path)
-        if not isinstance(content, Mapping):
-            raise ModelError(f"'{path}' must hold settings by their names, but it holds a {type(content).__name__}")
         self._content = content
 
     def get(self, name: str, default: object = _ABSENT) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ddim_ode.configs import find_layout, first_line, read_json
+from ddim_ode.formats.filling import fill
 from ddim_ode.formats.reading import Weights
-from ddim_ode.kinds import ModelError, check_finite_weights, check_kind, check_numbers, check_weights
+from ddim_ode.kinds import ModelError, check_kind, check_numbers
 from ddim_ode.model import Model
 from ddim_ode.unets import model_of_unet
 
@@ -70,22 +71,19 @@ def assemble_unet(
         ModelError: if the network cannot be made, or the weights are not all there, are of other shapes, or not finite.
     """
     unet = _empty_unet(path, settings, config)
-    wanted = {name: (source(name), value.shape) for name, value in unet.state_dict().items()}
-    sources = {name for name, _ in wanted.values()}
-    check_weights(path, sorted(sources - weights.keys()), sorted(weights.keys() - sources), config=config)
-    found = {}
-    for name, (theirs, shape) in wanted.items():
-        value = weights[theirs] if convert is None else convert(name, weights[theirs])
-        if value.shape != shape:
-            raise ModelError(
-                f"'{theirs}' in '{path}' has the shape {tuple(weights[theirs].shape)}, which does not go with "
-                f"{config}, where '{name}' has {tuple(shape)}; give the config of this very network"
-            )
-        # A copy of its own: the file may go.
-        found[name] = value.to(torch.float32, copy=True).contiguous()
-    check_finite_weights(path, found)
-    unet.load_state_dict(found, assign=True)
+    fill(unet, path, weights, source, convert, config=config)
     return unet
+
+
+def widths(width: int, multiples: Sequence[int], setting: str) -> list[int]:
+    """The channels at each level of a network of ``width``: its ``multiples``, which the ``setting`` gives.
+
+    Raises:
+        ModelError: unless they begin with 1; the time's embedding hangs on the first one in diffusers.
+    """
+    if multiples[:1] != (1,):
+        raise ModelError(f"{setting} begins with {multiples[0] if multiples else 'nothing'}; only 1 is supported there")
+    return [width * multiple for multiple in multiples]
 
 
 def _empty_unet(path: Path, settings: Mapping[str, Any], config: str) -> Any:
