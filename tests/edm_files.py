@@ -1,8 +1,8 @@
 """Pickles in the layout of NVlabs/edm, written by a stand-in for its code; and the reference that they are held to.
 
 ``edm_reference.json`` has names and shapes of weights and outputs of SongUNet and DhariwalUNet as NVIDIA publishes them
-under the Apache licence 2.0, in nvidia-physicsnemo 2.2.2, with the weights that ``wave`` makes and on its inputs; and with
-the group normalisation of training, which is torch's, for that package divides by one less in inference.
+under the Apache licence 2.0, in nvidia-physicsnemo 2.2.2, with the weights that ``wave`` makes and on its inputs. The
+group normalisation is that of training, which is torch's: in inference that package divides by one less.
 """
 
 from __future__ import annotations

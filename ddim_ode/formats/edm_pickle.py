@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ddim_ode.configs import first_line
-from ddim_ode.formats.reading import Weights
+from ddim_ode.formats.reading import Weights, check_plain
 from ddim_ode.kinds import ModelError
 
 _MOST_NESTED = 20
@@ -56,6 +56,7 @@ def weights_of(path: Path, record: Record) -> Weights:
     """
     found: Weights = {}
     _collect(path, record, "", found, _MOST_NESTED)
+    check_plain(path, found)
     return found
 
 

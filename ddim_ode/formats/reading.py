@@ -21,6 +21,7 @@ Weights = dict[str, Tensor]
 # How torch's files began before they were zip files: a pickle of a number.
 _OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _MOST_NESTED = 4
+_LONGEST_NAME = 200
 
 
 class _Unused:
@@ -104,7 +105,21 @@ def read_weights(path: Path) -> Weights:
     for prefix in ("module.", "_orig_mod."):
         if all(name.startswith(prefix) for name in weights):
             weights = {name[len(prefix) :]: value for name, value in weights.items()}
+    check_plain(path, weights)
     return weights
+
+
+def check_plain(path: Path, weights: Weights) -> None:
+    """Refuse ``weights`` from ``path`` that are no ordinary numbers in memory, or whose names nobody could print.
+
+    Raises:
+        ModelError: with the name of the first.
+    """
+    for name, value in weights.items():
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ModelError(f"'{path}' has a weight called {name!r:.60}, which is no name; fetch it again")
+        if value.layout != torch.strided or value.is_meta or value.is_complex() or value.is_quantized:
+            raise ModelError(f"'{name}' in '{path}' is no plain tensor of real numbers; save it as one")
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -117,6 +132,8 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _read_torch(path: Path, *, mapped: bool) -> object:
+    if path.suffix.lower() == ".safetensors":  # which torch goes by
+        raise ModelError(f"'{path}' is a file of torch, and not of safetensors; rename it to .ckpt")
     if mapped and not is_zipfile(path):
         raise ModelError(f"cannot read '{path}': it begins as a zip file, and does not end as one; fetch it again")
     try:

@@ -53,6 +53,8 @@ def load_pipeline_file(path: Path, config: str | Path | None) -> Any:
     if path.suffix.lower() not in _SUFFIXES:
         raise ModelError(f"'{path}' must end in {' or '.join(_SUFFIXES)}, as files of pipelines do; rename it")
     weights = read_weights(path)
+    if path.suffix.lower() == ".ckpt" and kind_of(path) == "safetensors":  # diffusers goes by that
+        raise ModelError(f"'{path}' is a file of safetensors; rename it to .safetensors")
     if not has_pipeline(weights):
         raise ModelError(f"'{path}' is no pipeline of text and latents; leave the prompt out")
     check_finite_weights(path, weights)

@@ -169,6 +169,40 @@ def test_a_folder_that_is_not_its_family_is_refused_in_a_line(
     assert str(wrong) in str(caught.value)
 
 
+def test_a_file_under_the_name_of_another_format_is_refused(file: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(file, tmp_path / "tiny.ckpt")
+    with pytest.raises(ModelError, match=r"is a file of safetensors; rename it to .safetensors"):
+        load_pipeline(str(tmp_path / "tiny.ckpt"), config=folder)
+    shutil.copy(file, tmp_path / "tiny.pt")
+    with pytest.raises(ModelError, match=r"must end in .safetensors or .ckpt"):
+        load_pipeline(str(tmp_path / "tiny.pt"), config=folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float, pipeline: Any, folder: Path, tmp_path: Path) -> None:
+    weights = compvis.single_file(pipeline)
+    weights["first_stage_model.decoder.conv_in.weight"].view(-1)[3] = value
+    save_file(weights, tmp_path / "tiny.safetensors")
+    with pytest.raises(ModelError, match=r"'first_stage_model.decoder.conv_in.weight' holds NaN or infinity"):
+        load_pipeline(str(tmp_path / "tiny.safetensors"), config=folder)
+
+
+@pytest.mark.parametrize("name", ["model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_in.weight"])
+@pytest.mark.parametrize("how", ["missing", "of another shape"])
+def test_weights_that_are_not_those_of_the_family_are_refused(
+    name: str, how: str, pipeline: Any, folder: Path, tmp_path: Path
+) -> None:
+    weights = compvis.single_file(pipeline)
+    if how == "missing":
+        del weights[name]
+    else:
+        weights[name] = torch.ones(3, 3)
+    save_file(weights, tmp_path / "tiny.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load_pipeline(str(tmp_path / "tiny.safetensors"), config=folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_config_for_a_folder_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match="a config is of models that are one file"):
         load_pipeline(str(folder), config=folder)
