@@ -75,7 +75,8 @@ def check_finite_weights(place: Path, state: Mapping[str, Tensor]) -> None:
         ModelError: with the name of the first that is not.
     """
     for key, value in state.items():
-        if not bool(value.isfinite().all()):
+        # torch asks numbers of one byte only when they are wider.
+        if not bool((value.float() if value.dtype.itemsize == 1 else value).isfinite().all()):
             raise ModelError(f"the weights in '{place}' are damaged: '{key}' holds NaN or infinity")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,18 @@ def load_guided(path: Path, weights: Weights, config: Path, device: torch.device
     """
     flags = read_settings(config)
     labels = _labels(path, weights, flags)
-    unet_config = _unet_config(flags, labels)
-    source = _names(unet_config)
     heads = _heads(flags)
+    unet_config = _unet_config(flags, labels, heads)
+    source = _names(unet_config)
     convert = _splitting(flags.truth("use_new_attention_order", False), heads)
     unet = assemble_unet(path, unet_config, weights, source, convert, config=f"'{config}'")
-    _set_heads(unet, heads)
     classes = tuple(str(i) for i in range(labels or 0))
-    return model_of_unet(str(path), unet, _scheduler(flags), device, classes=classes)
+    model = model_of_unet(str(path), unet, _scheduler(flags), device, classes=classes)
+    if unet_config["attention_head_dim"] is not None:
+        return model
+    # No configuration of diffusers says this, and so it cannot be exported as one: without a scheduler it is not.
+    _set_heads(unet, heads)
+    return replace(model, scheduler=None)
 
 
 def _labels(path: Path, weights: Weights, flags: Settings) -> int | None:
@@ -81,14 +86,16 @@ def _labels(path: Path, weights: Weights, flags: Settings) -> int | None:
     return len(table)
 
 
-def _unet_config(flags: Settings, labels: int | None) -> dict[str, Any]:
-    """That of the same network in diffusers, whose numbers of heads are set afterwards."""
+def _unet_config(flags: Settings, labels: int | None, heads: Callable[[int], int]) -> dict[str, Any]:
+    """That of the same network in diffusers; without the width of ``heads`` if that is not the same at all levels."""
     size = flags.whole("image_size", most=MOST_PIXELS)
     width = flags.whole("num_channels", most=10_000)
     channels = widths(width, _multiples(flags, size), f"channel_mult in '{flags.path}'")
     # The flag names the sides of the pictures that are attended to.
     sides = flags.numbers("attention_resolutions", "16,8")
     attends = [size // 2**level in sides for level in range(len(channels))]
+    attended = {channels[-1], *(width for width, attention in zip(channels, attends, strict=True) if attention)}
+    head_widths = {width // heads(width) for width in attended}
     resampling = "resnet" if flags.truth("resblock_updown", False) else "conv"
     return {
         "sample_size": size,
@@ -102,7 +109,7 @@ def _unet_config(flags: Settings, labels: int | None) -> dict[str, Any]:
         "upsample_type": resampling,
         "resnet_time_scale_shift": "scale_shift" if flags.truth("use_scale_shift_norm", True) else "default",
         "dropout": flags.number("dropout", 0.0),
-        "attention_head_dim": None,
+        "attention_head_dim": head_widths.pop() if len(head_widths) == 1 else None,
         "norm_num_groups": 32,
         "attn_norm_num_groups": 32,
         "norm_eps": 1e-5,

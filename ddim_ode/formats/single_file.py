@@ -71,7 +71,10 @@ def load_pipeline_file(path: Path, config: str | Path | None) -> Any:
         with known_names():
             pipeline = kind.from_single_file(str(path), config=str(folder), local_files_only=True, **given)
     except Exception as error:  # files that do not go with the folder fail in diffusers, transformers and torch
-        raise ModelError(f"cannot load the pipeline '{path}' with config '{folder}': {first_line(error)}") from error
+        # What diffusers says of weights that nothing filled.
+        lacking = "meta tensor" in str(error)
+        why = "the file lacks weights of it; give a folder of the same family" if lacking else first_line(error)
+        raise ModelError(f"cannot load the pipeline '{path}' with config '{folder}': {why}") from error
     _check_whole(path, folder, pipeline)
     pipeline.register_to_config(_name_or_path=str(path))
     return pipeline

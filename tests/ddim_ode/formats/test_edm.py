@@ -96,6 +96,12 @@ def spoilt(value: float) -> Any:
     return net
 
 
+def with_buffer(name: str, value: torch.Tensor) -> Any:
+    net = network(REFERENCE["DDPM++"])
+    net.model._buffers[name] = value
+    return net
+
+
 def without(name: str) -> Any:
     net = network(REFERENCE["DDPM++"])
     del net.model._modules[name]
@@ -131,6 +137,8 @@ def without(name: str) -> Any:
         (lambda: with_state(_buffers=[1]), "is damaged: '_buffers' is no list by names"),
         (lambda: without("dec"), "lack: dec.4x4_block0"),
         (lambda: without("map_layer0"), "lack: map_layer0.bias, map_layer0.weight"),
+        (lambda: with_buffer("a\nb", torch.ones(1)), "which is no name"),
+        (lambda: with_buffer("more", torch.ones(1)), "names that its own settings does not ask for: more"),
         (lambda: spoilt(torch.nan), "are damaged: '.*' holds NaN or infinity"),
         (lambda: spoilt(torch.inf), "are damaged: '.*' holds NaN or infinity"),
     ],

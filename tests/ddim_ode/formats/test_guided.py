@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from ddim_ode.conditions import UNCONDITIONAL
+from ddim_ode.export import export_pipeline
 from ddim_ode.kinds import ModelError
 from ddim_ode.models import load_model
 from ddim_ode.schedule import make_schedule
@@ -99,6 +101,36 @@ def test_one_with_classes_must_be_asked_for_one(tmp_path: Path) -> None:
         ode = model.ode(conditions=None if asked is None else [asked] * 2)
         with pytest.raises(ValueError, match="trained with a class for every picture; name one of its 5 classes"):
             ode(torch.tensor(1.0, dtype=torch.float64), x.double())
+
+
+def test_it_cannot_be_exported_as_one_of_no_class(tmp_path: Path) -> None:
+    path, config = written(layouts.shake(layouts.Guided(classes=5)), tmp_path, class_cond=True)
+    model = load_model(str(path), config=config)
+    with pytest.raises(ValueError, match="trained with a class for every picture"):
+        export_pipeline(model, UNCONDITIONAL, tmp_path / "none")
+    export_pipeline(model, model.condition("3"), tmp_path / "three")
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([10.0, 411.5])
+    got, expected = load_model(str(tmp_path / "three")).network(x, t), model.network.answer(x, t, torch.tensor([3, 3]))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_that_diffusers_cannot_say_are_not_exported(tmp_path: Path) -> None:
+    path, config = written(layouts.shake(layouts.Guided()), tmp_path, num_heads=4, num_head_channels=-1)
+    export_pipeline(load_model(str(path), config=config), UNCONDITIONAL, tmp_path / "alike")
+    network = layouts.Guided(heads=4, attention=(8, 4))
+    path, config = written(
+        layouts.shake(network), tmp_path, num_heads=4, num_head_channels=-1, attention_resolutions="8,4"
+    )
+    with pytest.raises(ValueError, match="export one that was"):
+        export_pipeline(load_model(str(path), config=config), UNCONDITIONAL, tmp_path / "others")
+
+
+def test_a_thousand_classes_are_not_all_listed(tmp_path: Path) -> None:
+    path, config = written(layouts.shake(layouts.Guided(classes=1000)), tmp_path, class_cond=True)
+    model = load_model(str(path), config=config)
+    assert "classes    0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 990 more" in model.summary()
+    with pytest.raises(ValueError, match="9 9 and 990 more, and 'none'"):
+        model.condition("1000")
 
 
 def test_the_schedule_is_that_of_the_flags(tmp_path: Path) -> None:
