@@ -34,7 +34,7 @@ from ddim_ode.console import (
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.session.options import Run, class_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
-from ddim_ode.spacings import DEFAULT_GRID, GRIDS
+from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER
 from solvers import DEFAULT_SOLVER, SOLVERS, Solver
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def main() -> None:
 @class_option()
 @click.option("--check", is_flag=True, help="Say how good the latents are; costs four times the evaluations.")
 @click.option("--exact", is_flag=True, help="Undo exactly what decoding with --solver, or with euler, will do.")
+@click.option("--no-prompt", is_flag=True, help="Leave the texts that a pipeline is asked for out of the files.")
 @output_option
 @existing_options
 def encode(
@@ -103,6 +104,7 @@ def encode(
     label: str | None,
     check: bool,
     exact: bool,
+    no_prompt: bool,
     output: Path | None,
     existing: Existing,
 ) -> None:
@@ -113,13 +115,15 @@ def encode(
     """
     failures = Failures()
     jobs = find_targets(images, output, ".latent.pt", existing, failures)
-    request = Request(**run.wishes, exact=exact, label=label)
-    for batch in run.session().encode_batches([path for path, _ in jobs], request, on_error=failures.report):
+    session = run.session()
+    request = Request(**run.wishes(session.model), exact=exact, label=label)
+    for batch in session.encode_batches([path for path, _ in jobs], request, on_error=failures.report):
         warn(*batch.walk.notes)
         saved = []
         for encoded in batch:
             with failures.caught():
-                save(encoded.latent, jobs[encoded.index][1], overwrite=existing.overwrite)
+                latent = encoded.latent.without_prompt() if no_prompt else encoded.latent
+                save(latent, jobs[encoded.index][1], overwrite=existing.overwrite)
                 saved.append(encoded)
         found = lost = None
         with failures.caught(RuntimeError):  # by then the latents are saved
@@ -155,8 +159,10 @@ def decode(
     """
     failures = Failures()
     jobs = find_targets(latents, output, ".decoded.png", existing, failures)
-    paths, request = [path for path, _ in jobs], Request(**run.wishes, label=label)
-    for decoded in run.session(paths).decode_all(paths, request, any_model=any_model, on_error=failures.report):
+    paths = [path for path, _ in jobs]
+    session = run.session(paths)
+    request = Request(**run.wishes(session.model), label=label)
+    for decoded in session.decode_all(paths, request, any_model=any_model, on_error=failures.report):
         warn_of(decoded.walk, decoded.member)
         with failures.caught():
             target = jobs[decoded.index][1]
@@ -191,7 +197,8 @@ def reconstruct(
     """
     failures = Failures()
     jobs = find_targets(images, output, ".reconstruction.png", existing, failures)
-    session, request = run.session(), Request(**run.wishes, label=label)
+    session = run.session()
+    request = Request(**run.wishes(session.model), label=label)
     if target_psnr is not None:
         jobs = [jobs[i] for i in session.readable([path for path, _ in jobs], on_error=failures.report)]
         if jobs:
@@ -245,7 +252,8 @@ def sample(
     check_sheet(len(classes) * count, session.model.space.shape)
     wanted = [name for name in classes for _ in range(count)]
     samples: list[Sample] = []
-    for found in session.sample(len(wanted), seed=seed, eta=eta, sigma_hat=sigma_hat, label=wanted, **run.wishes):
+    wishes = run.wishes(session.model)
+    for found in session.sample(len(wanted), seed=seed, eta=eta, sigma_hat=sigma_hat, label=wanted, **wishes):
         warn_of(found.walk, len(samples) % session.batch_size)
         samples.append(found)
     pictures = [found.picture for found in samples]
@@ -292,7 +300,7 @@ def interpolate(
     targets = find_frames(frames, number, output, overwrite) if frames else []
     check_outputs([output, *targets], inputs)
     label = labels[0] if len(labels) == 1 else labels or None
-    found = session.interpolate(inputs, seeds=seeds, count=count, label=label, **run.wishes)
+    found = session.interpolate(inputs, seeds=seeds, count=count, label=label, **run.wishes(session.model))
     warn(*found.there.notes, *found.back.notes)
     for picture, target in zip(found.pictures, targets, strict=False):
         save(picture, target, overwrite=overwrite)
@@ -303,8 +311,8 @@ def interpolate(
 
 @main.command()
 @click.argument("image", type=PATH, metavar="IMG")
-@click.option("--from", "own", metavar="CLASS", help="What the picture shows, by the class's name or number.")
-@click.option("--to", required=True, metavar="CLASS", help="What it should show.")
+@click.option("--from", "own", metavar="CLASS|TEXT", help="What the picture shows: a class, or a pipeline's prompt.")
+@click.option("--to", required=True, metavar="CLASS|TEXT", help="What it should show.")
 @click.option(
     "--strength",
     "strengths",
@@ -326,7 +334,7 @@ def edit(
     output: Path | None,
     overwrite: bool,
 ) -> None:
-    """Make a picture of one class into one of another, and save what it was, came back as, and became side by side.
+    """Make a picture of one class or prompt into one of another, and save what it was, came back as, and became.
 
     The picture is encoded as --from, without guidance, up to --strength, and decoded as --to with --guidance. The less
     strength, the more of it stays.
@@ -336,12 +344,13 @@ def edit(
     target = output or image.with_name(f"{image.stem}.edit.png")
     check_image_path(target, overwrite=overwrite)
     check_outputs([target], [image])
-    found = run.session().edit(image, to, strength=strengths, label=own, **run.wishes)
+    session = run.session()
+    found = session.edit(image, to, strength=strengths, label=own, **run.wishes(session.model))
     for part in found.edits:
         warn(*part.there.notes, *part.back.notes)
         say(f"{found.name}: {part.report()}")
     save(found.strip, target, overwrite=overwrite)
-    say(f"{found.name} from {found.own} to {found.edits[-1].plan.condition} -> {target}")
+    say(f"{found.name} from {found.own} to {found.to} -> {target}")
 
 
 @main.command()
@@ -584,6 +593,7 @@ def _list_registries() -> None:
     say("Grids (clean end unless given, rule):")
     for name, grid in sorted(GRIDS.items()):
         say(f"  {name:26} {grid.clean_end:12}  {grid.source}")
+    say(f"  {SCHEDULER:26} {'its own':12}  Of a pipeline: what its scheduler walks.")
 
 
 def _cost(solver: Solver) -> str:

@@ -26,20 +26,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_layout(folder: Path) -> tuple[Path, Path]:
-    """The U-Net's folder and the scheduler's file of a model folder, in any of the three layouts.
+    """The network's folder and the scheduler's file of a model folder, in any of the layouts.
 
     Raises:
         ModelError: if it is none.
     """
-    if (folder / "unet" / "config.json").is_file():
-        unet, candidates = folder / "unet", [folder / "scheduler", folder]
+    parts = [folder / part for part in ("unet", "transformer")]
+    place = next((part for part in parts if (part / "config.json").is_file()), None)
+    if place is not None:
+        candidates = [folder / "scheduler", folder]
     elif (folder / "config.json").is_file():
-        unet, candidates = folder, [folder, folder.parent / "scheduler"]
+        place, candidates = folder, [folder, folder.parent / "scheduler"]
     else:
         raise ModelError(f"'{folder}' is not a model folder: it has neither unet/config.json nor config.json")
     for candidate in candidates:
         if (candidate / "scheduler_config.json").is_file():
-            return unet, candidate / "scheduler_config.json"
+            return place, candidate / "scheduler_config.json"
     raise ModelError(
         f"'{folder}' has no scheduler_config.json, so the noise schedule of its training is not known; "
         "put diffusers' file there, in scheduler/ or beside config.json"

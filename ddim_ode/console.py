@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from ddim_ode.session.request import PlanError
-from ddim_ode.spacings import GRIDS
+from ddim_ode.spacings import GRIDS, SCHEDULER
 
 if TYPE_CHECKING:
     from ddim_ode.latents import Latent
@@ -161,15 +161,16 @@ class GridName(click.ParamType):  # type: ignore[type-arg]
     name = "grid"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return f"[{'|'.join(sorted(GRIDS))}|T,T,...]"
+        return f"[{'|'.join(sorted([*GRIDS, SCHEDULER]))}|T,T,...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str) or value in GRIDS:
+        if not isinstance(value, str) or value in GRIDS or value == SCHEDULER:
             return value
         try:
             return tuple(float(t) for t in value.split(","))
         except ValueError:
-            self.fail(f"unknown grid '{value}'; choose one of: {', '.join(sorted(GRIDS))}, or timesteps T,T,...")
+            known = ", ".join(sorted([*GRIDS, SCHEDULER]))
+            self.fail(f"unknown grid '{value}'; choose one of: {known}, or timesteps T,T,...")
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ddim_ode.embeddings import hash_of, prompt_of
 
 # More than any walk takes by default; pipelines look at how many there are, and some make a list of as many.
 _MANY = 20_000
@@ -158,7 +160,8 @@ class DrivenPipeline(nn.Module):
     ``pack``    what makes the pipeline's latents of x, ``(B, C, H, W)``; ``unpack`` undoes it.
 
     A walk begins with the first question and ends with ``close``, after which the pipeline is as it was. There is one
-    walk of a pipeline at a time.
+    walk of a pipeline at a time. After the first one ``embedding`` is the hash of what the network is told of the
+    prompt.
     """
 
     def __init__(
@@ -175,6 +178,7 @@ class DrivenPipeline(nn.Module):
         self._call = call
         self._pack, self._unpack = pack, unpack
         self._walk: _Walk | None = None
+        self.embedding: str | None = None
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)``, t ``(B,)``, all alike, in the pipeline's timesteps; returns ``(B, C, H, W)``.
@@ -193,14 +197,29 @@ class DrivenPipeline(nn.Module):
         packed = self._pack(x)
         try:
             if self._walk is None:
-                self._walk = _Walk(self._pipeline, packed, t[0], self._call(len(x)))
-                self._walk.start()
+                answer = self._begin(packed, t[0])
             else:
                 self._walk.ask(packed, t[0])
-            return self._unpack(self._walk.answer())
+                answer = self._walk.answer()
+            return self._unpack(answer)
         except BaseException:
             self.close()
             raise
+
+    def _begin(self, x: Tensor, t: Tensor) -> Tensor:
+        """The first answer of a new walk, which shows what the network is told of the prompt."""
+
+        def hear(_: nn.Module, __: tuple[Any, ...], told: dict[str, Any]) -> None:
+            if self.embedding is None and (prompt := prompt_of(told, len(x))):
+                self.embedding = hash_of(prompt)
+
+        hook = self.denoiser.register_forward_pre_hook(hear, with_kwargs=True)
+        try:
+            self._walk = _Walk(self._pipeline, x, t, self._call(len(x)))
+            self._walk.start()
+            return self._walk.answer()
+        finally:
+            hook.remove()
 
     def scheduler_of(self, x: Tensor, steps: int) -> Any:
         """The pipeline's scheduler as the pipeline tells it to walk ``steps`` steps from latents like ``x``.
@@ -249,6 +268,16 @@ def _borrowed(pipeline: Any, scheduler: Callable[[Any], Any]) -> Iterator[None]:
         lock.release()
 
 
+def _surroundings(device: torch.device) -> list[AbstractContextManager[Any]]:
+    """What holds for the calling thread and should for another one: autocast, and the device and stream of a GPU."""
+    kind, found = device.type, list[AbstractContextManager[Any]]()
+    if torch.is_autocast_enabled(kind):
+        found.append(torch.autocast(kind, torch.get_autocast_dtype(kind)))
+    if kind == "cuda":
+        found.append(torch.cuda.stream(torch.cuda.current_stream(device)))
+    return found
+
+
 class _Walk:
     """One call of a pipeline, in a thread; it is there to be asked until its ``end``."""
 
@@ -256,6 +285,7 @@ class _Walk:
         self._pipeline, self._line = pipeline, _Line(x, t)
         self.owner = threading.get_ident()
         self._thread = threading.Thread(target=self._run, args=(x, call), name=THREAD, daemon=True)
+        self._surroundings = _surroundings(x.device)
         self._loan = ExitStack()
         self._loan.enter_context(_borrowed(pipeline, lambda own: _idle(own, self._line, t)))
 
@@ -269,7 +299,10 @@ class _Walk:
 
     def _run(self, x: Tensor, call: Mapping[str, Any]) -> None:
         try:
-            self._pipeline(latents=x, output_type="latent", **call)
+            with ExitStack() as stack:
+                for surrounding in self._surroundings:
+                    stack.enter_context(surrounding)
+                self._pipeline(latents=x, output_type="latent", **call)
         except BaseException as error:
             self._line.answers.put(error)
         else:

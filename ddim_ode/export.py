@@ -15,7 +15,7 @@ from ddim_ode.conditions import Condition
 from ddim_ode.configs import CLASS_NAMES, INDEX
 from ddim_ode.files import reason
 from ddim_ode.model import Model
-from ddim_ode.unets import ClassUNet, UNet
+from ddim_ode.networks import ClassUNet, UNet
 
 
 def save_pipeline(unet: Any, scheduler: Mapping[str, Any], folder: Path, *, classes: Sequence[str] = ()) -> None:

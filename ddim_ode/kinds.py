@@ -16,22 +16,26 @@ class ModelError(ValueError):
     """A model that cannot be loaded; the message says what is missing or not supported."""
 
 
-_AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
+# The folders of autoencoders, and whether theirs are supported.
+_AUTOENCODERS = {"vae": True, "vqvae": True, "vqgan": False, "movq": False}
 
 
-def check_kind(name: str, folder: Path) -> None:
-    """Refuse a model whose U-Net, in ``folder``, does not work on pixels.
+def find_autoencoder(name: str, folder: Path) -> Path | None:
+    """The folder of the autoencoder whose latents are the images of the network in ``folder``; None if it has none.
 
     Raises:
-        ModelError: if there is an autoencoder beside it.
+        ModelError: if it is one of another kind.
     """
     for place in (folder, folder.parent):
-        for autoencoder in _AUTOENCODERS:
-            if (place / autoencoder).is_dir():
+        for part, supported in _AUTOENCODERS.items():
+            if (place / part).is_dir():
+                if supported:
+                    return place / part
                 raise ModelError(
-                    f"model '{name}' is not supported: it has an autoencoder, '{autoencoder}', and its network "
-                    "works on what that makes of pictures, not on their pixels"
+                    f"model '{name}' is not supported: it has an autoencoder, '{part}', and its network works on what "
+                    "that makes of pictures, not on their pixels"
                 )
+    return None
 
 
 # What diffusers' network takes without a look, and fails on when it is called: the least value, and whether integers.

@@ -6,15 +6,17 @@ It is a dict of tensors, numbers, strings, lists and dicts, so that ``torch.load
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from math import inf, isclose, isfinite
+from dataclasses import asdict, dataclass, field, replace
+from math import inf, isclose
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddim_ode.asked import AskedFor, check_asked, check_table, describe, without_text
 from ddim_ode.conditions import MEANING, UNCONDITIONAL, Condition
 from ddim_ode.files import read_file, reason, write_file
 from ddim_ode.grids import Grid
@@ -24,8 +26,9 @@ from ddim_ode.models import Model
 from ddim_ode.processes import FAMILIES
 
 FORMAT = "ddim-ode latent"
-# In the first version there were no conditions, and in the first two all models were of the family 'vp'.
-VERSIONS = (1, 2, 3)
+# In the first version there were no conditions, in the first two all models were of the family 'vp', and in the first
+# three nothing said what a pipeline was told beside its texts.
+VERSIONS = (1, 2, 3, 4)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Far outside of what has unit variance: normal noise reaches 7 at most.
 LARGEST = 100.0
@@ -51,6 +54,7 @@ class Latent:
     ``condition``      what the network was asked for; a class with its name.
     ``family``         that of the model's process.
     ``asked``          what a pipeline was asked for, its prompt among it; None of all other models.
+    ``embedding``      the hash of what its network was told of the prompt.
     ``fingerprints``   of what is beside the network of a pipeline, by name.
 
     Raises:
@@ -68,7 +72,8 @@ class Latent:
     companion: Tensor | None = None
     condition: Condition = UNCONDITIONAL
     family: str = "vp"
-    asked: Mapping[str, str | float | None] | None = None
+    asked: AskedFor | None = None
+    embedding: str | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -144,6 +149,10 @@ class Latent:
                 "take one that reaches any end, such as linspace or log-snr"
             )
 
+    def without_prompt(self) -> Latent:
+        """The same without what a pipeline was asked for in words; decoding it needs them, and finds out others."""
+        return self if self.asked is None else replace(self, asked=without_text(self.asked))
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the latent file ``path``, as ``save_latent`` does."""
         save_latent(self, path, overwrite=overwrite)
@@ -172,14 +181,6 @@ class Latent:
                 + ("" if self.family == "vp" else f", family {self.family}"),
             )
         )
-
-
-def describe(asked: Mapping[str, str | float | None]) -> str:
-    """What a pipeline was ``asked`` for, in a line."""
-    negative = asked.get("negative_prompt")
-    without = f" and not '{negative}'" if negative else ""
-    kind = "a guidance it is told of" if asked.get("guidance_kind") == "distilled" else "guidance"
-    return f"'{asked.get('prompt')}'{without} with {kind} {asked.get('guidance')}"
 
 
 def _short(name: str) -> str:
@@ -219,6 +220,7 @@ def _content(latent: Latent) -> bytes:
         "solver": dict(latent.solver),
         "family": latent.family,
         "asked": None if latent.asked is None else dict(latent.asked),
+        "embedding": latent.embedding,
         "fingerprints": dict(latent.fingerprints),
         "schedule": latent.schedule.settings,
         "model": {"name": latent.model, "fingerprint": latent.fingerprint},
@@ -327,35 +329,19 @@ def _condition(content: dict[str, Any]) -> Condition:
     return Condition(label if label is None else _count(label, 0), float(guidance), name)
 
 
-# What a pipeline is asked for, and the kinds of that.
-ASKED: dict[str, tuple[type, ...]] = {
-    "prompt": (str,),
-    "negative_prompt": (str, type(None)),
-    "guidance": (float,),
-    "guidance_kind": (str,),
-}
-
-
-def _check_table(what: str, table: Any, kinds: Mapping[str, tuple[type, ...]]) -> None:
-    """Raise ValueError unless ``table`` has a value of one of its ``kinds`` for each name, and no others."""
-    if not isinstance(table, dict) or table.keys() != kinds.keys():
-        raise ValueError(f"{what} must be a table of {', '.join(kinds)}, but it is {table!r:.60}")
-    for key, value in table.items():
-        if type(value) not in kinds[key]:
-            raise ValueError(f"{key!r:.60} of {what} must be text or a number, but it is {value!r:.60}")
-
-
 def _of_family(content: dict[str, Any]) -> dict[str, Any]:
     """What a file says of the family of its model, and of a pipeline."""
     family, asked, fingerprints = content["family"], content["asked"], content["fingerprints"]
     if family not in FAMILIES:
         raise ValueError(f"the family must be one of {', '.join(FAMILIES)}, but it is {family!r:.60}")
+    embedding = content["embedding"] if content["version"] > 3 else None
     if asked is not None:
-        _check_table("what was asked for", asked, ASKED)
-        if not isfinite(asked["guidance"]):
-            raise ValueError(f"guidance must be finite, but it is {asked['guidance']}")
-    _check_table("fingerprints", fingerprints, {key: (str,) for key in fingerprints})
-    return {"family": family, "asked": asked, "fingerprints": fingerprints}
+        asked = asked if content["version"] > 3 else {**asked, "call": None}
+        check_asked(asked)
+    if embedding is not None and not re.fullmatch("[0-9a-f]{64}", embedding):
+        raise ValueError(f"the hash of what the network was told must have 64 digits, but it is {embedding!r:.60}")
+    check_table("fingerprints", fingerprints, {key: (str,) for key in fingerprints})
+    return {"family": family, "asked": asked, "embedding": embedding, "fingerprints": fingerprints}
 
 
 def _count(value: Any, least: int) -> int:

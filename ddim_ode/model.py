@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
 from ddim_ode.conditioned import Bound, Conditioned
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
+from ddim_ode.embeddings import Told
 from ddim_ode.levels import Levels
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.processes import Process
@@ -29,9 +30,10 @@ class Model:
     ``process``  how the network wants to be asked, and what it answers.
     ``folder``   where it was read from, if it was.
     ``classes``  the names of the classes that the network knows, by their numbers; none if it knows none.
-    ``autoencoder``  of diffusers, if images are its latents, and not pixels.
+    ``autoencoder``  of diffusers, if images are its latents, and not pixels; a picture is ``factor`` times as high.
     ``beside``     what else has a part in it, by name: of a pipeline its autoencoder and its text encoders.
-    ``asked``      what a pipeline is asked for: its prompt, and what goes with that.
+    ``asked``      what a pipeline is asked for: its prompt, and what goes with that; ``ask`` makes a model that is
+                   asked for something else.
     ``scheduler``  the configuration of diffusers' scheduler that it came with.
     """
 
@@ -45,8 +47,10 @@ class Model:
     classes: tuple[str, ...] = ()
     scheduler: Mapping[str, Any] | None = None
     autoencoder: Any = None
+    factor: int = 1
     beside: Mapping[str, nn.Module] = field(default_factory=dict)
     asked: Mapping[str, str | float | None] | None = None
+    ask: Callable[[Mapping[str, Any]], Model] | None = None
 
     def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Asked] | None = None) -> ProbabilityFlowODE:
         """A fresh ODE of this model, with its count of evaluations at zero.
@@ -97,6 +101,41 @@ class Model:
             vars(bound)["calibration"] = replace(self.calibration, fingerprint=bound.fingerprint, entries=entries)
         return bound
 
+    def asked_for(
+        self,
+        *,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        guidance: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Model:
+        """The same pipeline, asked for something else, or for pictures of another size in pixels.
+
+        What is None stays as it is.
+
+        Raises:
+            ValueError: if this model is of no pipeline that is told a text, or the pipeline does not take it.
+        """
+        if self.ask is None:
+            raise ValueError(f"model '{self.name}' is not a pipeline that is told a text; leave prompts and sizes out")
+        wishes = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "guidance": guidance,
+            "height": height,
+            "width": width,
+        }
+        model = self.ask({key: value for key, value in wishes.items() if value is not None})
+        # Of the same weights, which take a while to read.
+        vars(model).update({key: vars(self)[key] for key in ("fingerprint", "fingerprints") if key in vars(self)})
+        return model
+
+    @property
+    def embedding(self) -> str | None:
+        """What the network of a pipeline has been told instead of the prompt, as a hash; None before its first walk."""
+        return self.network.embedding if isinstance(self.network, Told) else None
+
     @property
     def schedule(self) -> Levels:
         """The noise levels of its training."""
@@ -111,8 +150,7 @@ class Model:
     def space(self) -> PixelSpace | AutoencoderSpace:
         """What the state of the ODE is of a picture."""
         if self.autoencoder is not None:
-            factor = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
-            return AutoencoderSpace(self.autoencoder, self.channels, self.height, self.width, factor)
+            return AutoencoderSpace(self.autoencoder, self.channels, self.height, self.width, self.factor)
         return PixelSpace(self.channels, self.height, self.width)
 
     @property

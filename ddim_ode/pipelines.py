@@ -4,13 +4,15 @@
     session = Session(from_pipeline(pipe, prompt="a cat on a mat"))
     latent = session.encode("cat.jpg", steps=20)
 
-The pipeline is driven as it is, and nothing is left on it: see ``driven``.
+The pipeline is driven as it is, and nothing is left on it: see ``driven``. For gradients and compiling, some can be
+written out: see ``adapters``.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from inspect import signature
 from math import inf, isfinite
@@ -20,12 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim_ode.adapters import AdaptedPipeline, Wish
+from ddim_ode.asked import CFG, DISTILLED, TRUE_CFG, describe_call
 from ddim_ode.configs import INDEX, first_line, read_json
+from ddim_ode.denoisers import model_of
 from ddim_ode.driven import DrivenPipeline
 from ddim_ode.formats.single_file import is_pipeline_file, load_pipeline_file
 from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
+from ddim_ode.models import told_apart
+from ddim_ode.processes import Process
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
 
@@ -36,12 +43,12 @@ _OURS = ("latents", "output_type", "num_inference_steps", "timesteps", "sigmas",
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether ``name`` is the folder of a pipeline with an autoencoder, as its index says, or the file of one."""
+    """Whether ``name`` is the folder of a pipeline that is told a text, as its index says, or the file of one."""
     index = Path(name) / INDEX
     if Path(name).is_file():
         return is_pipeline_file(Path(name))
     try:
-        return "vae" in read_json(index) if index.is_file() else False
+        return any(part.startswith("text_encoder") for part in read_json(index)) if index.is_file() else False
     except ModelError:  # which loading it will say
         return False
 
@@ -86,73 +93,174 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu", config: str 
     return pipeline.to(device)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What ``from_pipeline`` is asked for."""
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    guidance: float = 1.0
+    height: int | None = None
+    width: int | None = None
+    call: Mapping[str, Any] | None = None
+    adapted: bool = False
+
+
 def from_pipeline(
     pipeline: Any,
     *,
-    prompt: str = "",
+    prompt: str | None = None,
     negative_prompt: str | None = None,
     guidance: float = 1.0,
     height: int | None = None,
     width: int | None = None,
     call: Mapping[str, Any] | None = None,
+    adapted: bool = False,
 ) -> Model:
     """A model of a diffusers ``pipeline`` in memory, asked with one ``prompt``; it stays on its device, and as it is.
 
-    ``guidance``       the pipeline's ``guidance_scale``: 1 for none, but where a distilled network is told it.
+    Of a pipeline that is told no text, as DDPM, DDIM, DiT and LDM, it is a model with the classes that it knows.
+
+    ``guidance``       the pipeline's ``guidance_scale``: 1 for none, but where a distilled network is told it; where
+                       that is not what the network was made for, its ``true_cfg_scale``.
     ``height, width``  of the pictures in pixels; the pipeline's own unless given.
     ``call``           what else to give the pipeline at each call, by its own names, as ``image`` of a ControlNet.
+    ``adapted``        write the call out instead of driving the pipeline, as ``adapters`` says: for gradients,
+                       compiling, and solvers whose members have steps of their own.
 
     Raises:
         ModelError: if it cannot be driven, its network has no slope, or it does not take what it is to be given.
     """
+    asked = _Asked(prompt, negative_prompt, guidance, height, width, call, adapted)
     if not isfinite(guidance):
         raise ModelError(f"guidance must be a finite number, but it is {guidance:g}")
-    name = type(pipeline).__name__
-    parameters = signature(type(pipeline).__call__).parameters
-    if "latents" not in parameters or not hasattr(pipeline, "scheduler"):
-        raise ModelError(f"{name} takes no latents, and cannot be driven; load its network with load_model instead")
-    denoiser = next((part for part in _DENOISERS if isinstance(getattr(pipeline, part, None), nn.Module)), None)
-    autoencoder = getattr(pipeline, "vae", None)
-    if denoiser is None or not isinstance(autoencoder, nn.Module):
-        raise ModelError(f"{name} must have a network, one of {', '.join(_DENOISERS)}, and an autoencoder, 'vae'")
+    if "latents" not in _parameters(pipeline) and _plain(pipeline) is not None:
+        return _without_text(pipeline, asked)
+    return _with_text(pipeline, asked)
+
+
+def _parameters(pipeline: Any) -> Mapping[str, Any]:
+    """What a call of the ``pipeline`` takes, by name."""
+    return signature(type(pipeline).__call__).parameters
+
+
+def _plain(pipeline: Any) -> Any:
+    """The network of a pipeline that is told no text, None if it has none of those kinds."""
+    parts = [getattr(pipeline, part, None) for part in _DENOISERS]
+    return next((part for part in parts if type(part).__name__ in ("UNet2DModel", "DiTTransformer2DModel")), None)
+
+
+def _without_text(pipeline: Any, asked: _Asked) -> Model:
+    name, denoiser = type(pipeline).__name__, _plain(pipeline)
+    if asked != _Asked(adapted=asked.adapted):
+        raise ModelError(
+            f"{name} is told no text, and has the size that it has; leave out prompts, sizes and the call, and name a "
+            "class and its guidance where you encode or decode"
+        )
+    classes = int(getattr(denoiser.config, "num_embeds_ada_norm", None) or 0)
+    words: dict[int, list[str]] = {}
+    for word, number in getattr(pipeline, "labels", {}).items():
+        words.setdefault(number, []).append(word)
+    return model_of(
+        _name(pipeline),
+        denoiser,
+        _process(pipeline),
+        scheduler=_config(pipeline),
+        autoencoder=getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None),
+        classes=told_apart([", ".join(words.get(i, [str(i)])) for i in range(classes)]),
+    )
+
+
+def _name(pipeline: Any) -> str:
+    return str(getattr(pipeline.config, "_name_or_path", None) or type(pipeline).__name__)
+
+
+def _config(pipeline: Any) -> dict[str, Any]:
+    """The configuration of its scheduler."""
+    return {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+
+
+def _process(pipeline: Any) -> Process:
     try:
-        process = process_of_scheduler({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__})
+        return process_of_scheduler(_config(pipeline))
     except ValueError as error:
-        raise ModelError(f"{name} is not supported: {error}") from error
-    space = _space(pipeline, autoencoder, height, width)
-    asked = {"guidance_scale": guidance, **({} if negative_prompt is None else {"negative_prompt": negative_prompt})}
-    asked |= {"height": space.height * space.factor, "width": space.width * space.factor, **(call or {})}
-    _check_call(name, asked, parameters, given=call or {})
-    asked = {key: value for key, value in asked.items() if key in parameters}
+        raise ModelError(f"{type(pipeline).__name__} is not supported: {error}") from error
 
-    def call_for(count: int) -> dict[str, Any]:
-        lists = {"prompt": prompt, **({} if negative_prompt is None else {"negative_prompt": negative_prompt})}
-        return {
-            **{key: _fresh(value) for key, value in asked.items()},
-            **{key: [text] * count for key, text in lists.items()},
-        }
 
-    pack, unpack = _packing(pipeline, space)
-    network = DrivenPipeline(pipeline, getattr(pipeline, denoiser), call_for, pack, unpack)
-    distilled = bool(getattr(getattr(pipeline, denoiser).config, "guidance_embeds", False))
+def _with_text(pipeline: Any, asked: _Asked) -> Model:
+    name = type(pipeline).__name__
+    if "latents" not in _parameters(pipeline) or not hasattr(pipeline, "scheduler"):
+        raise ModelError(f"{name} takes no latents, and cannot be driven; load its network with load_model instead")
+    part = next((part for part in _DENOISERS if isinstance(getattr(pipeline, part, None), nn.Module)), None)
+    autoencoder = getattr(pipeline, "vae", None)
+    if part is None or not isinstance(autoencoder, nn.Module):
+        raise ModelError(f"{name} must have a network, one of {', '.join(_DENOISERS)}, and an autoencoder, 'vae'")
+    if any(isinstance(module, nn.Conv3d) for module in autoencoder.modules()):
+        raise ModelError(
+            f"the autoencoder of {name}, a {type(autoencoder).__name__}, is for videos, and is not supported"
+        )
+    process = _process(pipeline)
+    space = _space(pipeline, autoencoder, asked.height, asked.width)
+    kind = _guidance_kind(pipeline, getattr(pipeline, part))
+    network = (_adapted if asked.adapted else _driven)(pipeline, getattr(pipeline, part), asked, space, kind)
     return Model(
-        str(getattr(pipeline.config, "_name_or_path", None) or name),
+        _name(pipeline),
         network,
         process,
         *space.shape,
         autoencoder=autoencoder,
+        factor=space.factor,
         beside={
-            part: module
-            for part, module in pipeline.components.items()
-            if isinstance(module, nn.Module) and part not in (denoiser, "safety_checker")
+            name: module
+            for name, module in pipeline.components.items()
+            if isinstance(module, nn.Module) and name not in (part, "safety_checker")
         },
         asked={
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "guidance": float(guidance),
-            "guidance_kind": "distilled" if distilled else "cfg",
+            "prompt": asked.prompt or "",
+            "negative_prompt": asked.negative_prompt,
+            "guidance": float(asked.guidance),
+            "guidance_kind": kind,
+            "call": describe_call(asked.call or {}),
         },
+        ask=lambda changes: from_pipeline(pipeline, **{**vars(asked), **changes}),
     )
+
+
+def _guidance_kind(pipeline: Any, denoiser: Any) -> str:
+    """What guidance is of this pipeline: two answers mixed, or a number that its network is told."""
+    if getattr(denoiser.config, "guidance_embeds", False):
+        return DISTILLED
+    return TRUE_CFG if "true_cfg_scale" in _parameters(pipeline) else CFG
+
+
+def _driven(pipeline: Any, denoiser: nn.Module, asked: _Asked, space: AutoencoderSpace, kind: str) -> DrivenPipeline:
+    given = asked.call or {}
+    sizes = {"height": space.height * space.factor, "width": space.width * space.factor}
+    scale = "true_cfg_scale" if kind == TRUE_CFG else "guidance_scale"
+    texts = {"prompt": asked.prompt or "", "negative_prompt": asked.negative_prompt}
+    if kind == TRUE_CFG and asked.guidance > 1 and asked.negative_prompt is None:
+        texts["negative_prompt"] = ""  # without which there is no second answer
+    texts = {key: text for key, text in texts.items() if text is not None}
+    _check_call(pipeline, {scale: asked.guidance, **texts}, given)
+    values = {
+        key: value for key, value in {scale: asked.guidance, **sizes, **given}.items() if key in _parameters(pipeline)
+    }
+
+    def call_for(count: int) -> dict[str, Any]:
+        return {
+            **{key: _fresh(value) for key, value in values.items()},
+            **{key: [text] * count for key, text in texts.items()},
+        }
+
+    return DrivenPipeline(pipeline, denoiser, call_for, *_packing(pipeline, space))
+
+
+def _adapted(pipeline: Any, denoiser: nn.Module, asked: _Asked, space: AutoencoderSpace, kind: str) -> AdaptedPipeline:
+    more = dict(asked.call or {})
+    guidance = float(more.pop("true_cfg_scale", 1.0)) if kind == DISTILLED else asked.guidance
+    size = space.height * space.factor, space.width * space.factor
+    prompt, negative = asked.prompt or "", asked.negative_prompt
+    return AdaptedPipeline(pipeline, denoiser, Wish(prompt, negative, guidance, asked.guidance, *size, more))
 
 
 def scheduler_grid(model: Model, steps: int) -> Grid:
@@ -164,9 +272,10 @@ def scheduler_grid(model: Model, steps: int) -> Grid:
     Raises:
         ValueError: if the model is of no pipeline, or its scheduler's nodes are not known to be sigmas or timesteps.
     """
-    if not isinstance(model.network, DrivenPipeline):
+    network = model.ask({"adapted": False}).network if model.ask else None
+    if not isinstance(network, DrivenPipeline):
         raise ValueError(f"model '{model.name}' is not of a pipeline, and has no scheduler; take a grid by its name")
-    scheduler = model.network.scheduler_of(torch.zeros(1, *model.space.shape, device=model.device), steps)
+    scheduler = network.scheduler_of(torch.zeros(1, *model.space.shape, device=model.device), steps)
     levels = model.schedule
     if hasattr(scheduler, "sigmas"):
         sigmas = sorted(float(sigma) for sigma in scheduler.sigmas)
@@ -183,8 +292,10 @@ def scheduler_grid(model: Model, steps: int) -> Grid:
     return grid_of_timesteps(levels, [0.0, *tau], clean_end=VP_END)
 
 
-# What is said by arguments of ``from_pipeline``; and what depends on the number of a step, or changes latents.
+# What is said by arguments of ``from_pipeline``, and what says nothing of it; and what depends on the number of a step,
+# or changes latents.
 _SAID = {"prompt": "prompt", "negative_prompt": "negative_prompt", "guidance_scale": "guidance"}
+_NOTHING = {"prompt": "", "guidance_scale": 1.0}
 _BY_STEPS = (
     "control_guidance_start",
     "control_guidance_end",
@@ -197,18 +308,19 @@ _BY_STEPS = (
 )
 
 
-def _check_call(name: str, asked: Mapping[str, Any], parameters: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check_call(pipeline: Any, asked: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    name, parameters = type(pipeline).__name__, _parameters(pipeline)
     for key in given:
         if key in _OURS:
             raise ModelError(f"'{key}' of {name} is what drives it, and cannot be given; leave it out of the call")
-        if key in _SAID:
-            raise ModelError(f"'{key}' is not for the call; say it as {_SAID[key]}=...")
+        if key in _SAID or key in asked:
+            raise ModelError(f"'{key}' is not for the call; say it as {_SAID.get(key, 'guidance')}=...")
         if key in _BY_STEPS:
             raise ModelError(f"'{key}' of {name} depends on the number of a step, and there is none; leave it out")
         if key not in parameters:
             raise ModelError(f"{name} takes no '{key}'; it takes: {', '.join(list(parameters)[1:])}")
-    for key, none in (("guidance_scale", 1.0), ("negative_prompt", None)):
-        if key not in parameters and asked.get(key, none) != none:
+    for key, value in asked.items():
+        if key not in parameters and value != _NOTHING.get(key):
             raise ModelError(f"{name} takes no '{key}'; leave it out")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +84,7 @@ class AutoencoderSpace:
         pixels, source = _read(picture, 3, self.height * self.factor, self.width * self.factor)
         with torch.no_grad(), self._computing() as parameter:
             found = self.autoencoder.encode(pixels.to(parameter))
-            z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+            z = found.latent_dist.mode() if hasattr(found, "latent_dist") else _first(found, ("latents", "latent"))
             shift, scale = self._numbers(z)
             return Read(((z - shift) * scale).cpu().double(), source, pixels)
 
@@ -118,6 +118,12 @@ class AutoencoderSpace:
         if deviation is not None and mean is not None:
             scale = scale / torch.as_tensor(deviation).to(z).reshape(1, -1, 1, 1)
         return torch.as_tensor(shift).to(z).reshape(1, -1, 1, 1), scale.reshape(1, -1, 1, 1)
+
+
+def _first(found: object, names: Sequence[str]) -> Tensor:
+    """The first of its attributes ``names`` that ``found`` has."""
+    tensor: Tensor = next(getattr(found, name) for name in names if hasattr(found, name))
+    return tensor
 
 
 def _read(picture: Readable, channels: int, height: int, width: int) -> tuple[Tensor, Source]:

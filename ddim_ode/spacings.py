@@ -106,6 +106,8 @@ CURVATURE = (
 
 # What is taken where nothing else is asked for, nor calibrated.
 DEFAULT_GRID = "log-snr"
+# No rule, but what the scheduler of a pipeline says.
+SCHEDULER = "scheduler"
 
 _AYS = "Align Your Steps for {}, stretched to the range: arXiv 2404.14507"
 # The registry: command line, tests, plots and docs read it.

@@ -13,12 +13,18 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LDMPipeline,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -28,6 +34,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
 )
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
@@ -244,6 +252,52 @@ def pixart() -> Any:
     )
 
 
+def dit() -> Any:
+    transformer = DiTTransformer2DModel(
+        sample_size=16,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        in_channels=4,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )
+    scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False)
+    names = {i: "crane" if i in (134, 517) else f"tench {i}, fish {i}" for i in range(1000)}
+    return DiTPipeline(transformer=transformer, vae=autoencoder(), scheduler=scheduler, id2label=names)
+
+
+def plain_unet(channels: int, **config: Any) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=16,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **config,
+    )
+
+
+def ldm() -> Any:
+    vqvae = VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        norm_num_groups=4,
+        num_vq_embeddings=32,
+    )
+    return LDMPipeline(vqvae=vqvae, unet=plain_unet(3), scheduler=DDIMScheduler(**BETAS, clip_sample=False))
+
+
 def picture() -> Image.Image:
     pixels = np.random.default_rng(0).random((SIDE, SIDE, 3)) * 255
     return Image.fromarray(pixels.astype("uint8"))
@@ -269,10 +323,19 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 }
 
 
+# Those that are told no text, and take no latents.
+WITHOUT_TEXT: dict[str, Callable[[], Any]] = {
+    "DiT": dit,
+    "LDM": ldm,
+    "DDPM": lambda: DDPMPipeline(plain_unet(3), DDPMScheduler(clip_sample=False)),
+    "DDIM": lambda: DDIMPipeline(plain_unet(3), DDIMScheduler(clip_sample=False)),
+}
+
+
 def build(name: str) -> Any:
     """The pipeline called ``name``, with every weight filled."""
     torch.manual_seed(0)
-    return filled(PIPELINES[name]())
+    return filled({**PIPELINES, **WITHOUT_TEXT}[name]())
 
 
 def filled(pipeline: Any) -> Any:

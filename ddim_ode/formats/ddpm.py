@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddim_ode.denoisers import MOST_PIXELS, model_of_unet
 from ddim_ode.formats.reading import Weights
 from ddim_ode.formats.settings import Settings, read_settings
 from ddim_ode.formats.unet_file import assemble_unet, widths
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
-from ddim_ode.unets import MOST_PIXELS, model_of_unet
 
 # Names in diffusers and there, of what is in a block of a level and of what is not.
 _OUTSIDE = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ddim_ode.configs import first_line
+from ddim_ode.denoisers import MOST_PIXELS
 from ddim_ode.formats.edm_networks import BlockSettings, DhariwalUNet, Levels, SongUNet
 from ddim_ode.formats.edm_pickle import Record, read_pickle, weights_of
 from ddim_ode.formats.filling import fill
@@ -22,7 +23,6 @@ from ddim_ode.formats.settings import Settings
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
 from ddim_ode.processes import EDM
-from ddim_ode.unets import MOST_PIXELS
 
 _OTHERS = {
     "VPPrecond": "the preconditioning of variance-preserving networks",

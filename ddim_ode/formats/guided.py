@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddim_ode.denoisers import MOST_PIXELS, model_of_unet
 from ddim_ode.formats.reading import Weights
 from ddim_ode.formats.settings import Settings, read_settings
 from ddim_ode.formats.unet_file import assemble_unet, widths
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
-from ddim_ode.unets import MOST_PIXELS, model_of_unet
 
 _OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0",

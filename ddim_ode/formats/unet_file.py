@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ddim_ode.configs import find_layout, first_line, read_json
+from ddim_ode.denoisers import model_of_unet
 from ddim_ode.formats.filling import fill
 from ddim_ode.formats.reading import Weights
-from ddim_ode.kinds import ModelError, check_kind, check_numbers
+from ddim_ode.kinds import ModelError, check_numbers, find_autoencoder
 from ddim_ode.model import Model
-from ddim_ode.unets import model_of_unet
 
 # What diffusers called the projections of its attention until 2023.
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -31,7 +31,8 @@ def load_unet_file(path: Path, weights: Weights, config: Path, device: torch.dev
             f"the config of '{path}' must be a folder of diffusers, with config.json, but it is '{config}'"
         )
     folder, scheduler = find_layout(config)
-    check_kind(str(path), folder)
+    if find_autoencoder(str(path), folder):
+        raise ModelError(f"'{config}' has an autoencoder, and '{path}' is one file; name a folder with both")
     settings = read_json(folder / "config.json")
     kind = settings.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TypeVar
 
+from ddim_ode.driven import PipelineError
 from solvers import SolverError
 
 # What is told of an input that fails, while the others go on.
@@ -42,14 +43,14 @@ def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda
 def together_or_alone(
     batch: Sequence[Item], work: Callable[[Sequence[Item]], T], name: Callable[[Item], str], on_error: OnError | None
 ) -> Iterator[T]:
-    """What ``work`` makes of the ``batch``; if the solver fails, what it makes of each member by itself.
+    """What ``work`` makes of the ``batch``; if solver or pipeline fail, what it makes of each member by itself.
 
     So one member that cannot be done loses no other. It is reported by its ``name``, as a MemberError; without
     ``on_error`` the error is raised as it is.
     """
     try:
         done = work(batch)
-    except SolverError as error:
+    except (SolverError, PipelineError) as error:
         if on_error is None:
             raise
         if len(batch) > 1:

@@ -9,13 +9,14 @@ for a good one, and near that of the finer latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ddim_ode.grids import Grid
 from ddim_ode.images import pixel_mse
+from ddim_ode.session.parts import Parts
 from ddim_ode.session.walks import Walker
 from solvers import Solver
 
@@ -31,18 +32,21 @@ class Check:
     ``second_moment``       mean square of x_T.
     ``finer_moment``        that of the latent encoded with finer steps.
     ``reconstruction_mse``  measured MSE per dimension of what it decodes to, pixels in [0, 1].
+    ``parts``               whose errors these are, where images are latents of an autoencoder.
     """
 
     latent_rmse: Tensor
     second_moment: Tensor
     finer_moment: Tensor
     reconstruction_mse: Tensor
+    parts: Sequence[Parts | None]
 
     def report(self, i: int) -> str:
         """What was found of the latent number ``i``, in a line."""
+        parts = self.parts[i]
         return (
             f"latent RMSE about {float(self.latent_rmse[i]):.2g}, second moment {float(self.second_moment[i]):.4g}, "
-            f"reconstruction MSE {float(self.reconstruction_mse[i]):.2g}"
+            f"reconstruction MSE {float(self.reconstruction_mse[i]):.2g}{f'; {parts.report()}' if parts else ''}"
         )
 
     @property
@@ -59,14 +63,15 @@ def check(
     *,
     finer: tuple[Solver, Grid],
     back: Solver,
-    errors: Callable[[Tensor, Tensor], Tensor] = pixel_mse,
+    compare: Callable[[Tensor], tuple[Tensor, Sequence[Parts | None]]] | None = None,
     companion: Tensor | None = None,
 ) -> Check:
     """The quality of ``x_T``, encoded from ``x_0`` on ``grid``, both ``(B, C, H, W)``; pixels of x_0 in [-1, 1].
 
     ``finer``      the same method with halved steps, ``grids.halved``, or with a tenth of its tolerances.
     ``back``       the method to decode with, on ``grid``.
-    ``errors``     of two batches of states, MSE of the pictures that they are.
+    ``compare``    what came back with the pictures: their errors, ``(B,)``, and whose these are; of images that are
+                   pictures nobody else's.
     ``companion``  that of x_T, if there is one.
 
     Each of the two walks has the ODE's limit to itself. Errors are those of ``codec.encode``.
@@ -74,8 +79,8 @@ def check(
     solver, fine_grid = finer
     fine, _ = walker.encode(x_0, fine_grid, solver, label="check")
     again, _ = walker.decode(x_T, grid, back, companion=companion, label="check")
-    error = errors(x_0, again.x)
-    return Check(mean_square(fine.x - x_T).sqrt(), mean_square(x_T), mean_square(fine.x), error)
+    error, parts = compare(again.x) if compare else (pixel_mse(x_0, again.x), [None] * len(x_0))
+    return Check(mean_square(fine.x - x_T).sqrt(), mean_square(x_T), mean_square(fine.x), error, parts)
 
 
 def mean_square(x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
@@ -19,6 +20,8 @@ from ddim_ode.spacings import DEFAULT_GRID
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS
 
 if TYPE_CHECKING:
+    from ddim_ode.latents import Latent
+    from ddim_ode.models import Model
     from ddim_ode.session.session import Session
 
 T = TypeVar("T")
@@ -42,38 +45,30 @@ class Run:
     guidance: float | None
     prompt: str | None
     negative_prompt: str | None
+    size: tuple[int, int] | None
 
-    @property
-    def wishes(self) -> dict[str, Any]:
-        """What the options wish of solver and grid, by the names of ``Request``; guidance only if it is of classes."""
-        names = {option.name for option in fields(Request)} - ({"guidance"} if self._of_pipeline else set())
+    def wishes(self, model: Model) -> dict[str, Any]:
+        """What the options wish of ``model``, by the names of ``Request``; without a guidance that is of a prompt."""
+        names = {option.name for option in fields(Request)} - ({"guidance"} if model.asked else set())
         return {name: value for name, value in asdict(self).items() if name in names}
-
-    @property
-    def _of_pipeline(self) -> bool:
-        from ddim_ode.pipelines import is_pipeline
-
-        return (self.prompt, self.negative_prompt) != (None, None) or is_pipeline(self.model)
 
     def session(self, latents: Sequence[Path] = ()) -> Session:
         """The model, ready to work, with a progress bar on a terminal.
 
-        A pipeline is asked for what the options say, and else for what the ``latents`` were encoded as.
+        A pipeline is asked for what the options say, and else for what the ``latents`` were encoded as, in their size.
 
         Raises:
             ValueError: if there is no such model, or the latents were encoded as several things.
         """
+        from ddim_ode.pipelines import is_pipeline
         from ddim_ode.session.session import Session
 
-        asked: dict[str, Any] = {}
-        if self._of_pipeline:
-            own = self._asked(latents)
-            for name in ("prompt", "negative_prompt", "guidance"):
-                wish = getattr(self, name)
-                asked[name] = own.get(name) if wish is None else wish
-            asked["prompt"] = asked["prompt"] or ""
-            asked["guidance"] = 1.0 if asked["guidance"] is None else asked["guidance"]
-        return Session(
+        of_latents = self._of(latents)
+        asked: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "size": self.size}
+        if of_latents or any(asked.values()) or is_pipeline(self.model):
+            asked["prompt"] = self.prompt or ""
+            asked["guidance"] = 1.0 if self.guidance is None else self.guidance
+        session = Session(
             self.model,
             device=self.device,
             batch_size=self.batch_size,
@@ -81,21 +76,45 @@ class Run:
             progress=Bar(),
             **asked,
         )
+        return session.asked_for(**self._wanted(of_latents, session.model)) if of_latents else session
 
-    def _asked(self, latents: Sequence[Path]) -> Mapping[str, Any]:
-        """What the ``latents`` were encoded as, if that is one thing; those that cannot be read are left for later."""
-        from ddim_ode.latents import LatentError, describe, load_latent
+    def _wanted(self, of_latents: Latent, model: Model) -> dict[str, Any]:
+        """What a pipeline should be asked for, where the options leave it to a latent."""
+        own = of_latents.asked or {}
+        if self.prompt is None and own["prompt"] is None:
+            raise ValueError("the latent does not say its prompt, which was left out of it; pass --prompt")
+        names = ("prompt", "negative_prompt", "guidance")
+        wanted = {name: own[name] for name in names if getattr(self, name) is None}
+        height, width = (model.factor * side for side in of_latents.x_T.shape[2:])
+        return wanted | ({} if self.size else {"height": height, "width": width})
 
-        found: list[Mapping[str, Any]] = []
-        for path in latents:
+    def _of(self, paths: Sequence[Path]) -> Latent | None:
+        """A latent of a pipeline among ``paths``, if all were encoded alike; what cannot be read is left for later."""
+        from ddim_ode.asked import describe
+        from ddim_ode.latents import LatentError, load_latent
+
+        found: list[Latent] = []
+        for path in paths:
             with suppress(LatentError):
-                asked = load_latent(path).asked
-                if asked and asked not in found:
-                    found.append(asked)
+                latent = load_latent(path)
+                if latent.asked and latent.asked not in [other.asked for other in found]:
+                    found.append(latent)
         if len(found) > 1 and self.prompt is None:
-            several = "; ".join(map(describe, found[:3]))
+            several = "; ".join(describe(latent.asked) for latent in found[:3] if latent.asked)
             raise ValueError(f"the latents were encoded as several things: {several}; decode each by itself")
-        return found[0] if len(found) == 1 else {}
+        return found[0] if found else None
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]
+    """Height and width in pixels, as 512x768, or one number for both."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", value) if isinstance(value, str) else None
+        if match is None:
+            self.fail(f"'{value}' is no size; say HEIGHTxWIDTH in pixels, such as 512x768, or one number for both")
+        return int(match[1]), int(match[2] or match[1])
 
 
 guidance_option = click.option(
@@ -135,6 +154,7 @@ _RUN_OPTIONS = (
         "--prompt", metavar="TEXT", help="What a pipeline is asked for. Default: nothing; of a latent its own."
     ),
     click.option("--negative-prompt", metavar="TEXT", help="What it is asked to avoid, with guidance above 1."),
+    click.option("--size", type=Size(), metavar="HxW", help="Size of its pictures. Default: its own, or the latent's."),
     click.option(
         "--model",
         default="default",

@@ -24,7 +24,7 @@ from ddim_ode.session.request import (
     plan_condition,
     towards_classes,
 )
-from ddim_ode.spacings import GRIDS
+from ddim_ode.spacings import GRIDS, SCHEDULER
 from solvers import (
     AUTO,
     DEFAULT_SOLVER,
@@ -120,7 +120,7 @@ def plan_edit(request: Request, model: Model, strength: float) -> Plan:
     last = len(model.schedule) - 1
     if not 1 <= strength * last <= last:
         raise PlanError(f"the strength must be from {1 / last:.3g}, a timestep, to 1, but it is {strength:g}")
-    if isinstance(request.grid, tuple) and strength < 1:
+    if (isinstance(request.grid, tuple) or request.grid == SCHEDULER) and strength < 1:
         raise PlanError("a list of timesteps says where it ends; take --strength 1, or the name of a grid")
     calibrated = request.solver in (None, AUTO)
     usual = default_solver(model, request.grid)
@@ -160,7 +160,8 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
         ValueError: as ``plan_encoding``; LatentError if the latent was made with a calibration that the model does not
             have now, or lies at another noise level than the one where the grid begins.
     """
-    from ddim_ode.latents import LatentError, describe
+    from ddim_ode.asked import describe
+    from ddim_ode.latents import LatentError
 
     condition = plan_condition(request, model, latent)
     steps = DEFAULT_STEPS if latent.grid.name == ENDS else latent.grid.steps
@@ -198,12 +199,21 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     latent.check_reaches(grid)
     _check_ends(solver, grid, model)
     same = solver.settings == {**solver.settings, **latent.solver} and grid == latent.grid
-    same = same and condition.terms == latent.condition.terms and latent.asked == model.asked
+    same = same and condition.terms == latent.condition.terms and _same_asked(latent, model)
     exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
     why += () if exact else _left_behind(latent, condition)
-    if latent.asked != model.asked and latent.asked and model.asked:
+    if latent.asked and model.asked and not _same_asked(latent, model):
         why += (f"asked for {describe(model.asked)}, and encoded as {describe(latent.asked)}",)
     return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why, condition)
+
+
+def _same_asked(latent: Latent, model: Model) -> bool:
+    """Whether the pipeline of ``model``, if it is of one, is asked for what ``latent`` was encoded as."""
+    from ddim_ode.asked import same_asked
+
+    if latent.asked is None or model.asked is None:
+        return latent.asked is model.asked
+    return same_asked(latent.asked, model.asked)
 
 
 def plan_interpolation(
@@ -350,7 +360,11 @@ def _grid(
                 "set --rtol and --atol instead"
             )
         return full_range(model.schedule, clean_end=clean_end or "sigma-min", t_end=t_end), ()
-    if isinstance(name, tuple):
+    if name == SCHEDULER:
+        grid = _scheduler_grid(model, request.steps or steps)
+        if request.clean_end not in (None, grid.clean_end):
+            raise PlanError(f"the scheduler's own grid ends at {grid.clean_end}; leave out --clean-end")
+    elif isinstance(name, tuple):
         grid = grid_of_timesteps(model.schedule, name, clean_end=clean_end or "zero")
         if request.steps not in (None, grid.steps):
             raise PlanError(f"these timesteps make {grid.steps} steps, not {request.steps}; leave out --steps")
@@ -358,6 +372,13 @@ def _grid(
         grid = make_grid(model.schedule, name, request.steps or steps, clean_end=clean_end, t_end=t_end)
     _check_ends(solver, grid, model)
     return grid, why
+
+
+def _scheduler_grid(model: Model, steps: int) -> Grid:
+    """The nodes of the scheduler of the model's pipeline. Errors are those of ``pipelines.scheduler_grid``."""
+    from ddim_ode import pipelines
+
+    return pipelines.scheduler_grid(model, steps)
 
 
 def _moved_end(grid: str | tuple[float, ...], predicts: str) -> tuple[str, ...]:

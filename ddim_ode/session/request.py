@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Condition, Label
-from ddim_ode.spacings import DEFAULT_GRID, GRIDS, Tau
+from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER, Tau
 from solvers import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _FLOW_SOLVER, _FLOW_GRID = "angle-ab3", "trailing"
 
 def default_solver(model: Model, grid: str | tuple[float, ...] | None) -> str:
     """The solver that is taken on ``grid``, None for the default one, where none is asked for, nor calibrated."""
-    uniform = not isinstance(grid, str) or isinstance(GRIDS.get(grid), Tau)
+    uniform = not isinstance(grid, str) or grid == SCHEDULER or isinstance(GRIDS.get(grid), Tau)
     return _FLOW_SOLVER if model.process.family == "flow" and uniform else DEFAULT_SOLVER
 
 
@@ -50,7 +50,8 @@ class Request:
 
     ``solver``      a key of ``solvers.SOLVERS``, or 'auto' for what the calibration of the model says.
     ``steps``       number of steps, at least 1; for solvers that do not choose their own.
-    ``grid``        a key of ``GRIDS``, or the timesteps themselves, rising.
+    ``grid``        a key of ``GRIDS``, 'scheduler' for the nodes that a pipeline's own scheduler walks, or the
+                    timesteps themselves, rising.
     ``clean_end``   noise level at which the image is taken: one of ``grids.CLEAN_ENDS``.
     ``rtol, atol``  tolerances of an adaptive solver.
     ``exact``       for encoding: undo exactly what decoding with ``solver``, or with euler, will do.

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddim_ode.asked import DISTILLED
 from ddim_ode.conditions import Condition
 from ddim_ode.images import png, psnr, save_image, tile, to_picture
 from ddim_ode.latents import Latent
 from ddim_ode.session.check import Check
+from ddim_ode.session.parts import Parts
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.walks import Walk
 from solvers import ExactInverse
@@ -97,7 +99,15 @@ class Encoded:
     def unsure(self) -> bool:
         """Whether guidance amplifies the errors of encoding, and what decodes does not undo them exactly."""
         plan = self.plan
-        return not 0 <= plan.condition.strength <= 1 and not plan.exact and not isinstance(plan.solver, ExactInverse)
+        return not 0 <= self._strength <= 1 and not plan.exact and not isinstance(plan.solver, ExactInverse)
+
+    @property
+    def _strength(self) -> float:
+        """The guidance where it mixes two answers, of a class or a prompt."""
+        asked = self.latent.asked
+        if asked is None or asked["guidance_kind"] == DISTILLED:
+            return self.plan.condition.strength
+        return float(asked["guidance"] or 0)
 
     def report(self, found: Check | None = None) -> str:
         """How it was encoded, in a line; and how good it is, if that was ``found`` out for its batch."""
@@ -109,7 +119,7 @@ class Encoded:
 
         ``lost``  the errors of the round trips of the batch, ``(B,)``, where they were measured.
         """
-        i, solver, condition, warnings = self.member, self.plan.solver, self.plan.condition, []
+        i, solver, warnings = self.member, self.plan.solver, list[str]()
         if found is not None and bool(found.drifts[i]):
             finer_steps = "smaller tolerances" if solver.adaptive else "twice the steps"
             warnings.append(
@@ -119,7 +129,7 @@ class Encoded:
             )
         if lost is not None and self.unsure:
             warnings.append(
-                f"guidance {condition.guidance:g} makes encoding unsure: '{self.latent.source.name}' comes back with "
+                f"guidance {self._strength:g} makes encoding unsure: '{self.latent.source.name}' comes back with "
                 f"an MSE of {float(lost[i]):.3g} on [0, 1]; encode without guidance and decode with it, take more "
                 "steps, or a reversible solver"
             )
@@ -161,27 +171,6 @@ class Decoded:
     def report(self) -> str:
         """How it was decoded, in a line."""
         return describe(self.plan, self.walk, self.member)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Whose an error is, where states are latents of an autoencoder: of the ODE, and of the autoencoder alone.
-
-    ``x_0_mse``          of the states, per dimension.
-    ``ode_mse``          of the picture, pixels in [0, 1], against the autoencoder's own reconstruction.
-    ``autoencoder_mse``  of that reconstruction.
-    """
-
-    x_0_mse: float
-    ode_mse: float
-    autoencoder_mse: float
-
-    def report(self) -> str:
-        """The three, in a line."""
-        return (
-            f"the ODE alone: MSE {self.x_0_mse:.3g} in x_0 and PSNR {psnr(self.ode_mse):.2f} dB against the "
-            f"autoencoder's own; the autoencoder alone: PSNR {psnr(self.autoencoder_mse):.2f} dB"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,12 +290,13 @@ class EditedAt:
 class Edit:
     """The picture ``name``, ``image`` ``(C, H, W)``, as another class, at one strength or several, rising.
 
-    ``own``  what it was encoded as.
+    ``own, to``  what it was encoded and decoded as.
     """
 
     name: str
     image: Tensor
-    own: Condition
+    own: str
+    to: str
     edits: Sequence[EditedAt]
     settings: Mapping[str, object]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def _paired(pictures: Iterable[Readable], requests: Iterable[Request]) -> Iterat
         raise ValueError(f"there must be a request for each picture, but there are more than the {count} pictures")
 
 
+_NO_PIPELINE = (
+    "prompts, their guidance and sizes are of pipelines that are told a text, and model '{}' is none; leave them out, "
+    "or name the folder of such a pipeline"
+)
+
+
 class Session:
     """A model, ready to work.
 
@@ -112,6 +119,7 @@ class Session:
     ``progress``    is told of every evaluation.
     ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says. With them, a name
                     on the Hub is that of a pipeline.
+    ``size``        height and width of a pipeline's pictures, in pixels; its own unless given.
 
     Solvers that fail raise ``solvers.SolverError``, a limit that is reached ``ode.EvaluationLimitError``; whatever is
     wrong with what a session is given is a ValueError.
@@ -131,24 +139,46 @@ class Session:
         prompt: str | None = None,
         negative_prompt: str | None = None,
         guidance: float = 1.0,
+        size: tuple[int, int] | None = None,
     ) -> None:
         if not 1 <= batch_size <= MOST_IN_A_BATCH:
             raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
-        texts = (prompt, negative_prompt, guidance) != (None, None, 1.0)
+        texts = (prompt, negative_prompt, guidance, size) != (None, None, 1.0, None)
         if isinstance(model, str | Path):
             name, place = str(model), find_device(device)
-            of_pipeline = is_pipeline(name) or (texts and "/" in name)
+            on_hub = texts and "/" in name and not Path(name).exists()
+            of_pipeline = is_pipeline(name) or on_hub
+            if texts and not of_pipeline:
+                raise ValueError(_NO_PIPELINE.format(name))
             model = load_pipeline(name, device=place) if of_pipeline else load_model(name, device=place)
         if isinstance(model, Model):
             if texts:
-                raise ValueError("prompts and their guidance are of pipelines; leave them out, or give a pipeline")
+                raise ValueError(_NO_PIPELINE.format(model.name))
             self.model = model
         else:
-            self.model = from_pipeline(model, prompt=prompt or "", negative_prompt=negative_prompt, guidance=guidance)
+            height, width = size or (None, None)
+            self.model = from_pipeline(
+                model, prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, height=height, width=width
+            )
         self.batch_size = batch_size
         self.max_nfe = max_nfe
         self._worker = Worker(self.model, max_nfe, progress)
         self._worker.walker(())  # which refuses a wrong limit before any work
+
+    def asked_for(
+        self,
+        *,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        guidance: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Session:
+        """A session of the same pipeline, asked for something else; what is None stays. See ``Model.asked_for``."""
+        model = self.model.asked_for(
+            prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, height=height, width=width
+        )
+        return Session(model, batch_size=self.batch_size, max_nfe=self.max_nfe, progress=self._worker.listener)
 
     def encode(
         self,
@@ -352,18 +382,27 @@ class Session:
     ) -> Edit:
         """``picture`` encoded as the class ``label``, or as none, and decoded as the class ``to``, with ``guidance``.
 
+        Of a pipeline ``label`` and ``to`` are prompts; the picture is encoded without guidance, and decoded with that
+        of the session unless there is another.
+
         ``strength``  how far up to encode: a part of all timesteps, above 0 and at most 1, or several of them.
 
         Errors are those of ``encode``.
         """
-        image, source, _ = self.model.space.read(picture)
+        read = self.model.space.read(picture)
+        here, there = self._worker, self._worker
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=to, guidance=guidance)
+        if self.model.asked is not None:
+            source, target = (None if text is None else str(text) for text in (label, to))
+            here = replace(here, model=self.model.asked_for(prompt=source, guidance=1.0))
+            there = replace(there, model=self.model.asked_for(prompt=target, guidance=guidance))
+            request, label = replace(request, label=None, guidance=None), None
         strengths = [strength] if isinstance(strength, int | float) else sorted(strength)
         if not strengths:
             raise PlanError("there must be a strength, or several of them, above 0 and at most 1, but there is none")
         plans = [self._affordable(plan_edit(request, self.model, part)) for part in strengths]
         own = self.model.condition(label)
-        return edit(self._worker, image, source, own, dict(zip(strengths, plans, strict=True)))
+        return edit(here, there, read, own, dict(zip(strengths, plans, strict=True)))
 
     def encode_all(
         self, pictures: Iterable[Readable], request: Requests = None, *, on_error: OnError | None = None

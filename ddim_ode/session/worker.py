@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,14 +11,16 @@ from torch import Tensor
 from ddim_ode.ancestral import Ancestral
 from ddim_ode.codec import to_device
 from ddim_ode.conditions import UNCONDITIONAL, Asked
+from ddim_ode.embeddings import same_embedding
 from ddim_ode.grids import Grid, halved
 from ddim_ode.images import Source, pixel_mse
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.models import Model
 from ddim_ode.session import check as checking
 from ddim_ode.session.batches import MemberError, OnError, each
+from ddim_ode.session.parts import Parts
 from ddim_ode.session.plan import Plan
-from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Parts, Picture, Reconstructed, Sample
+from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Picture, Reconstructed, Sample
 from ddim_ode.session.walks import Listener, Walker
 from solvers import Solution, Solver, finer
 
@@ -134,8 +136,11 @@ class Worker:
             back, _ = self.walker(conditions).decode(solution.x, plan.grid, plan.back, companion=solution.companion)
             return self.errors(x_0, back.x)
 
+        def check() -> checking.Check:
+            return self._check(jobs, conditions, x_0, solution)
+
         latents = [encoded for _, encoded in each(range(len(jobs)), latent, on_error)]
-        return EncodedBatch(latents, walk, lambda: self._check(plan, conditions, x_0, solution), round_trip)
+        return EncodedBatch(latents, walk, check, round_trip)
 
     def _latent(self, job: PictureJob, solution: Solution, member: int, nfe: int) -> Latent:
         part = slice(member, member + 1)
@@ -152,10 +157,14 @@ class Worker:
             condition=job.plan.condition,
             family=self.model.process.family,
             asked=self.model.asked,
+            embedding=self.model.embedding,
             fingerprints=self.model.fingerprints,
         )
 
-    def _check(self, plan: Plan, conditions: Sequence[Asked], x_0: Tensor, solution: Solution) -> checking.Check:
+    def _check(
+        self, jobs: Sequence[PictureJob], conditions: Sequence[Asked], x_0: Tensor, solution: Solution
+    ) -> checking.Check:
+        plan, pixels = jobs[0].plan, torch.cat([job.pixels for job in jobs])
         # Finer steps are twice as many, of an adaptive solver up to four times.
         walker = self.walker(conditions, times=4)
         fine_grid = plan.grid if plan.solver.adaptive else halved(plan.grid, self.model.schedule)
@@ -167,9 +176,14 @@ class Worker:
             plan.grid,
             finer=fine,
             back=plan.back,
-            errors=self.errors,
+            compare=lambda back: self._compare(x_0, back, pixels),
             companion=solution.companion,
         )
+
+    def _compare(self, x_0: Tensor, back: Tensor, pixels: Tensor) -> tuple[Tensor, Sequence[Parts | None]]:
+        """The error of pictures, of what the ODE can help: against what their states decode to; and whose it is."""
+        decoded = self.pictures(back)
+        return pixel_mse(self.pictures(x_0), decoded), self._parts(x_0, back, pixels, decoded)
 
     def decode(self, jobs: Sequence[LatentJob]) -> list[Decoded]:
         """What latents that are ``alike`` decode to."""
@@ -181,10 +195,19 @@ class Worker:
         solution, walk = walker.decode(x_T, plan.grid, plan.back, companion=companion)
         images, found = self.pictures(solution.x), []
         for member, job in enumerate(jobs):
-            settings = plan_settings(self.model, job.plan, job.plan.back, job.latent.source.name)
+            own = replace(job.plan, why=(*job.plan.why, *self._told_otherwise(job.latent)))
+            settings = plan_settings(self.model, own, own.back, job.latent.source.name)
             picture = Picture(images[member], settings)
-            found.append(Decoded(job.index, member, picture, job.latent, job.plan, walk))
+            found.append(Decoded(job.index, member, picture, job.latent, own, walk))
         return found
+
+    def _told_otherwise(self, latent: Latent) -> tuple[str, ...]:
+        """Say that the network was told of another prompt than where ``latent`` was encoded, which left that out."""
+        one, other = latent.embedding, self.model.embedding
+        hidden = latent.asked is not None and latent.asked["prompt"] is None
+        if not hidden or one is None or other is None or same_embedding(one, other):
+            return ()
+        return ("told of another prompt than the one it was encoded as",)
 
     def reconstruct(self, jobs: Sequence[PictureJob]) -> list[Reconstructed]:
         """Pictures that are ``alike``, there and back."""

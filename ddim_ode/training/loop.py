@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ddim_ode.files import reason
 from ddim_ode.models import Model
+from ddim_ode.networks import ClassUNet, UNet
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import NoiseSchedule
 from ddim_ode.training.checkpoint import Checkpoint, CheckpointError, check_new, remove_left_overs, save_checkpoint
@@ -37,7 +38,6 @@ from ddim_ode.training.data import TrainingImages
 from ddim_ode.training.objective import denoising_loss, stratified_timesteps
 from ddim_ode.training.settings import Settings
 from ddim_ode.training.start import first_network
-from ddim_ode.unets import ClassUNet, UNet
 from ddim_ode.work import claimed
 
 # So often is the loss beside the bar renewed, in steps; reading it makes a GPU wait.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ddim_ode.conditions import UNCONDITIONAL
 from ddim_ode.export import without_classes
 from ddim_ode.models import Model, load_model
+from ddim_ode.networks import ClassUNet, UNet
 from ddim_ode.training.checkpoint import Checkpoint, check_new, load_checkpoint
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.settings import SCHEDULES, Settings, complete_unet, load_unet_config
-from ddim_ode.unets import ClassUNet, UNet
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from PIL import Image
 from tiny_pipelines import build
 
 from ddim_ode import load_latent, pipelines
@@ -30,7 +32,7 @@ def test_encode_and_decode_as_something_else(cli: Cli, picture: Path, folder: Pa
     made = cli("encode", picture, "--model", folder, "--prompt", "a cat", "--guidance", "3", *quick, "-o", latent)
     assert made.exit_code == 0, made.output
     asked = load_latent(latent).asked
-    assert asked == {"prompt": "a cat", "negative_prompt": None, "guidance": 3.0, "guidance_kind": "cfg"}
+    assert asked == {"prompt": "a cat", "negative_prompt": None, "guidance": 3.0, "guidance_kind": "cfg", "call": None}
     same, other = tmp_path / "same.png", tmp_path / "other.png"
     again = cli("decode", latent, "--model", folder, "-o", same)
     assert again.exit_code == 0, again.output
@@ -105,3 +107,96 @@ def test_interpolation_between_pictures(cli: Cli, picture: Path, folder: Path, t
 def test_a_guidance_that_is_no_number(cli: Cli, picture: Path, folder: Path) -> None:
     refused = cli("encode", picture, "--model", folder, "--prompt", "a cat", "--guidance", "nan")
     assert "guidance must be a finite number, but it is nan" in refused.output
+
+
+def test_three_errors_of_a_latent(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    words = ("--model", folder, "--prompt", "a cat", "--steps", "3", "--solver", "euler")
+    found = cli("encode", picture, *words, "--check", "-o", tmp_path / "a.latent.pt")
+    assert found.exit_code == 0, found.output
+    assert re.search(
+        r"reconstruction MSE \S+; the ODE alone: MSE \S+ in x_0 .* the autoencoder alone: PSNR", found.output
+    )
+    guided = cli("encode", picture, *words, "--guidance", "5", "-o", tmp_path / "b.latent.pt")
+    assert re.search(r"guidance 5 makes encoding unsure: '\S+' comes back with an MSE of", guided.output)
+
+
+def test_an_edit_with_prompts(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    strip = tmp_path / "strip.png"
+    words = ("--model", folder, "--steps", "2", "--from", "a cat", "--to", "a dog", "--guidance", "4")
+    made = cli("edit", picture, *words, "--strength", "0.5", "-o", strip)
+    assert made.exit_code == 0, made.output
+    assert f"from 'a cat' with guidance 1.0 to 'a dog' with guidance 4.0 -> {strip}" in made.output
+    with Image.open(strip) as found:
+        settings = json.loads(found.text["ddim-ode"])
+    assert (settings["asked"]["prompt"], settings["asked"]["guidance"]) == ("a dog", 4.0)
+
+
+def test_a_latent_without_its_prompt(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    latent, words = tmp_path / "a.latent.pt", ("--model", folder, "--steps", "2")
+    made = cli("encode", picture, *words, "--prompt", "a secret", "--no-prompt", "-o", latent)
+    assert made.exit_code == 0, made.output
+    assert b"a secret" not in latent.read_bytes()
+    assert "asked      a prompt that is left out with guidance 1.0" in cli("info", latent).output
+    refused = cli("decode", latent, "--model", folder)
+    assert refused.exit_code != 0
+    assert "the latent does not say its prompt, which was left out of it; pass --prompt" in refused.output
+    known = cli("decode", latent, "--model", folder, "--prompt", "a secret", "-o", tmp_path / "known.png")
+    assert known.exit_code == 0, known.output
+    assert "another prompt" not in known.output
+    other = cli("decode", latent, "--model", folder, "--prompt", "a guess", "-o", tmp_path / "other.png")
+    assert "told of another prompt than the one it was encoded as" in other.output
+
+
+def test_pictures_of_another_size(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    """A latent is decoded in its own size."""
+    latent, decoded = tmp_path / "a.latent.pt", tmp_path / "a.png"
+    words = ("--model", folder, "--prompt", "a cat", "--steps", "2")
+    assert cli("encode", picture, *words, "--size", "48x32", "-o", latent).exit_code == 0
+    made = cli("decode", latent, "--model", folder, "-o", decoded)
+    assert made.exit_code == 0, made.output
+    with Image.open(decoded) as found:
+        assert found.size == (32, 48)
+    for size, words_of_it in (("48by32", "is no size; say HEIGHTxWIDTH"), ("47", "must be multiples of 4")):
+        refused = cli("encode", picture, *words, "--size", size)
+        assert refused.exit_code != 0
+        assert words_of_it in refused.output
+    assert "sizes are of pipelines that are told a text" in cli("encode", picture, "--size", "32").output
+
+
+def test_the_grid_of_the_scheduler(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    latent = tmp_path / "a.latent.pt"
+    words = ("--model", folder, "--prompt", "a cat", "--solver", "euler", "--steps", "4", "--grid", "scheduler")
+    made = cli("encode", picture, *words, "-o", latent)
+    assert made.exit_code == 0, made.output
+    assert load_latent(latent).grid.timesteps == (0.0, 1.0, 251.0, 501.0, 751.0)
+    again = cli("decode", latent, "--model", folder, "-o", tmp_path / "a.png")
+    assert again.exit_code == 0, again.output
+    moved = cli("encode", picture, *words, "--clean-end", "zero")
+    assert "the scheduler's own grid ends at sigma-min-vp; leave out --clean-end" in moved.output
+    assert "is not of a pipeline, and has no scheduler" in cli("encode", picture, "--grid", "scheduler").output
+
+
+def test_members_with_steps_of_their_own_go_alone(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.png"
+    Image.new("RGB", (32, 32), (200, 100, 50)).save(second)
+    solver = ("--solver", "per-sample-bosh3", "--rtol", "0.1", "--atol", "0.1")
+    out = f"{tmp_path}/out/"
+    made = cli("encode", picture, second, "--model", folder, "--prompt", "a cat", *solver, "-o", out)
+    assert made.exit_code == 0, made.output
+    assert len(list(Path(out).iterdir())) == 2
+
+
+def test_a_pipeline_with_classes(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    build("DiT").save_pretrained(tmp_path / "dit")
+    words = ("--model", tmp_path / "dit", "--class", "207", "--guidance", "1.5", "--steps", "4")
+    made = cli("sample", *words, "-n", "1", "-o", tmp_path / "one.png")
+    assert made.exit_code == 0, made.output
+    latent = tmp_path / "a.latent.pt"
+    encoded = cli("encode", picture, *words, "--solver", "euler", "-o", latent)
+    assert encoded.exit_code == 0, encoded.output
+    assert load_latent(latent).condition.label == 207
+    assert set(load_latent(latent).fingerprints) == {"vae"}
+    assert cli("decode", latent, "--model", tmp_path / "dit", "-o", tmp_path / "a.png").exit_code == 0
+    refused = cli("encode", picture, *words, "--prompt", "a dog")
+    assert refused.exit_code != 0
+    assert "pipelines that are told a text" in refused.output

@@ -126,13 +126,14 @@ def test_there_and_back_exactly(name: str) -> None:
 def test_a_session_of_a_pipeline() -> None:
     pipeline = build("SD 1.5")
     session = Session(pipeline, prompt="a cat", guidance=2.0)
-    latent = session.encode(picture(), solver="dpmpp3m", steps=5)
+    with pytest.warns(UserWarning, match="guidance 2 makes encoding unsure: 'picture' comes back with an MSE of"):
+        latent = session.encode(picture(), solver="dpmpp3m", steps=5)
     assert tuple(latent.x_T.shape) == (1, 4, 16, 16)
     assert session.decode(latent).image.shape == (3, 32, 32)
     assert len(list(session.sample(2, steps=2))) == 2
     (pair,) = session.encode_batches([picture()])
     assert float(pair.check().reconstruction_mse[0]) < 0.5
-    with pytest.raises(ValueError, match="prompts and their guidance are of pipelines"):
+    with pytest.raises(ValueError, match="prompts, their guidance and sizes are of pipelines"):
         Session(prompt="a cat")
 
 
@@ -224,6 +225,11 @@ def test_members_with_steps_of_their_own_are_refused_in_a_batch_alone() -> None:
         (None, {"guidance": math.nan}, "guidance must be a finite number, but it is nan"),
         (None, {"call": {"control": 1}}, "StableDiffusionPipeline takes no 'control'; it takes: prompt, height"),
         (lambda p: setattr(p, "scheduler", LCMScheduler()), {}, "its scheduler, LCMScheduler, is for a distilled"),
+        (
+            lambda p: p.vae.add_module("time", torch.nn.Conv3d(1, 1, 1)),
+            {},
+            "AutoencoderKL, is for videos, and is not",
+        ),
     ],
 )
 def test_what_cannot_be_driven_says_why(
@@ -279,6 +285,7 @@ def test_a_latent_says_what_the_pipeline_was_asked_for() -> None:
         "negative_prompt": "a dog",
         "guidance": 2.0,
         "guidance_kind": "cfg",
+        "call": None,
     }
     assert set(latent.fingerprints) == {"vae", "text_encoder"}
     assert "asked      'a cat' and not 'a dog' with guidance 2.0" in latent.summary()

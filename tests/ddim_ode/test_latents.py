@@ -49,6 +49,11 @@ texts = st.text(max_size=20)
 conditions = st.just(UNCONDITIONAL) | st.builds(Condition, st.integers(0, 10**6), finite, texts)
 
 
+def asked_for(**changes: object) -> dict[str, object]:
+    usual = {"prompt": "a cat", "negative_prompt": None, "guidance": 2.0, "guidance_kind": "cfg", "call": None}
+    return {**usual, **changes}
+
+
 @st.composite
 def latents(draw: st.DrawFn) -> Latent:
     """Any latent at all."""
@@ -72,6 +77,8 @@ def latents(draw: st.DrawFn) -> Latent:
         nfe=draw(st.integers(0, 10**9)),
         companion=x_T.flip(3) if draw(st.booleans()) else None,
         condition=draw(conditions),
+        asked=draw(st.none() | st.builds(asked_for, prompt=texts | st.none(), call=texts | st.none())),
+        embedding=draw(st.none() | st.just("0f" * 32)),
     )
 
 
@@ -90,9 +97,18 @@ def test_everything_survives_the_file(latent: Latent) -> None:
         assert loaded.companion.numpy().tobytes() == latent.companion.numpy().tobytes()
     assert loaded.schedule.alpha_bar.equal(latent.schedule.alpha_bar)
     assert loaded.schedule.name == latent.schedule.name
-    for name in ("grid", "solver", "model", "fingerprint", "source", "nfe", "condition"):
+    for name in ("grid", "solver", "model", "fingerprint", "source", "nfe", "condition", "asked", "embedding"):
         assert getattr(loaded, name) == getattr(latent, name)
     assert loaded.condition.name == latent.condition.name
+
+
+def test_files_of_the_third_version_are_read(tmp_path: Path) -> None:
+    """They did not say what a pipeline was given beside its texts, nor what its network was told."""
+    save_latent(replace(LATENT, asked=asked_for()), tmp_path / "latent.pt")
+    content = torch.load(tmp_path / "latent.pt", weights_only=True)
+    del content["asked"]["call"], content["embedding"]
+    torch.save({**content, "version": 3}, tmp_path / "old.pt")
+    assert load_latent(tmp_path / "old.pt").asked == asked_for()
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -127,7 +143,7 @@ def test_a_reader_without_this_package_finds_what_it_needs(tmp_path: Path) -> No
     assert content["scale"] == "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
     assert content["sigma_T"] == SCHEDULE.sigma_max == content["grid"]["sigmas"][-1]
     assert content["dtype"] == "float64"
-    assert (content["version"], content["family"]) == (3, "vp")
+    assert (content["version"], content["family"]) == (4, "vp")
     meaning = "eps = eps_none + guidance * (eps_class - eps_none)"
     assert content["condition"] == {"label": 7, "guidance": 2.5, "name": "horse", "meaning": meaning}
     assert x_bar_T.shape == (1, 3, 4, 5)
@@ -253,25 +269,25 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
-def asked_for(**changes: object) -> dict[str, object]:
-    return {"prompt": "a cat", "negative_prompt": None, "guidance": 2.0, "guidance_kind": "cfg", **changes}
-
-
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
         (with_value("jpeg", "format"), "is not a latent file of ddim-ode"),
         (
-            with_value(4, "version"),
-            "has format version 4, but this program reads the versions 1, 2 and 3; use the version of",
+            with_value(5, "version"),
+            "has format version 5, but this program reads the versions 1, 2, 3 and 4; use the version of",
         ),
-        (without("version"), "has format version None, but this program reads the versions 1, 2 and 3"),
+        (without("version"), "has format version None, but this program reads the versions 1, 2, 3 and 4"),
         (without("family"), "is damaged: there is no 'family'"),
         (without("asked"), "is damaged: there is no 'asked'"),
         (with_value([1], "asked"), "is damaged: what was asked for must be a table of prompt, negative"),
         (with_value(asked_for(prompt=[1]), "asked"), "'prompt' of what was asked for must be text or a number, but it"),
         (with_value(asked_for(guidance="abc"), "asked"), "'guidance' of what was asked for must be text or a number"),
         (with_value(asked_for(guidance=inf), "asked"), "guidance must be finite, but it is inf"),
+        (with_value(asked_for(call={}), "asked"), "'call' of what was asked for must be text or a number"),
+        (without("embedding"), "is damaged: there is no 'embedding'"),
+        (with_value("abc", "embedding"), "the hash of what the network was told must have 64 digits, but it is 'abc'"),
+        (with_value(1, "embedding"), "is damaged"),
         (with_value({"vae": 3}, "fingerprints"), "'vae' of fingerprints must be text or a number, but it is 3"),
         (with_value("other", "family"), "is damaged: the family must be one of vp, flow, edm, ve, but it is 'other'"),
         (with_value("cosine", "schedule", "kind"), "noise levels of the kind 'cosine' are not known"),

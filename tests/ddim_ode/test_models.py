@@ -411,13 +411,29 @@ def test_every_scheduler_of_diffusers_is_of_one_kind_or_the_other() -> None:
     assert by_default == {name for name in of_betas if schedulers._OF_BETAS[name]}
 
 
-@pytest.mark.parametrize("name", ["vae", "vqvae"])
-def test_a_network_of_an_autoencoders_latents_is_refused(pipeline: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["vqgan", "movq"])
+def test_a_network_of_an_unknown_autoencoders_latents_is_refused(pipeline: Path, name: str) -> None:
     """Also where its U-Net is named by itself."""
     (pipeline / name).mkdir()
     for folder in (pipeline, pipeline / "unet"):
         with pytest.raises(ModelError, match=f"it has an autoencoder, '{name}', and its network works on what that"):
             load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, r"config.json' does not exist"),
+        ('{"_class_name": "AutoencoderDC"}', "is a AutoencoderDC; it must be an AutoencoderKL or a VQModel"),
+        ('{"_class_name": "VQModel"}', "holds no weights"),
+    ],
+)
+def test_a_damaged_autoencoder_is_refused(pipeline: Path, config: str | None, words: str) -> None:
+    (pipeline / "vqvae").mkdir()
+    if config is not None:
+        (pipeline / "vqvae" / "config.json").write_text(config)
+    with pytest.raises(ModelError, match=words):
+        load_model(str(pipeline))
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])

@@ -86,7 +86,7 @@ def _edit(path: Path, **changes: object) -> None:
         (lambda rest: shutil.rmtree(rest / "scheduler"), "has no scheduler_config.json"),
         (lambda rest: shutil.rmtree(rest / "unet"), "is not a model folder"),
         (lambda rest: shutil.rmtree(rest), "must be a folder of diffusers"),
-        (lambda rest: (rest / "vae").mkdir(), "it has an autoencoder, 'vae'"),
+        (lambda rest: (rest / "vae").mkdir(), "has an autoencoder, and"),
         (lambda rest: _edit(rest / "unet/config.json", _class_name="UNet2DConditionModel"), "only diffusers' UNet2DMo"),
         (lambda rest: _edit(rest / "unet/config.json", num_class_embeds=3), "knows classes, whose names"),
         (lambda rest: _edit(rest / "unet/config.json", block_out_channels=[16]), "has the shape"),

@@ -1,0 +1,56 @@
+"""Hashes of what a text encoder makes of a prompt: they tell one prompt from another, and do not give it away.
+
+An ordinary hash of floating point numbers is another one on another device, whose last digits differ. This one has a
+bit for each of some random directions, which side the embedding is on, so that the nearer two embeddings are, the fewer
+bits differ: Charikar, "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+_BITS = 256
+# Embeddings have millions of numbers; first they are added up, with random signs, in so many places.
+_PLACES = 4096
+# Rounding in half precision turns one or two bits; another prompt turns dozens.
+_SAME = 4
+_SEED = 20_102_502
+# What networks of diffusers call what they are told of a prompt.
+_NAMES = ("encoder_hidden_states", "pooled_projections", "text_embeds")
+
+
+@runtime_checkable
+class Told(Protocol):
+    """A network that is told a prompt: ``embedding`` is the hash of that, None before it is known."""
+
+    @property
+    def embedding(self) -> str | None:
+        """The hash, as ``hash_of`` makes it."""
+
+
+def prompt_of(told: Mapping[str, Any], count: int) -> list[Tensor]:
+    """What a network of diffusers is told of the prompt, for one image: of the arguments ``told`` with a batch.
+
+    Batches have ``count`` images, last of all under the prompt itself: before it those that are to be avoided.
+    """
+    flat = {**told, **(told.get("added_cond_kwargs") or {})}
+    return [flat[name][-count] for name in _NAMES if isinstance(flat.get(name), Tensor)]
+
+
+def hash_of(embeddings: Iterable[Tensor]) -> str:
+    """64 hexadecimal digits for ``embeddings``, tensors of any shapes."""
+    values = torch.cat([part.detach().float().cpu().flatten() for part in embeddings])
+    generator = torch.Generator().manual_seed(_SEED)
+    directions = torch.randn(_BITS, _PLACES, generator=generator)
+    signs = torch.randint(0, 2, (len(values),), generator=generator) * 2 - 1
+    sums = torch.zeros(_PLACES).index_add(0, torch.arange(len(values)) % _PLACES, values * signs)
+    return f"{int(''.join('01'[bit] for bit in (directions @ sums > 0).int().tolist()), 2):0{_BITS // 4}x}"
+
+
+def same_embedding(one: str, other: str) -> bool:
+    """Whether two hashes are of one prompt and one text encoder, but for rounding."""
+    return (int(one, 16) ^ int(other, 16)).bit_count() <= _SAME
