@@ -12,8 +12,9 @@ from typing import Any
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddim_ode.conditions import Condition
+from ddim_ode.configs import CLASS_NAMES, INDEX
 from ddim_ode.files import reason
-from ddim_ode.models import CLASS_NAMES, INDEX, Model
+from ddim_ode.model import Model
 from ddim_ode.networks import ClassUNet, UNet
 
 
@@ -72,6 +73,8 @@ def without_classes(network: UNet, condition: Condition) -> Any:
         return network.unet
     unet: Any = network.unet
     label = network.none if condition.terms[0][0] is None else condition.terms[0][0]
+    if label >= len(unet.class_embedding.weight):
+        raise ValueError("the model was trained with a class for every picture, and answers nothing without; name one")
     weights = {name: value for name, value in unet.state_dict().items() if not name.startswith("class_embedding.")}
     bias = "time_embedding.linear_2.bias"
     weights[bias] = weights[bias] + unet.class_embedding.weight[label]

@@ -72,32 +72,31 @@ def check_numbers(name: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def check_finite_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
+def check_finite_weights(place: Path, state: Mapping[str, Tensor]) -> None:
     """Refuse weights that are not all finite numbers.
 
     Raises:
         ModelError: with the name of the first that is not.
     """
     for key, value in state.items():
-        if not bool(value.isfinite().all()):
-            raise ModelError(f"the weights in '{folder}' are damaged: '{key}' holds NaN or infinity")
+        # torch asks numbers of one byte only when they are wider.
+        if not bool((value.float() if value.dtype.itemsize == 1 else value).isfinite().all()):
+            raise ModelError(f"the weights in '{place}' are damaged: '{key}' holds NaN or infinity")
 
 
-def check_weights(folder: Path, missing: list[str], unexpected: list[str]) -> None:
-    """Refuse weights that are not those of the ``config.json`` beside them.
+def check_weights(place: Path, missing: list[str], unexpected: list[str], *, config: str = "its config.json") -> None:
+    """Refuse weights, found in ``place``, that are not those of the ``config`` that goes with them.
 
     Raises:
         ModelError: if names are ``missing`` or ``unexpected``; it names some, and a prefix that all of these have.
     """
     if not missing and not unexpected:
         return
-    parts = [f"the weights in '{folder}'"]
+    parts = [f"the weights in '{place}'"]
     if missing:
         parts.append(f"lack: {_some(missing)}")
     if unexpected:
-        parts.append(
-            f"{'and ' if missing else ''}have names that its config.json does not ask for: {_some(unexpected)}"
-        )
+        parts.append(f"{'and ' if missing else ''}have names that {config} does not ask for: {_some(unexpected)}")
     prefix = next((p for p in ("module.", "_orig_mod.", "unet.", "model.") if _all_begin(unexpected, p)), "")
     hint = f"; all of these begin with '{prefix}': save them without it" if prefix else ""
     raise ModelError(" ".join(parts) + hint)

@@ -79,7 +79,7 @@ class Model:
         if isinstance(number, str) and number.isdecimal():
             number = int(number)
         if not isinstance(number, int) or not 0 <= number < len(self.classes):
-            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.classes)) or "no classes at all"
+            known = _listed([f"{i} {name}" for i, name in enumerate(self.classes)]) or "no classes at all"
             raise ValueError(f"model '{self.name}' knows no class '{label}'; it knows: {known}, and '{NO_CLASS}'")
         return Condition(number, guidance, self.classes[number])
 
@@ -194,7 +194,7 @@ class Model:
                 f"model '{self.name}'",
                 f"  images     {self.channels} x {self.height} x {self.width}",
                 f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
-                *((f"  classes    {', '.join(self.classes)}; none unless named",) if self.classes else ()),
+                *((f"  classes    {_listed(self.classes)}; none unless named",) if self.classes else ()),
                 *((f"  family     {self.process.family}",) if self.process.family != "vp" else ()),
                 f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
                 f"  weights    {self.fingerprint}",
@@ -202,6 +202,11 @@ class Model:
                 f"  calibrated {calibrated or 'none'}",
             )
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """All of the ``names``, or of many the first ones and how many more there are."""
+    return ", ".join(names) if len(names) <= 100 else f"{', '.join(names[:10])} and {len(names) - 10} more"
 
 
 def _fingerprint(module: nn.Module) -> str:

@@ -42,6 +42,29 @@ class ClassUNet(UNet):
         return output[:, : self.channels]
 
 
+class ClassesOnlyUNet(ClassUNet):
+    """A ``UNet2DModel`` with labels of classes, none of which means none: it must be asked for a class.
+
+    The label that would mean none is the first that the network does not have.
+    """
+
+    def __init__(self, unet: nn.Module, channels: int, labels: int) -> None:
+        super().__init__(unet, channels, labels + 1)
+
+    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """What ``ClassUNet`` answers.
+
+        Raises:
+            ValueError: if no class is asked for, or guidance, which takes an answer of no class.
+        """
+        if bool((labels == self.none).any()):
+            raise ValueError(
+                f"this network was trained with a class for every picture; name one of its {self.none} classes, from "
+                f"0 to {self.none - 1}, with guidance 1"
+            )
+        return super().answer(x, t, labels)
+
+
 class ClassTransformer(nn.Module):
     """diffusers' ``DiTTransformer2DModel`` as ``ClassUNet`` is a U-Net; its last label, too, means none.
 

@@ -24,11 +24,14 @@ from torch import Tensor, nn
 
 from ddim_ode.adapters import AdaptedPipeline, Wish
 from ddim_ode.asked import CFG, DISTILLED, TRUE_CFG, describe_call
+from ddim_ode.configs import INDEX, first_line, read_json
+from ddim_ode.denoisers import model_of
 from ddim_ode.driven import DrivenPipeline
+from ddim_ode.formats.single_file import is_pipeline_file, load_pipeline_file
 from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
-from ddim_ode.models import INDEX, first_line, model_of, read_json, told_apart
+from ddim_ode.models import told_apart
 from ddim_ode.processes import Process
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
@@ -40,16 +43,20 @@ _OURS = ("latents", "output_type", "num_inference_steps", "timesteps", "sigmas",
 
 
 def is_pipeline(name: str) -> bool:
-    """Whether ``name`` is the folder of a pipeline that is told a text, as its index says."""
+    """Whether ``name`` is the folder of a pipeline that is told a text, as its index says, or the file of one."""
     index = Path(name) / INDEX
+    if Path(name).is_file():
+        return is_pipeline_file(Path(name))
     try:
         return any(part.startswith("text_encoder") for part in read_json(index)) if index.is_file() else False
     except ModelError:  # which loading it will say
         return False
 
 
-def load_pipeline(name: str, *, device: torch.device | str = "cpu") -> Any:
-    """The diffusers pipeline in the folder ``name``, or on the Hub under ``name``, on the ``device``.
+def load_pipeline(name: str, *, device: torch.device | str = "cpu", config: str | Path | None = None) -> Any:
+    """The diffusers pipeline in the folder or file ``name``, or on the Hub under ``name``, on the ``device``.
+
+    ``config``  of a file a folder of the same family: see ``formats.single_file``.
 
     Raises:
         ModelError: if there is none, it is damaged, or what it needs is not installed.
@@ -59,6 +66,8 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu") -> Any:
             f"model '{name}' is a pipeline, and its text encoders need transformers; install it with: pip install "
             "'ddim-ode[pipelines]'"
         )
+    if config is not None and not Path(name).is_file():
+        raise ModelError(f"a config is of models that are one file, and '{name}' is none; leave it out")
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
@@ -69,9 +78,13 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu") -> Any:
     for bars in hidden:
         bars.disable_progress_bar()
     try:
+        if Path(name).is_file():
+            return load_pipeline_file(Path(name), config).to(device)
         pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             name, local_files_only=Path(name).is_dir()
         )
+    except ModelError:
+        raise
     except Exception as error:  # damaged pipelines fail in diffusers, transformers, safetensors and json
         raise ModelError(f"cannot load the pipeline '{name}': {first_line(error)}") from error
     finally:

@@ -54,10 +54,12 @@ _OTHERS: dict[str, str] = {
 }
 
 
-def process_of_scheduler(config: Mapping[str, Any]) -> Process:
+def process_of_scheduler(config: Mapping[str, Any], *, depth: int = 1) -> Process:
     """The process of the networks that a scheduler of this ``config``, its ``scheduler_config.json``, is for.
 
     Without a class it is a DDPM. It warns where the scheduler clips, which is no step of the ODE.
+
+    ``depth``  of the caller below the one that the warning is for.
 
     Raises:
         ValueError: for networks that have no ODE, or are not known, with the reason.
@@ -66,7 +68,7 @@ def process_of_scheduler(config: Mapping[str, Any]) -> Process:
     reason = next((reason for part, reason in _OTHERS.items() if part in kind), None)
     if reason:
         raise ValueError(f"its scheduler, {kind}, {reason}")
-    _warn_of_clipping(kind, config)
+    _warn_of_clipping(kind, config, depth)
     prediction = str(config.get("prediction_type", "epsilon"))
     if kind in _OF_FLOW or config.get("use_flow_sigmas") or prediction == "flow_prediction":
         return Flow(timesteps=_number(config, "num_train_timesteps", 1000, whole=True))
@@ -98,12 +100,12 @@ def _number(config: Mapping[str, Any], key: str, default: float, *, whole: bool 
     return value
 
 
-def _warn_of_clipping(kind: str, config: Mapping[str, Any]) -> None:
+def _warn_of_clipping(kind: str, config: Mapping[str, Any], depth: int) -> None:
     clips = config.get("clip_sample", _OF_BETAS.get(kind, False))
     for asked, option in ((clips, "clip_sample"), (config.get("thresholding", False), "thresholding")):
         if asked:
             warnings.warn(
                 f"the model's scheduler asks for {option}; nothing is clipped here, because a clipped step is no step "
                 "of the ODE",
-                stacklevel=4,
+                stacklevel=3 + depth,
             )

@@ -62,15 +62,15 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[("c", "a"), ("ca", "t</w>")], model_max_length=77)
 
 
-def clip(projection: bool = False) -> nn.Module:
+def clip(projection: bool = False, width: int = 32) -> nn.Module:
     last = len(clip_tokenizer()) - 1
     config = CLIPTextConfig(
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=37,
         num_attention_heads=4,
         num_hidden_layers=3,
         vocab_size=last + 1,
-        projection_dim=32,
+        projection_dim=width,
         bos_token_id=last - 1,
         eos_token_id=last,
         pad_token_id=last,
@@ -154,18 +154,19 @@ def inpainting() -> Any:
     return StableDiffusionInpaintPipeline(**_sd_parts(in_channels=9))
 
 
-def sdxl(scheduler: Any = None) -> Any:
+def sdxl(scheduler: Any = None, width: int = 32) -> Any:
+    """``width``  of the second text encoder."""
     return StableDiffusionXLPipeline(
         vae=autoencoder(scaling_factor=0.13025),
         text_encoder=clip(),
-        text_encoder_2=clip(projection=True),
+        text_encoder_2=clip(projection=True, width=width),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=unet(
-            cross_attention_dim=64,
+            cross_attention_dim=32 + width,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=32 + 6 * 8,
+            projection_class_embeddings_input_dim=width + 6 * 8,
             attention_head_dim=(2, 4),
             use_linear_projection=True,
         ),
@@ -335,7 +336,11 @@ WITHOUT_TEXT: dict[str, Callable[[], Any]] = {
 def build(name: str) -> Any:
     """The pipeline called ``name``, with every weight filled."""
     torch.manual_seed(0)
-    pipeline = {**PIPELINES, **WITHOUT_TEXT}[name]()
+    return filled({**PIPELINES, **WITHOUT_TEXT}[name]())
+
+
+def filled(pipeline: Any) -> Any:
+    """The ``pipeline`` with weights in the place of zeros."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from ddim_ode.codec import seeded
+from ddim_ode.configs import read_json
+from ddim_ode.denoisers import check_supported, image_size
 from ddim_ode.files import reason
 from ddim_ode.kinds import check_numbers
-from ddim_ode.models import DEFAULT_UNET_CONFIG, check_supported, image_size, read_json
+from ddim_ode.models import DEFAULT_UNET_CONFIG
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.schedule import NoiseSchedule, schedule_from_diffusers
 from ddim_ode.training.objective import GAMMAS

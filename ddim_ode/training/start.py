@@ -99,7 +99,7 @@ def begun_with(model: Model, values: Mapping[str, Any], given: Collection[str]) 
 
 
 def _network(model: Model) -> UNet:
-    if not isinstance(model.network, UNet):
+    if not isinstance(model.network, UNet) or model.scheduler is None:
         raise ValueError(f"model '{model.name}' was not read from a folder; begin with one that was")
     return model.network
 
