@@ -88,6 +88,7 @@ class Bench:
     def __init__(self, model: Model, dtype: str, whole: bool) -> None:
         self.model = compiled(model) if whole else model
         self._dtype, self._compiled = dtype, whole
+        self._reached: dict[tuple[str, str, int], float] = {}
 
     def calls(self, batch: int, repeats: int) -> Iterator[SpeedRow]:
         """A row for bare calls of a ``batch``, and one for a walk of as many."""
@@ -137,10 +138,13 @@ class Bench:
     ) -> SpeedRow:
         """The row of a ``way`` with the fewest calls that reach the ``target``, for ``x``, ``(B, C, H, W)``."""
         for budget in BUDGETS:
-            try:
-                reached = error(*self.solve(task, way, x, budget))
-            except (ValueError, RuntimeError):  # fewer calls than it needs, or it diverges
-                continue
+            key = task, way, budget
+            if key not in self._reached:
+                try:
+                    self._reached[key] = error(*self.solve(task, way, x, budget))
+                except (ValueError, RuntimeError):  # fewer calls than it needs, or it diverges
+                    self._reached[key] = inf
+            reached = self._reached[key]
             if reached <= target:
                 seconds, peak = self._time(partial(self.solve, task, way, x, budget), repeats)
                 nfe = budget if task == "decode" else 2 * budget

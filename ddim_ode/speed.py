@@ -72,7 +72,7 @@ class Compiled(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``."""
-        return self._call(self._function, x, t)
+        return self._call(self._function, x, t.float() if not t.is_floating_point() else t)
 
     def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         mode = "reduce-overhead" if self._captured else "default"

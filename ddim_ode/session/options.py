@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ddim_ode.conditions import NO_CLASS
-from ddim_ode.console import Bar, GridName, device_option
+from ddim_ode.console import Bar, FilePath, GridName, device_option
 from ddim_ode.dtypes import DTYPES
 from ddim_ode.grids import CLEAN_ENDS
 from ddim_ode.session.request import DEFAULT_STEPS, Request
@@ -47,6 +47,7 @@ class Run:
     prompt: str | None
     negative_prompt: str | None
     size: tuple[int, int] | None
+    config: Path | None
     dtype: str | None
     compile: bool
 
@@ -77,6 +78,7 @@ class Run:
             batch_size=self.batch_size,
             max_nfe=self.max_nfe,
             progress=Bar(),
+            config=self.config,
             dtype=self.dtype,
             compile=self.compile,
             **asked,
@@ -164,9 +166,15 @@ _RUN_OPTIONS = (
         "--model",
         default="default",
         show_default=True,
-        metavar="FOLDER|ORG/NAME",
-        help="Folder of a model or a pipeline in diffusers' format, a name on the Hub (of a pipeline with --prompt), "
+        metavar="FOLDER|FILE|ORG/NAME",
+        help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
         "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
+    ),
+    click.option(
+        "--config",
+        type=FilePath(),
+        metavar="FOLDER|FILE",
+        help="Of a model that is one file, what it does not say: a folder of diffusers, or its YAML or JSON.",
     ),
     click.option(
         "--solver",

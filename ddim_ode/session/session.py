@@ -109,24 +109,24 @@ _NO_PIPELINE = (
 )
 
 
-def _load(name: str, device: torch.device, texts: bool) -> object:
+def _load(name: str, device: torch.device, config: str | Path | None, texts: bool) -> object:
     """The model or the pipeline called ``name``; of a pipeline that is told something there are ``texts``.
 
     Raises:
         ValueError: if there is none, or there are texts for what is told none.
     """
     if is_pipeline(name) or (texts and "/" in name and not Path(name).exists()):
-        return load_pipeline(name, device=device)
+        return load_pipeline(name, device=device, config=config)
     if texts:
         raise ValueError(_NO_PIPELINE.format(name))
-    return load_model(name, device=device)
+    return load_model(name, device=device, config=config)
 
 
 class Session:
     """A model, ready to work.
 
-    ``model``       'default', a folder of a model or a pipeline, its name on the Hub, a ``Model``, or a pipeline of
-                    diffusers in memory; the last two stay on their device.
+    ``model``       'default', a folder or a file of a model or a pipeline, its name on the Hub, a ``Model``, or a
+                    pipeline of diffusers in memory; the last two stay on their device.
     ``device``      'auto', 'cpu', 'cuda' or 'mps': where to put a model that is loaded here.
     ``batch_size``  as many pictures go through the network together.
     ``max_nfe``     the most network evaluations for a batch, one way.
@@ -134,6 +134,7 @@ class Session:
     ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says. With them, a name
                     on the Hub is that of a pipeline.
     ``size``        height and width of a pipeline's pictures, in pixels; its own unless given.
+    ``config``      of a model that is one file, what the file does not say: a folder or a file, see ``formats``.
     ``dtype``       a key of ``dtypes.DTYPES``: what the network of a model that is loaded here computes in, float32
                     unless given. The state of the ODE stays in float64.
     ``compile``     compile the network, which takes a minute at first; of pipelines those that can be written out.
@@ -157,6 +158,7 @@ class Session:
         negative_prompt: str | None = None,
         guidance: float = 1.0,
         size: tuple[int, int] | None = None,
+        config: str | Path | None = None,
         dtype: str | None = None,
         compile: bool = False,
     ) -> None:
@@ -165,9 +167,9 @@ class Session:
         texts = (prompt, negative_prompt, guidance, size) != (None, None, 1.0, None)
         loaded = isinstance(model, str | Path)
         if isinstance(model, str | Path):
-            model = _load(str(model), find_device(device), texts)
-        elif dtype is not None:
-            raise ValueError("dtype is of models that are loaded here; this one is in memory and stays as it is")
+            model = _load(str(model), find_device(device), config, texts)
+        elif dtype is not None or config is not None:
+            raise ValueError("dtype and config are of models that are loaded here; this one is in memory, as it is")
         if not isinstance(model, Model):
             height, width = size or (None, None)
             self.model = from_pipeline(
