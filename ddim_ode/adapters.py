@@ -51,7 +51,7 @@ class Adapter(NamedTuple):
 
 def _sd_rows(pipeline: Any, wish: Wish) -> Rows:
     prompt, negative = pipeline.encode_prompt(
-        wish.prompt, pipeline.device, 1, wish.guided, wish.negative_prompt, **wish.more
+        wish.prompt, pipeline._execution_device, 1, wish.guided, wish.negative_prompt, **wish.more
     )
     return {"encoder_hidden_states": _both(wish, negative, prompt)}
 
@@ -64,7 +64,7 @@ def _sd_answer(pipeline: Any, unet: nn.Module, x: Tensor, t: Tensor, rows: Rows)
 def _sdxl_rows(pipeline: Any, wish: Wish) -> Rows:
     prompt, negative, pooled, negative_pooled = pipeline.encode_prompt(
         wish.prompt,
-        device=pipeline.device,
+        device=pipeline._execution_device,
         do_classifier_free_guidance=wish.guided,
         negative_prompt=wish.negative_prompt,
         **wish.more,
@@ -76,7 +76,7 @@ def _sdxl_rows(pipeline: Any, wish: Wish) -> Rows:
     return {
         "encoder_hidden_states": _both(wish, negative, prompt),
         "text_embeds": _both(wish, negative_pooled, pooled),
-        "time_ids": _both(wish, ids, ids).to(pipeline.device),
+        "time_ids": _both(wish, ids, ids).to(pipeline._execution_device),
     }
 
 
@@ -92,7 +92,7 @@ def _sd3_rows(pipeline: Any, wish: Wish) -> Rows:
         wish.prompt,
         None,
         None,
-        device=pipeline.device,
+        device=pipeline._execution_device,
         do_classifier_free_guidance=wish.guided,
         negative_prompt=wish.negative_prompt,
         **wish.more,
@@ -110,7 +110,7 @@ def _sd3_answer(pipeline: Any, transformer: nn.Module, x: Tensor, t: Tensor, row
 
 def _flux_rows(pipeline: Any, wish: Wish) -> Rows:
     texts = [wish.negative_prompt or "", wish.prompt] if wish.guided else [wish.prompt]
-    each = [pipeline.encode_prompt(text, None, device=pipeline.device, **wish.more)[:2] for text in texts]
+    each = [pipeline.encode_prompt(text, None, device=pipeline._execution_device, **wish.more)[:2] for text in texts]
     hidden, pooled = (torch.cat(parts) for parts in zip(*each, strict=True))
     rows = {"encoder_hidden_states": hidden, "pooled_projections": pooled}
     if pipeline.transformer.config.guidance_embeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 
 def find_device(name: str) -> torch.device:
@@ -18,3 +19,18 @@ def find_device(name: str) -> torch.device:
         there = ", ".join(device for device, there in available.items() if there)
         raise ValueError(f"device '{name}' is not available here; choose one of: auto, {there}")
     return torch.device(name)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device that ``module`` computes on; of one without parameters the CPU.
+
+    One that waits elsewhere until it is called, as diffusers and accelerate offload it, computes where its hook says.
+    """
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for own in getattr(hook, "hooks", [hook]):
+            device = getattr(own, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -16,7 +16,9 @@ from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
 from ddim_ode.conditioned import Bound, Conditioned
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
+from ddim_ode.devices import device_of
 from ddim_ode.embeddings import Told
+from ddim_ode.kinds import ModelError
 from ddim_ode.levels import Levels
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.processes import Process
@@ -155,9 +157,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """The device that the network is on; of one without parameters the CPU."""
-        parameter = next(self.network.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        """The device that the network computes on; of one without parameters the CPU."""
+        return device_of(self.network)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,6 +213,11 @@ def _listed(names: Sequence[str]) -> str:
 def _fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        if value.is_meta:
+            raise ModelError(
+                "weights of this pipeline are kept elsewhere, layer by layer, and cannot be read; offload it whole, with "
+                "enable_model_cpu_offload"
+            )
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

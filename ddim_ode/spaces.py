@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddim_ode.devices import device_of
 from ddim_ode.images import Source, fit_picture, load_image, open_picture, prepare
 
 # A picture to read: a file's path, its content, or a picture that is open.
@@ -82,29 +83,29 @@ class AutoencoderSpace:
             ImageFileError: if it cannot be read as a picture.
         """
         pixels, source = _read(picture, 3, self.height * self.factor, self.width * self.factor)
-        with torch.no_grad(), self._computing() as parameter:
-            found = self.autoencoder.encode(pixels.to(parameter))
+        with torch.no_grad(), self._computing() as where:
+            found = self.autoencoder.encode(pixels.to(*where))
             z = found.latent_dist.mode() if hasattr(found, "latent_dist") else _first(found, ("latents", "latent"))
             shift, scale = self._numbers(z)
             return Read(((z - shift) * scale).cpu().double(), source, pixels)
 
     def picture(self, states: Tensor) -> Tensor:
         """What ``states``, ``(B, C, H, W)``, decode to: ``(B, 3, H, W)``, pixels in [-1, 1]; in their dtype, there."""
-        with torch.no_grad(), self._computing() as parameter:
-            x = states.to(parameter)
+        with torch.no_grad(), self._computing() as where:
+            x = states.to(*where)
             shift, scale = self._numbers(x)
             parts = [self.autoencoder.decode(part).sample for part in torch.split(x / scale + shift, 1)]
             return torch.cat(parts).to(states)
 
     @contextmanager
-    def _computing(self) -> Iterator[Tensor]:
-        """One of the autoencoder's parameters; in float32 meanwhile, if it asks for that, as that of SDXL does."""
+    def _computing(self) -> Iterator[tuple[torch.device, torch.dtype]]:
+        """Where and in what the autoencoder computes; in float32 if it asks for that, as that of SDXL does."""
         own = next(self.autoencoder.parameters()).dtype
         upcast = bool(getattr(self.autoencoder.config, "force_upcast", False)) and own == torch.float16
         if upcast:
             self.autoencoder.float()
         try:
-            yield next(self.autoencoder.parameters())
+            yield device_of(self.autoencoder), next(self.autoencoder.parameters()).dtype
         finally:
             if upcast:
                 self.autoencoder.to(own)

@@ -240,9 +240,11 @@ class FiniteStates:
         Raises:
             SolverError: with the first sigma where a state was not finite.
         """
-        for finite, sigma in self._seen:
-            if not bool(finite):
-                raise_not_finite(self._name, "state", sigma)
+        import torch
+
+        flags = torch.stack([finite for finite, _ in self._seen]).tolist() if self._seen else []
+        if not all(flags):
+            raise_not_finite(self._name, "state", self._seen[flags.index(False)][1])
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate.hooks import CpuOffload, ModelHook, SequentialHook, add_hook_to_module
+from torch import nn
 
-from ddim_ode.devices import find_device
+from ddim_ode.devices import device_of, find_device
 
 
 @pytest.mark.parametrize(
@@ -24,3 +26,14 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=f"device '{name}' is not available here; choose one of: auto, cpu"):
         find_device(name)
+
+
+def test_what_is_offloaded_computes_where_its_hook_says() -> None:
+    """As accelerate does it, with one hook or several."""
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    assert device_of(module) == torch.device("cpu")
+    assert device_of(nn.Identity()) == torch.device("cpu")
+    add_hook_to_module(module[1], CpuOffload("meta"))
+    assert device_of(module) == torch.device("meta")
+    add_hook_to_module(module[0], SequentialHook(ModelHook(), CpuOffload("cuda:1")))
+    assert device_of(module) == torch.device("cuda:1")

@@ -349,3 +349,11 @@ def test_a_pipeline_that_changes_latents_between_steps_is_refused() -> None:
 def test_what_is_beside_the_network_of_a_controlnet() -> None:
     model = model_of(build("ControlNet"), "ControlNet", 1.0)
     assert set(model.fingerprints) == {"vae", "text_encoder", "controlnet"}
+
+
+def test_weights_that_are_kept_elsewhere_are_refused() -> None:
+    """As sequential offloading keeps them."""
+    pipeline = build("SD 1.5")
+    pipeline.unet.conv_in.to("meta")
+    with pytest.raises(ModelError, match="weights of this pipeline are kept elsewhere, layer by layer"):
+        _ = from_pipeline(pipeline, prompt="a cat", **SIZES).fingerprint
