@@ -215,8 +215,8 @@ def _fingerprint(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         if value.is_meta:
             raise ModelError(
-                "weights of this pipeline are kept elsewhere, layer by layer, and cannot be read; offload it whole, with "
-                "enable_model_cpu_offload"
+                "weights of this pipeline are kept elsewhere, layer by layer, and cannot be read; offload it whole, "
+                "with enable_model_cpu_offload"
             )
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
