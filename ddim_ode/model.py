@@ -213,11 +213,13 @@ def _listed(names: Sequence[str]) -> str:
 def _fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        if value.is_meta:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        try:
+            here = value.detach().cpu()
+        except NotImplementedError as error:  # of a tensor without numbers
             raise ModelError(
                 "weights of this pipeline are kept elsewhere, layer by layer, and cannot be read; offload it whole, "
                 "with enable_model_cpu_offload"
-            )
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            ) from error
+        digest.update(here.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

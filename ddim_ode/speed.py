@@ -6,9 +6,10 @@ weights as they were read, so that a latent is decoded in any of these. ``analys
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +47,19 @@ def compiled(model: Model) -> Model:
         raise ValueError(f"model '{model.name}' is a driven pipeline and cannot be compiled; write it out, or leave it")
     known = {"fingerprint": model.fingerprint, "fingerprints": model.fingerprints, "calibration": model.calibration}
     kind = CompiledClasses if hasattr(model.network, "answer") else Compiled
-    same = replace(model, network=kind(model.network, model.device))
+    same = replace(model, network=kind(model.network, model.device), ask=model.ask and _compiling(model.ask))
     vars(same).update(known)
     return same
+
+
+def _compiling(ask: Callable[[Mapping[str, Any]], Model]) -> Callable[[Mapping[str, Any]], Model]:
+    """``ask`` for models that are compiled, but where they are driven."""
+
+    def again(changes: Mapping[str, Any]) -> Model:
+        model = ask(changes)
+        return compiled(model) if changes.get("adapted", True) else model
+
+    return again
 
 
 class Compiled(nn.Module):

@@ -23,14 +23,13 @@ from torch import Tensor
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import stream_latents
 from ddim_ode.conditions import Label
-from ddim_ode.devices import find_device
 from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, LatentError, load_latent
-from ddim_ode.models import DEFAULT_MODEL, Model, load_model
-from ddim_ode.pipelines import from_pipeline, is_pipeline, load_pipeline
+from ddim_ode.models import DEFAULT_MODEL, Model
 from ddim_ode.session.batches import OnError, batched, each, together_or_alone
 from ddim_ode.session.corners import between, corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.edits import edit
+from ddim_ode.session.opening import Texts, open_model
 from ddim_ode.session.plan import (
     Plan,
     check_cost,
@@ -64,7 +63,6 @@ from ddim_ode.session.search import cheapest
 from ddim_ode.session.walks import Listener
 from ddim_ode.session.worker import LatentJob, PictureJob, Worker, alike, plan_settings
 from ddim_ode.spaces import Read, Readable
-from ddim_ode.speed import compiled, in_dtype
 
 # A latent to decode: a file's path, its content, or the latent itself.
 LatentLike = str | Path | bytes | Latent
@@ -101,25 +99,6 @@ def _paired(pictures: Iterable[Readable], requests: Iterable[Request]) -> Iterat
         yield picture, request
     if next(others, None) is not None:
         raise ValueError(f"there must be a request for each picture, but there are more than the {count} pictures")
-
-
-_NO_PIPELINE = (
-    "prompts, their guidance and sizes are of pipelines that are told a text, and model '{}' is none; leave them out, "
-    "or name the folder of such a pipeline"
-)
-
-
-def _load(name: str, device: torch.device, config: str | Path | None, texts: bool) -> object:
-    """The model or the pipeline called ``name``; of a pipeline that is told something there are ``texts``.
-
-    Raises:
-        ValueError: if there is none, or there are texts for what is told none.
-    """
-    if is_pipeline(name) or (texts and "/" in name and not Path(name).exists()):
-        return load_pipeline(name, device=device, config=config)
-    if texts:
-        raise ValueError(_NO_PIPELINE.format(name))
-    return load_model(name, device=device, config=config)
 
 
 class Session:
@@ -164,31 +143,8 @@ class Session:
     ) -> None:
         if not 1 <= batch_size <= MOST_IN_A_BATCH:
             raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
-        texts = (prompt, negative_prompt, guidance, size) != (None, None, 1.0, None)
-        loaded = isinstance(model, str | Path)
-        if isinstance(model, str | Path):
-            model = _load(str(model), find_device(device), config, texts)
-        elif dtype is not None or config is not None:
-            raise ValueError("dtype and config are of models that are loaded here; this one is in memory, as it is")
-        if not isinstance(model, Model):
-            height, width = size or (None, None)
-            self.model = from_pipeline(
-                model,
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                guidance=guidance,
-                height=height,
-                width=width,
-                adapted=compile,
-            )
-        elif texts and not loaded:
-            raise ValueError(_NO_PIPELINE.format(model.name))
-        else:
-            self.model = model
-        if dtype is not None:
-            self.model = in_dtype(self.model, dtype)
-        if compile:
-            self.model = compiled(self.model)
+        texts = Texts(prompt, negative_prompt, guidance, *(size or ()))
+        self.model = open_model(model, device, texts, config=config, dtype=dtype, compile=compile)
         self.batch_size = batch_size
         self.max_nfe = max_nfe
         self._worker = Worker(self.model, max_nfe, progress, tf32=dtype == "tf32")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddim_ode import Session, from_pipeline, load_model
 from ddim_ode.dtypes import DTYPES
+from ddim_ode.pipelines import scheduler_grid
 from ddim_ode.speed import Compiled, compiled, in_dtype, products
 
 
@@ -100,6 +101,8 @@ def test_a_compiled_pipeline_is_written_out(eager: list[dict[str, object]]) -> N
     (sample,), (again,) = own.sample(1, steps=2, solver="euler"), other.sample(1, steps=2, solver="euler")
     assert relative_error(again.picture.image, sample.picture.image) < 1e-4
     assert other.model.embedding is not None
+    assert scheduler_grid(other.model, 3) == scheduler_grid(own.model, 3)
+    assert isinstance(other.asked_for(prompt="a dog").model.network, Compiled)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
