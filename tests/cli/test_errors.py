@@ -222,7 +222,7 @@ def test_an_error_of_the_system_names_its_file(cli: Cli, picture: Path, monkeypa
     def refuse(*arguments: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "weights.bin")
 
-    monkeypatch.setattr("ddim_ode.session.session.load_model", refuse)
+    monkeypatch.setattr("ddim_ode.session.opening.load_model", refuse)
     fails(cli("encode", picture), "'weights.bin': Permission denied")
 
 
