@@ -38,7 +38,9 @@ def prompt_of(told: Mapping[str, Any], count: int) -> list[Tensor]:
     Batches have ``count`` images, last of all under the prompt itself: before it those that are to be avoided.
     """
     flat = {**told, **(told.get("added_cond_kwargs") or {})}
-    return [flat[name][-count] for name in _NAMES if isinstance(flat.get(name), Tensor)]
+    parts = [flat[name] for name in _NAMES if isinstance(flat.get(name), Tensor)]
+    # Some give one row for all images.
+    return [part[-min(count, len(part))] for part in parts if part.ndim and len(part)]
 
 
 def hash_of(embeddings: Iterable[Tensor]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddim_ode import Session, from_pipeline, load_model
 from ddim_ode.codec import decode, encode
-from ddim_ode.embeddings import hash_of, same_embedding
+from ddim_ode.embeddings import hash_of, prompt_of, same_embedding
 from ddim_ode.grids import grid_of_timesteps, make_grid
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
@@ -199,6 +199,14 @@ def test_a_hash_tells_prompts_apart_and_devices_not() -> None:
     assert same_embedding(own, hash_of([embedding.half()]))
     assert same_embedding(own, hash_of([embedding.bfloat16()]))
     assert not same_embedding(own, hash_of([embedding + 0.2 * noise(77, 768).flip(0)]))
+
+
+def test_what_a_network_is_told_of_the_prompt() -> None:
+    """Of a batch with guidance the row of the prompt, of one row for all images that, and of anything else nothing."""
+    rows = torch.arange(8.0).reshape(4, 2)
+    told = {"encoder_hidden_states": rows, "added_cond_kwargs": {"text_embeds": rows[:1], "time_ids": rows}}
+    assert [part.tolist() for part in prompt_of(told, 2)] == [[4, 5], [0, 1]]
+    assert prompt_of({"encoder_hidden_states": [rows], "added_cond_kwargs": None, "pooled_projections": None}, 2) == []
 
 
 def test_a_latent_that_keeps_its_prompt_to_itself(tmp_path: Path) -> None:
