@@ -244,5 +244,6 @@ class Alone:
         return self._encoder
 
     def close(self) -> None:
-        """Forget the model."""
-        self._encoder = None
+        """Close the source."""
+        if self._encoder is not None:
+            self._encoder.close()

@@ -17,7 +17,7 @@ from ddim_ode.images import ImageFileError, Source
 from ddim_ode.latents import Latent
 from ddim_ode.session.dataset.shards import Failed, Head, Row, Shard, empty, shard_name, write_shard
 from ddim_ode.session.dataset.sources import Entry, Pictures, open_pictures
-from ddim_ode.session.plan import Plan, plan_encoding
+from ddim_ode.session.plan import Plan, check_cost, plan_encoding
 from ddim_ode.session.request import Request
 from ddim_ode.session.session import Session
 
@@ -68,8 +68,14 @@ class ShardEncoder:
         # The guidance of a pipeline is one of the model's.
         self._request = request if self._session.model.asked is None else replace(request, guidance=None)
         self._output = output
+        plan = plan_encoding(self._request, self._session.model)
+        check_cost(plan.solver, plan.grid, self._session.max_nfe)
+        self.key = key_of(self._session, plan)
         self._pictures: Pictures = open_pictures(source)
-        self.key = key_of(self._session, plan_encoding(self._request, self._session.model))
+
+    def close(self) -> None:
+        """Close the source."""
+        self._pictures.close()
 
     def encode_shard(self, jobs: Sequence[Job]) -> Head:
         """Encode the pictures into one file, and say what is in it; if there is that file, nothing is done again.

@@ -24,7 +24,7 @@ class Line:
     """
 
     name: str
-    identity: str | None
+    identity: str | None = None
     shard: str | None = None
     row: int | None = None
     reason: str | None = None
@@ -48,7 +48,8 @@ def read_lines(folder: Path) -> Iterator[Line]:
                 if not text.endswith(b"\n"):
                     return
                 with reading(path):
-                    yield _parse(text, number)
+                    line = _parse(text, number)
+                yield line
 
 
 def _parse(text: bytes, number: int) -> Line:
