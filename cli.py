@@ -188,7 +188,7 @@ def take(latents: Path, names: tuple[str, ...], output: Path | None, existing: E
 
 
 @main.command()
-@click.argument("latents", nargs=-1, required=True, type=PATH, metavar="LATENT...")
+@click.argument("latents", nargs=-1, required=True, type=PATH, metavar="LATENT...|DATASET")
 @run_options
 @class_option()
 @click.option("--any-model", is_flag=True, help="Accept another model or schedule than the latent's own.")
@@ -205,14 +205,20 @@ def decode(
     """Decode latent files to pictures, NAME.decoded.png.
 
     Each is decoded with the solver, on the grid and as the class that it was encoded with, unless the options name
-    others.
+    others. All of a data set are decoded where one is named.
     """
+    from ddim_ode.session.dataset.load import TEMPLATE, is_dataset, load_dataset
+
     failures = Failures()
+    found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
+    if found:
+        latents, output = tuple(map(Path, found.names)), output or Path()
     jobs = find_targets(latents, output, ".decoded.png", existing, failures)
     paths = [path for path, _ in jobs]
-    session = run.session(paths)
+    session = run.session([found.folder / TEMPLATE] if found else paths)
     request = Request(**run.wishes(session.model), label=label)
-    for decoded in session.decode_all(paths, request, any_model=any_model, on_error=failures.report):
+    sources = (found[str(path)] if found else path for path in paths)
+    for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
         warn_of(decoded.walk, decoded.member)
         with failures.caught():
             target = jobs[decoded.index][1]

@@ -123,7 +123,7 @@ class ShardEncoder:
             return str(error)
         for encoded in self._session.encode_all([content], self._request, on_error=errors.append):
             return encoded.latent
-        return " ".join(str(errors[0]).split()).replace("'picture'", f"'{job.entry.name}'", 1)
+        return " ".join(str(errors[0]).split())
 
     def _read(self, job: Job) -> bytes:
         """The content of a picture.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ddim_ode.images import Source
 from ddim_ode.latents import Latent
+from ddim_ode.session.dataset.encoder import TEMPLATE as TEMPLATE
 from ddim_ode.session.dataset.home import HOME, read_home, read_template
 from ddim_ode.session.dataset.manifest import Line, read_lines
 from ddim_ode.session.dataset.shards import Shard

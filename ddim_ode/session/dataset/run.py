@@ -244,9 +244,10 @@ class _Run:
     def _say(self, name: str, identity: str | None, place: int | str) -> None:
         """Write a line for a picture that is done, or that failed."""
         if isinstance(place, str):
+            reason = place.replace("'picture'", f"'{name}'", 1)
             self.summary.failed += 1
-            self.summary.reason = self.summary.reason or place
-            self.manifest.list(Line(name, identity, reason=place))
+            self.summary.reason = self.summary.reason or reason
+            self.manifest.list(Line(name, identity, reason=reason))
         else:
             shard, row = divmod(place, _ROWS)
             self.manifest.list(Line(name, identity, self.shards[shard], row))

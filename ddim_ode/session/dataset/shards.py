@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that no latent could be made of, and why."""
+    """A picture that no latent could be made of, and why; the reason calls it 'picture', since it may have any name."""
 
     identity: str
     reason: str
