@@ -81,6 +81,7 @@ def main() -> None:
       python cli.py decode photo.latent.pt --solver euler --steps 20 -o euler.png
       python cli.py reconstruct *.png -o out/                     round trips and their errors
       python cli.py sample -n 64 --seed 1 -o sheet.png            new images
+      python cli.py dataset pictures.zip -o latents               latents of many pictures, in shards
       python cli.py train pictures.zip --minutes 60 -o model      a model of your own
       python cli.py interpolate a.png b.png -n 9                  from one to the other
       python cli.py sample --class horse --guidance 2 -o horses.png
@@ -138,7 +139,56 @@ def encode(
 
 
 @main.command()
-@click.argument("latents", nargs=-1, required=True, type=PATH, metavar="LATENT...")
+@click.argument("pictures", type=PATH, metavar="FOLDER|ZIP|TAR|LIST")
+@run_options
+@class_option()
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the shards; what is there is kept.")
+@click.option(
+    "--shard-size", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Latents in a file."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Processes with a model each, on GPUs in turn; 0 is none but this one.",
+)
+def dataset(run: Run, pictures: Path, label: str | None, output: Path, shard_size: int, workers: int) -> None:
+    """Encode a data set of pictures, named by a folder, a zip or tar file, or a text file, to shards of latents.
+
+    Run it again to go on after an interruption, or with pictures that are new or changed: what is done stays. A latent
+    of it is taken out, as a file, by 'take'.
+    """
+    from ddim_ode.session.dataset.run import encode_dataset
+
+    request = run.request(label=label)
+    done = encode_dataset(pictures, output, run.opener(), request, shard_size=shard_size, workers=workers)
+    say(done.report())
+    if line := done.failure():
+        raise click.ClickException(line)
+
+
+@main.command()
+@click.argument("latents", type=PATH, metavar="DATASET")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@output_option
+@existing_options
+def take(latents: Path, names: tuple[str, ...], output: Path | None, existing: Existing) -> None:
+    """Take latents out of a data set by the names of their pictures, as latent files, NAME.latent.pt, to decode."""
+    from ddim_ode.session.dataset.load import load_dataset
+
+    failures = Failures()
+    found = load_dataset(latents)
+    jobs = find_targets([Path(name) for name in names], output or Path(), ".latent.pt", existing, failures)
+    for path, target in jobs:
+        with failures.caught():
+            save(found[str(path)], target, overwrite=existing.overwrite)
+            say(f"{path} -> {target}")
+    failures.exit()
+
+
+@main.command()
+@click.argument("latents", nargs=-1, required=True, type=PATH, metavar="LATENT...|DATASET")
 @run_options
 @class_option()
 @click.option("--any-model", is_flag=True, help="Accept another model or schedule than the latent's own.")
@@ -155,14 +205,20 @@ def decode(
     """Decode latent files to pictures, NAME.decoded.png.
 
     Each is decoded with the solver, on the grid and as the class that it was encoded with, unless the options name
-    others.
+    others. All of a data set are decoded where one is named.
     """
+    from ddim_ode.session.dataset.load import TEMPLATE, is_dataset, load_dataset
+
     failures = Failures()
+    found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
+    if found:
+        latents, output = tuple(map(Path, found.names)), output or Path()
     jobs = find_targets(latents, output, ".decoded.png", existing, failures)
     paths = [path for path, _ in jobs]
-    session = run.session(paths)
+    session = run.session([found.folder / TEMPLATE] if found else paths)
     request = Request(**run.wishes(session.model), label=label)
-    for decoded in session.decode_all(paths, request, any_model=any_model, on_error=failures.report):
+    sources = (found[str(path)] if found else path for path in paths)
+    for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
         warn_of(decoded.walk, decoded.member)
         with failures.caught():
             target = jobs[decoded.index][1]
@@ -573,9 +629,9 @@ def analyze() -> None:
 
 
 @main.command()
-@click.argument("targets", nargs=-1, metavar="[LATENT|MODEL]...")
+@click.argument("targets", nargs=-1, metavar="[LATENT|DATASET|MODEL]...")
 def info(targets: tuple[str, ...]) -> None:
-    """Say what is in latent files and models; without arguments, list the solvers and grids."""
+    """Say what is in latent files, data sets and models; without arguments, list the solvers and grids."""
     if not targets:
         _list_registries()
         return
@@ -606,10 +662,13 @@ def _cost(solver: Solver) -> str:
 
 def _describe(target: str) -> None:
     from ddim_ode.latents import load_latent
+    from ddim_ode.session.dataset.load import LatentDataset, is_dataset, load_dataset
     from ddim_ode.session.session import Session
 
     if Path(target).is_file() or target.endswith(".pt"):
-        found: Latent | Model = load_latent(Path(target))
+        found: Latent | LatentDataset | Model = load_latent(Path(target))
+    elif is_dataset(Path(target)):
+        found = load_dataset(target)
     else:
         found = Session(target, device="cpu").model
     for line in found.summary().splitlines():

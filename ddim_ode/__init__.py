@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from ddim_ode.processes import VariancePreserving as VariancePreserving
     from ddim_ode.schedule import NoiseSchedule as NoiseSchedule
     from ddim_ode.schedule import make_schedule as make_schedule
+    from ddim_ode.session.dataset.load import LatentDataset as LatentDataset
+    from ddim_ode.session.dataset.load import load_dataset as load_dataset
+    from ddim_ode.session.dataset.run import encode_dataset as encode_dataset
     from ddim_ode.session.plan import Plan as Plan
     from ddim_ode.session.request import PlanError as PlanError
     from ddim_ode.session.request import Request as Request
@@ -68,6 +71,8 @@ _MODULES = {
     "pipelines": ("from_pipeline",),
     "processes": ("EDM", "Flow", "VarianceExploding", "VariancePreserving"),
     "schedule": ("NoiseSchedule", "make_schedule"),
+    "session.dataset.load": ("LatentDataset", "load_dataset"),
+    "session.dataset.run": ("encode_dataset",),
     "session.plan": ("Plan",),
     "session.request": ("PlanError", "Request"),
     "session.session": ("Session",),

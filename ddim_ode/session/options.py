@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,26 +64,38 @@ class Run:
         Raises:
             ValueError: if there is no such model, or the latents were encoded as several things.
         """
+        of_latents = self._of(latents)
+        session = self.opener(told=of_latents is not None)(progress=Bar())
+        return session.asked_for(**self._wanted(of_latents, session.model)) if of_latents else session
+
+    def opener(self, *, told: bool = False) -> Callable[..., Session]:
+        """What makes that session, in this process or in another; ``told`` if latents say what a pipeline is asked for.
+
+        It takes what else a session may be given, such as what is told of its progress.
+        """
         from ddim_ode.pipelines import is_pipeline
         from ddim_ode.session.session import Session
 
-        of_latents = self._of(latents)
         asked: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "size": self.size}
-        if of_latents or any(asked.values()) or is_pipeline(self.model):
+        if told or any(asked.values()) or is_pipeline(self.model):
             asked["prompt"] = self.prompt or ""
             asked["guidance"] = 1.0 if self.guidance is None else self.guidance
-        session = Session(
+        return partial(
+            Session,
             self.model,
             device=self.device,
             batch_size=self.batch_size,
             max_nfe=self.max_nfe,
-            progress=Bar(),
             config=self.config,
             dtype=self.dtype,
             compile=self.compile,
             **asked,
         )
-        return session.asked_for(**self._wanted(of_latents, session.model)) if of_latents else session
+
+    def request(self, *, label: str | None = None) -> Request:
+        """What the options wish of any model, and the class ``label``."""
+        names = {option.name for option in fields(Request)}
+        return Request(**{name: value for name, value in asdict(self).items() if name in names}, label=label)
 
     def _wanted(self, of_latents: Latent, model: Model) -> dict[str, Any]:
         """What a pipeline should be asked for, where the options leave it to a latent."""

@@ -150,6 +150,11 @@ class Session:
         self._worker = Worker(self.model, max_nfe, progress, tf32=dtype == "tf32")
         self._worker.walker(())  # which refuses a wrong limit before any work
 
+    @property
+    def tf32(self) -> bool:
+        """Whether a GPU may leave out digits of products of float32."""
+        return self._worker.tf32
+
     def asked_for(
         self,
         *,

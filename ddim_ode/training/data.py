@@ -119,7 +119,7 @@ def read_training_images(
     """
     with closing(_open_source(source)) as files, ThreadPoolExecutor() as pool:
         every = files.names()
-        names = [name for name in every if _is_picture(name)]
+        names = [name for name in every if is_picture(name)]
         if not names:
             raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
 
@@ -197,7 +197,13 @@ class _Folder:
 _UNREADABLE_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError)
 
 
-class _Zip:
+class PictureZip:
+    """The files in a zip file, for threads too.
+
+    Raises:
+        BadZipFile, NotImplementedError, ValueError, EOFError: if ``path`` is none, or none that can be read.
+    """
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._zip = zipfile.ZipFile(path)
@@ -223,7 +229,7 @@ class _Zip:
         self._zip.close()
 
 
-def _open_source(source: Path) -> _Folder | _Zip:
+def _open_source(source: Path) -> _Folder | PictureZip:
     if source.is_dir():
         return _Folder(source)
     if not source.exists():
@@ -231,14 +237,14 @@ def _open_source(source: Path) -> _Folder | _Zip:
     if not source.is_file():
         raise DataError(f"'{source}' is a device, a pipe or a socket; name a folder or a zip file of pictures")
     try:
-        return _Zip(source)
+        return PictureZip(source)
     except zipfile.BadZipFile:
         raise DataError(f"'{source}' is neither a folder nor a zip file of pictures") from None
     except (NotImplementedError, ValueError, EOFError) as error:
         raise DataError(f"cannot read the zip file '{source}': {error}") from error
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
     """Whether the file is one that Pillow opens, by its name; hidden files and those in hidden folders are not."""
     hidden = any(part.startswith(".") for part in Path(name).parts)
     return not hidden and Path(name).suffix.lower() in _picture_suffixes()

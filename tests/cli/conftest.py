@@ -13,7 +13,7 @@ from PIL import Image
 from cli import main
 
 Cli = Callable[..., Result]
-WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate", "edit")
+WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate", "edit", "dataset")
 
 
 @pytest.fixture

@@ -71,6 +71,21 @@ OPTIONS: Sequence[str] = (
     "interpolate --seed 1 --seed 100000000000000000000000",
     "interpolate --seed 1",
     "decode nowhere.pt",
+    "dataset nowhere -o out",
+    "dataset empty -o out",
+    "dataset good.png -o out",
+    "dataset /dev/zero -o out",
+    "dataset loop -o out",
+    "dataset pictures -o good.png",
+    "dataset pictures -o /proc/out",
+    "dataset pictures -o out --workers -1",
+    "dataset pictures -o out --shard-size 0",
+    "dataset pictures -o out --workers 0 --steps 20000",
+    "dataset pictures -o out --workers 0 --solver scipy-RK45 --steps 3",
+    "dataset pictures -o out --workers 0 --class cat",
+    "dataset pictures -o out --model nowhere",
+    "take pictures good.png",
+    "take nowhere good.png",
     "info nowhere.pt",
     "info nowhere",
     "train pictures -o run --steps 1 --save-minutes nan",
@@ -158,7 +173,7 @@ CLASS_OPTIONS: Sequence[str] = (
     "analyze curvature --class cow --images pictures --out rows",
     "analyze curvature --guidance 2 --images pictures --out rows",
 )
-WITH_MODEL = ("encode", "reconstruct", "sample", "interpolate", "decode", "calibrate", "analyze", "edit")
+WITH_MODEL = ("dataset", "encode", "reconstruct", "sample", "interpolate", "decode", "calibrate", "analyze", "edit")
 
 
 @pytest.mark.parametrize("line", CLASS_OPTIONS)

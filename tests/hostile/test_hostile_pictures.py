@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from refusals import PNG, SMALL, Content, Runs, call, encoded, make, refused, there
 
+from ddim_ode import load_dataset
+
 JPEG = encoded(np.zeros((16, 16, 3), dtype=np.uint8), "JPEG")
 
 PICTURES: Mapping[str, Content] = {
@@ -85,3 +87,20 @@ def test_pictures_among_those_of_a_data_set(name: str, good: Path, tiny_model: P
         refused(call("train", folder, "-o", "run", "--steps", "1", "--unet", "unet.json", "--cpu"), shown(name))
         assert not (tmp_path / "run").exists()
     refused(call("calibrate", "--model", tiny_model, "--images", folder, "--steps", "2", "--latents", "1"))
+
+
+def test_pictures_of_a_data_set_of_latents(good: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """All of them at once: one line with their number, a reason for each in the manifest, and the other's latent."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(good, folder)
+    for name, content in PICTURES.items():
+        make(content, folder / name)
+    result = call("dataset", folder, "-o", "out", "--steps", "1", "--workers", "0", "--model", tiny_model)
+    bad = set(PICTURES) - {"folder.png", "missing.png"}
+    refused(result, f"{len(bad)} of {len(bad) + 1} pictures have no latent")
+    found = load_dataset("out")
+    assert found.names == ("good.png",)
+    assert found.failed.keys() == bad
+    assert all(name in reason for name, reason in found.failed.items())
+    assert not (tmp_path / "executed").exists()

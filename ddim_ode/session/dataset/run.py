@@ -1,0 +1,260 @@
+"""A run: the pictures of a source are listed, cut into shards, given to a crew, and written down.
+
+    encode_dataset("pictures", "latents", partial(Session, "default"), Request(steps=10), workers=2)
+    for latent in load_dataset("latents"): ...
+
+In memory are the identities of what is done, a hash of each line of the manifest, and the names in the shards at work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ddim_ode.images import ImageFileError
+from ddim_ode.latents import LatentError
+from ddim_ode.session.dataset.crew import Alone, Crew, Lost, Task
+from ddim_ode.session.dataset.encoder import Job, identity_of
+from ddim_ode.session.dataset.home import read_home, read_template, wishes_of, write_home
+from ddim_ode.session.dataset.manifest import MANIFEST, Line, Manifest
+from ddim_ode.session.dataset.shards import Head, Shard, list_shards
+from ddim_ode.session.dataset.sources import Pictures, open_pictures
+from ddim_ode.session.request import Request
+from ddim_ode.session.session import Session
+from ddim_ode.training.data import DataError
+from ddim_ode.work import WorkError, claimed
+
+SHARD_SIZE = 256
+# A place is one number, of the shard and the row in it.
+_ROWS = 1 << 20
+# Of a write that was cut off, as ``files.write_file`` calls it.
+_REMNANTS = ".ddim-ode-*.tmp"
+
+
+@dataclass
+class Summary:
+    """What a run did: how many ``pictures`` there are, and what became of them.
+
+    ``encoded``  by this run; ``kept`` those that were done before.
+    ``again``    pictures with the same bytes as another, whose latent is also theirs.
+    ``failed``   pictures without a latent; ``reason`` says why, of the first.
+    """
+
+    folder: Path
+    pictures: int = 0
+    encoded: int = 0
+    kept: int = 0
+    again: int = 0
+    failed: int = 0
+    reason: str | None = None
+    seconds: float = 0.0
+
+    def report(self) -> str:
+        """That in a line."""
+        rate = f", {self.encoded / self.seconds:.3g} a second" if self.encoded and self.seconds else ""
+        return (
+            f"{self.pictures} pictures -> {self.folder} ({self.encoded} encoded, {self.kept} were there, "
+            f"{self.again} the same as others, {self.failed} failed; {self.seconds:.1f} s{rate})"
+        )
+
+    def failure(self) -> str | None:
+        """A line about the pictures without a latent, if there are any."""
+        if not self.failed:
+            return None
+        return (
+            f"{self.failed} of {self.pictures} pictures have no latent, and '{self.folder / MANIFEST}' says why; the "
+            f"first: {self.reason}"
+        )
+
+
+def encode_dataset(
+    pictures: str | Path,
+    output: str | Path,
+    opener: Callable[[], Session] = Session,
+    request: Request | None = None,
+    *,
+    shard_size: int = SHARD_SIZE,
+    workers: int = 1,
+) -> Summary:
+    """Encode all ``pictures``, in a folder, a zip or tar file, or named by a text file, into the data set ``output``.
+
+    What is there already is not done again. On a terminal there is a progress bar.
+
+    ``opener``      makes the session, in each process once: ``partial(Session, model, device=..., ...)``.
+    ``shard_size``  as many pictures are one file, and are done again together if their process dies.
+    ``workers``     number of processes, each with a model, on GPUs in turn; 0 is this process itself.
+
+    Raises:
+        ValueError: if there are no pictures or no such model, wishes do not go together, or the data set is damaged, at
+            work elsewhere, or of other settings.
+        OSError: if it cannot be written.
+        RuntimeError: if processes die before they have a model.
+    """
+    if not 1 <= shard_size <= _ROWS:
+        raise ValueError(f"shard_size must be from 1 to {_ROWS}, but it is {shard_size}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, but it is {workers}")
+    source, folder, begin = Path(pictures), Path(output), time.perf_counter()
+    request = request or Request()
+    with closing(open_pictures(source)) as files:
+        if next(files.entries(), None) is None:
+            raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
+        task = Task(opener, request, source.resolve(), folder.resolve())
+        with _own(folder), closing(Crew(task, workers) if workers else Alone(task)) as crew:
+            summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size).go()
+    summary.seconds = time.perf_counter() - begin
+    return summary
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """Keep others out of ``folder``, and leave neither what killed processes began, nor an empty new one."""
+    new = not folder.exists()
+    try:
+        with claimed(folder):
+            for path in folder.glob(_REMNANTS):
+                path.unlink(missing_ok=True)
+            yield
+    finally:
+        if new:
+            with suppress(OSError):  # since there is something in it
+                folder.rmdir()
+
+
+@dataclass(eq=False)
+class _Run:
+    """``done`` are places by identities, or reasons why there is none; ``waiting`` names by identities not done yet."""
+
+    folder: Path
+    files: Pictures
+    crew: Crew | Alone
+    wishes: str | None
+    size: int
+    done: dict[bytes, int | str] = field(default_factory=dict)
+    shards: list[str] = field(default_factory=list)
+    waiting: dict[str, list[str]] = field(default_factory=dict)
+    key: str = ""
+
+    def go(self) -> Summary:
+        """Do all that is not done."""
+        self.summary = Summary(self.folder)
+        known = self._begin()
+        for path in list_shards(self.folder):
+            self._know(Shard(path).head)
+        with ExitStack() as stack:
+            self.manifest = stack.enter_context(closing(Manifest(self.folder)))
+            self.bar = stack.enter_context(_bar(self.files))
+            todo = self._todo()
+            first = next(todo, None)
+            if first is not None:
+                if not known:
+                    self._check(self.crew.key())
+                for result in self.crew.run(chain([first], todo)):
+                    self._take(result)
+            self.manifest.finish()
+        return self.summary
+
+    def _begin(self) -> bool:
+        """Find the key of the settings; whether it is known to be that of the processes."""
+        home = read_home(self.folder)
+        if home and self.wishes is not None and home.get("wishes") == self.wishes:
+            self.key = home["key"]
+            return False
+        found = self.crew.key()
+        self.key = home["key"] if home else found
+        self._check(found)
+        if not home:
+            write_home(self.folder, self.key, self.wishes)
+        return True
+
+    def _check(self, found: str) -> None:
+        """Raise WorkError unless the data set is of the settings that are asked for."""
+        if found == self.key:
+            return
+        made = ""
+        with suppress(LatentError):
+            template = read_template(self.folder)
+            steps = f"{template.solver['name']}, {template.grid.steps} steps on {template.grid.name}"
+            made = f" (model '{template.model}', {steps}, {template.condition})"
+        raise WorkError(f"'{self.folder}' holds latents of other settings{made}; name another folder, or take those")
+
+    def _todo(self) -> Iterator[Sequence[Job]]:
+        """The pictures that are not done, in shards."""
+        jobs: list[Job] = []
+        for entry in self.files.entries():
+            self.summary.pictures += 1
+            try:
+                digest = hashlib.sha256(self.files.read(entry)).digest()
+            except ImageFileError as error:
+                self._say(entry.name, None, str(error))
+                continue
+            identity = identity_of(digest, self.key)
+            place = self.done.get(bytes.fromhex(identity))
+            if place is not None:
+                self._say(entry.name, identity, place)
+                self.summary.kept += not isinstance(place, str)
+            elif identity in self.waiting:
+                self.waiting[identity].append(entry.name)
+            else:
+                self.waiting[identity] = [entry.name]
+                jobs.append(Job(entry, digest, identity))
+            if len(jobs) == self.size:
+                yield jobs
+                jobs = []
+        if jobs:
+            yield jobs
+
+    def _take(self, result: Head | Lost) -> None:
+        """Write down what became of a shard."""
+        if isinstance(result, Lost):
+            identities, reasons = [job.identity for job in result.jobs], result.reason
+            for identity in identities:
+                self.done[bytes.fromhex(identity)] = reasons
+        else:
+            self._know(result)
+            identities = result.identities()
+        for identity in identities:
+            place = self.done[bytes.fromhex(identity)]
+            names = self.waiting.pop(identity, [])
+            for name in names:
+                self._say(name, identity, place)
+            if names and not isinstance(place, str):
+                self.summary.encoded += 1
+                self.summary.again += len(names) - 1
+        self.manifest.flush()
+
+    def _know(self, head: Head) -> None:
+        """Remember what is in a shard."""
+        if head.key != self.key:
+            raise WorkError(f"'{self.folder / head.name}' is of other settings than its data set; take it away")
+        first = len(self.shards) * _ROWS
+        self.shards.append(head.name)
+        self.done.update((bytes.fromhex(row.identity), first + i) for i, row in enumerate(head.rows))
+        self.done.update((bytes.fromhex(failed.identity), failed.reason) for failed in head.failed)
+
+    def _say(self, name: str, identity: str | None, place: int | str) -> None:
+        """Write a line for a picture that is done, or that failed."""
+        if isinstance(place, str):
+            reason = place.replace("'picture'", f"'{name}'", 1)
+            self.summary.failed += 1
+            self.summary.reason = self.summary.reason or reason
+            self.manifest.list(Line(name, identity, reason=reason))
+        else:
+            shard, row = divmod(place, _ROWS)
+            self.manifest.list(Line(name, identity, self.shards[shard], row))
+        self.bar.update()
+
+
+def _bar(files: Pictures) -> Any:
+    """A progress bar on a terminal, with how many pictures there are."""
+    total = sum(1 for _ in files.entries()) if sys.stderr.isatty() else None
+    return tqdm(total=total, desc="pictures", unit=" pictures", leave=False, disable=None)

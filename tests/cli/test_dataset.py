@@ -1,0 +1,73 @@
+"""Data sets from the command line: made, gone on with, looked at, taken from and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from ddim_ode import load_dataset, load_latent
+
+Cli = Callable[..., Result]
+OPTIONS = ("-o", "out", "--steps", "2", "--solver", "euler", "--workers", "0")
+
+
+def ok(result: Result) -> str:
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def pictures(picture: Path, tmp_path: Path) -> Path:
+    """A folder with two pictures that are the same, one of them in a folder of its own."""
+    (tmp_path / "pictures" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / "pictures" / name).write_bytes(picture.read_bytes())
+    return tmp_path / "pictures"
+
+
+def test_a_data_set_is_made_and_gone_on_with(cli: Cli, pictures: Path) -> None:
+    assert "2 pictures -> out (1 encoded, 0 were there, 1 the same as others, 0 failed;" in ok(
+        cli("dataset", pictures, *OPTIONS)
+    )
+    assert "2 pictures -> out (0 encoded, 2 were there," in ok(cli("dataset", pictures, *OPTIONS))
+    (pictures / "c.png").write_bytes(b"none")
+    result = cli("dataset", pictures, *OPTIONS)
+    assert result.exit_code == 1
+    assert "3 pictures -> out (0 encoded, 2 were there, 0 the same as others, 1 failed;" in result.stdout
+    assert result.stderr == (
+        "Error: 1 of 3 pictures have no latent, and 'out/manifest.jsonl' says why; the first: 'c.png' is not a picture "
+        "that Pillow can open\n"
+    )
+
+
+def test_other_settings_are_refused_in_a_line(cli: Cli, pictures: Path) -> None:
+    ok(cli("dataset", pictures, *OPTIONS))
+    result = cli("dataset", pictures, *OPTIONS, "--steps", "3")
+    assert result.exit_code == 1
+    assert "'out' holds latents of other settings (model " in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_is_in_it_is_said_taken_out_and_decoded(cli: Cli, pictures: Path, tiny_model: Path) -> None:
+    ok(cli("dataset", pictures, *OPTIONS))
+    said = ok(cli("info", "out"))
+    assert "data set 'out'\n  pictures   2, 0 of them without a latent\n  latents    1 in 1 shards\n" in said
+    assert "euler" in said
+    assert ok(cli("take", "out", "sub/b.png")) == "sub/b.png -> b.latent.pt\n"
+    assert load_latent(Path("b.latent.pt")).source.name == "sub/b.png"
+    ok(cli("take", "out", "a.png", "-o", "mine.pt"))
+    ok(cli("decode", "mine.pt"))
+    ok(cli("decode", "out", "-o", "decoded"))
+    assert sorted(path.name for path in Path("decoded").iterdir()) == ["a.png.decoded.png", "b.png.decoded.png"]
+    result = cli("take", "out", "nowhere.png")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "there is no picture 'nowhere.png' in 'out'; there are 2, such as 'a.png', 'sub/b.png'" in result.stderr
+
+
+def test_a_process_of_its_own_is_told_all_options(cli: Cli, pictures: Path) -> None:
+    ok(cli("dataset", pictures, *OPTIONS[:-2], "--clean-end", "sigma-min", "--shard-size", "1", "--device", "cpu"))
+    (latent, _) = load_dataset("out")
+    assert (latent.solver["name"], latent.grid.steps, latent.grid.clean_end) == ("euler", 2, "sigma-min")

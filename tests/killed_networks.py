@@ -1,0 +1,40 @@
+"""Models whose network kills its process, for processes that others watch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddim_ode import Flow, Model, from_module
+
+
+class _Mortal(nn.Module):
+    """A network that dies at what is almost white, and once beside that where a file named by FATAL says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        fatal = os.environ.get("FATAL")
+        if fatal and Path(fatal).exists():
+            Path(fatal).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if bool((x.flatten(1).mean(1) > 0.95).any()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.weight * x
+
+
+def make() -> Model:
+    """The model."""
+    return from_module(_Mortal(), process=Flow(), shape=(3, 8, 8))
+
+
+def die() -> Model:
+    """No model: the process ends at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
