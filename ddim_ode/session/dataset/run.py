@@ -143,6 +143,7 @@ class _Run:
     shards: list[str] = field(default_factory=list)
     waiting: dict[str, list[str]] = field(default_factory=dict)
     key: str = ""
+    before: int = 0
 
     def go(self) -> Summary:
         """Do all that is not done."""
@@ -150,6 +151,7 @@ class _Run:
         known = self._begin()
         for path in list_shards(self.folder):
             self._know(Shard(path).head)
+        self.before = len(self.shards)
         with ExitStack() as stack:
             self.manifest = stack.enter_context(closing(Manifest(self.folder)))
             self.bar = stack.enter_context(_bar(self.files))
@@ -201,7 +203,7 @@ class _Run:
             place = self.done.get(bytes.fromhex(identity))
             if place is not None:
                 self._say(entry.name, identity, place)
-                self.summary.kept += not isinstance(place, str)
+                self._count(place)
             elif identity in self.waiting:
                 self.waiting[identity].append(entry.name)
             else:
@@ -212,6 +214,13 @@ class _Run:
                 jobs = []
         if jobs:
             yield jobs
+
+    def _count(self, place: int | str) -> None:
+        """Count a picture that is found done: before this run, or by it, for one with the same bytes."""
+        if isinstance(place, int):
+            before = place < self.before * _ROWS
+            self.summary.kept += before
+            self.summary.again += not before
 
     def _take(self, result: Head | Lost) -> None:
         """Write down what became of a shard."""

@@ -152,7 +152,7 @@ def test_added_changed_and_missing_pictures(encode: Encode, pictures: Path, tmp_
 def test_the_same_picture_twice_is_encoded_once(encode: Encode, pictures: Path, tmp_path: Path) -> None:
     shutil.copy(pictures / "p0.png", pictures / "p01.png")
     shutil.copy(pictures / "p2.png", pictures / "z.png")
-    assert counts(encode()) == (7, 5, 1, 1, 0)
+    assert counts(encode()) == (7, 5, 0, 2, 0)
     found = load_dataset(tmp_path / "out")
     assert len(rows(tmp_path / "out")) == 5
     assert len(found) == 7
@@ -320,6 +320,21 @@ def test_processes_that_are_killed(pictures: Path, tmp_path: Path, mortal: parti
     check_latents(tmp_path / "out", pictures, mortal())
     (pictures / "white.png").unlink()
     assert counts(run()) == (5, 0, 5, 0, 0)
+
+
+def test_a_shard_that_fails_is_tried_three_times(
+    pictures: Path, tmp_path: Path, mortal: partial[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a device has no memory left; the others of the shard are lost with it until the next run."""
+    monkeypatch.setenv("OUT_OF_MEMORY", "1")
+    Image.new("RGB", (12, 10), "black").save(pictures / "sub" / "zblack.png")
+    run = partial(encode_dataset, pictures, tmp_path / "out", mortal, REQUEST, shard_size=2)
+    done = run()
+    assert counts(done) == (6, 4, 0, 0, 2)
+    assert done.reason == "no memory left, 3 times"
+    monkeypatch.delenv("OUT_OF_MEMORY")
+    assert counts(run()) == (6, 2, 4, 0, 0)
+    check_latents(tmp_path / "out", pictures, mortal())
 
 
 def test_processes_that_never_begin(pictures: Path, tmp_path: Path, mortal: partial[Session]) -> None:
