@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,8 @@ class _Run:
         self.summary = Summary(self.folder)
         known = self._begin()
         for path in list_shards(self.folder):
-            self._know(Shard(path).head)
+            head = Shard(path).head
+            self._know(replace(head, failed=tuple(failed for failed in head.failed if not failed.again)))
         self.before = len(self.shards)
         with ExitStack() as stack:
             self.manifest = stack.enter_context(closing(Manifest(self.folder)))
