@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
 from tiny_pipelines import build
@@ -47,6 +48,26 @@ def test_encode_and_decode_as_something_else(cli: Cli, picture: Path, folder: Pa
     refused = cli("decode", latent, both, "--model", folder, "-o", f"{tmp_path}/out/")
     assert refused.exit_code != 0
     assert "the latents were encoded as several things: 'a cat' with guidance 3.0; 'a dog'" in refused.output
+
+
+def test_a_data_set_of_a_pipeline(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    pictures, options = (
+        tmp_path / "pictures",
+        ("--model", folder, "--prompt", "a cat", "--guidance", "3", "--steps", "2"),
+    )
+    pictures.mkdir()
+    (pictures / "photo.png").write_bytes(picture.read_bytes())
+    made = cli("dataset", pictures, *options, "-o", "out", "--workers", "0")
+    assert made.exit_code == 0, made.output
+    assert cli("take", "out", "photo.png", "-o", "a.pt").exit_code == 0
+    cli("encode", picture, *options, "-o", "b.pt")
+    found, alone = load_latent(Path("a.pt")), load_latent(Path("b.pt"))
+    assert torch.equal(found.x_T, alone.x_T)
+    assert (found.asked, found.embedding, found.fingerprints) == (alone.asked, alone.embedding, alone.fingerprints)
+    decoded = cli("decode", "out", "--model", folder, "-o", "pictures")
+    assert decoded.exit_code == 0, decoded.output
+    other = cli("dataset", pictures, *options, "--prompt", "a dog", "-o", "out", "--workers", "0")
+    assert "holds latents of other settings" in other.output
 
 
 def test_reconstruct_says_whose_the_errors_are(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:

@@ -86,13 +86,15 @@ class ShardEncoder:
         """
         name = shard_name([job.identity for job in jobs])
         if (self._output / name).exists():
-            return Shard(self._output / name).head
+            head = Shard(self._output / name).head
+            if not any(failed.again for failed in head.failed):
+                return head
         found = self._latents(jobs)
         failed, rows, latents = [], [], []
         for i, job in enumerate(jobs):
             latent = found[i] if i in found else self._alone(job)
-            if isinstance(latent, str):
-                failed.append(Failed(job.identity, latent))
+            if isinstance(latent, Failed):
+                failed.append(latent)
             else:
                 latents.append(latent)
                 rows.append(Row(job.identity, job.entry.name, latent.source.size, latent.source.fit, latent.nfe))
@@ -114,16 +116,16 @@ class ShardEncoder:
         done = self._session.encode_all(contents(), self._request, on_error=lambda error: None)
         return {numbers[encoded.index]: encoded.latent for encoded in done}
 
-    def _alone(self, job: Job) -> Latent | str:
-        """The latent of a picture that had none among others, or the reason."""
+    def _alone(self, job: Job) -> Latent | Failed:
+        """The latent of a picture that had none among others, or why it has none."""
         errors = list[Exception]()
         try:
             content = self._read(job)
         except ImageFileError as error:
-            return str(error)
+            return Failed(job.identity, str(error), again=True)
         for encoded in self._session.encode_all([content], self._request, on_error=errors.append):
             return encoded.latent
-        return " ".join(str(errors[0]).split())
+        return Failed(job.identity, " ".join(str(errors[0]).split()))
 
     def _read(self, job: Job) -> bytes:
         """The content of a picture.

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,16 @@ class _Run:
     shards: list[str] = field(default_factory=list)
     waiting: dict[str, list[str]] = field(default_factory=dict)
     key: str = ""
+    before: int = 0
 
     def go(self) -> Summary:
         """Do all that is not done."""
         self.summary = Summary(self.folder)
         known = self._begin()
         for path in list_shards(self.folder):
-            self._know(Shard(path).head)
+            head = Shard(path).head
+            self._know(replace(head, failed=tuple(failed for failed in head.failed if not failed.again)))
+        self.before = len(self.shards)
         with ExitStack() as stack:
             self.manifest = stack.enter_context(closing(Manifest(self.folder)))
             self.bar = stack.enter_context(_bar(self.files))
@@ -201,7 +204,7 @@ class _Run:
             place = self.done.get(bytes.fromhex(identity))
             if place is not None:
                 self._say(entry.name, identity, place)
-                self.summary.kept += not isinstance(place, str)
+                self._count(place)
             elif identity in self.waiting:
                 self.waiting[identity].append(entry.name)
             else:
@@ -212,6 +215,13 @@ class _Run:
                 jobs = []
         if jobs:
             yield jobs
+
+    def _count(self, place: int | str) -> None:
+        """Count a picture that is found done: before this run, or by it, for one with the same bytes."""
+        if isinstance(place, int):
+            before = place < self.before * _ROWS
+            self.summary.kept += before
+            self.summary.again += not before
 
     def _take(self, result: Head | Lost) -> None:
         """Write down what became of a shard."""

@@ -41,10 +41,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that no latent could be made of, and why; the reason calls it 'picture', since it may have any name."""
+    """A picture that no latent could be made of, and why; the reason calls it 'picture', since it may have any name.
+
+    ``again``  whether it may be another time, since its file was not to be had.
+    """
 
     identity: str
     reason: str
+    again: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from ddim_ode import Request, Session, encode_dataset, load_dataset
-from ddim_ode.session.dataset.encoder import ShardEncoder
+from ddim_ode.session.dataset.encoder import Job, ShardEncoder
 from ddim_ode.session.dataset.manifest import MANIFEST, read_lines
 from ddim_ode.session.dataset.run import Summary
-from ddim_ode.session.dataset.shards import Shard, list_shards
+from ddim_ode.session.dataset.shards import Head, Shard, list_shards
 from ddim_ode.training.data import DataError
 from ddim_ode.work import WorkError
 
@@ -152,7 +152,7 @@ def test_added_changed_and_missing_pictures(encode: Encode, pictures: Path, tmp_
 def test_the_same_picture_twice_is_encoded_once(encode: Encode, pictures: Path, tmp_path: Path) -> None:
     shutil.copy(pictures / "p0.png", pictures / "p01.png")
     shutil.copy(pictures / "p2.png", pictures / "z.png")
-    assert counts(encode()) == (7, 5, 1, 1, 0)
+    assert counts(encode()) == (7, 5, 0, 2, 0)
     found = load_dataset(tmp_path / "out")
     assert len(rows(tmp_path / "out")) == 5
     assert len(found) == 7
@@ -178,6 +178,26 @@ def test_what_cannot_be_encoded_is_listed_with_the_reason(encode: Encode, pictur
     assert files(tmp_path / "out") == before
     with pytest.raises(WorkError, match=r"no latent of 'p1.png'.*not a picture"):
         load_dataset(tmp_path / "out")["p1.png"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_picture_that_changes_meanwhile_is_tried_another_time(
+    encode: Encode, pictures: Path, tmp_path: Path, session: Session, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    original, first = ShardEncoder.encode_shard, (pictures / "p0.png").read_bytes()
+
+    def changing(encoder: ShardEncoder, jobs: Sequence[Job]) -> Head:
+        draw(pictures / "p0.png", 20)
+        return original(encoder, jobs)
+
+    monkeypatch.setattr(ShardEncoder, "encode_shard", changing)
+    done = encode(shard_size=size)
+    assert counts(done) == (5, 4, 0, 0, 1)
+    assert done.reason == "'p0.png' was changed while others were encoded; encode it again"
+    monkeypatch.undo()
+    (pictures / "p0.png").write_bytes(first)
+    assert counts(encode(shard_size=size)) == (5, 1, 4, 0, 0)
+    check_latents(tmp_path / "out", pictures, session)
 
 
 def test_pictures_in_a_zip_a_tar_and_a_list(encode: Encode, pictures: Path, tmp_path: Path) -> None:
@@ -211,11 +231,11 @@ def test_an_interrupted_run_is_resumed(
     """Where it was interrupted after two shards, and killed while it wrote the manifest and a shard."""
     original, done = ShardEncoder.encode_shard, list[object]()
 
-    def interrupted(encoder: ShardEncoder, jobs: list[object]) -> object:
+    def interrupted(encoder: ShardEncoder, jobs: Sequence[Job]) -> Head:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(jobs)
-        return original(encoder, jobs)  # type: ignore[arg-type]
+        return original(encoder, jobs)
 
     monkeypatch.setattr(ShardEncoder, "encode_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -320,6 +340,21 @@ def test_processes_that_are_killed(pictures: Path, tmp_path: Path, mortal: parti
     check_latents(tmp_path / "out", pictures, mortal())
     (pictures / "white.png").unlink()
     assert counts(run()) == (5, 0, 5, 0, 0)
+
+
+def test_a_shard_that_fails_is_tried_three_times(
+    pictures: Path, tmp_path: Path, mortal: partial[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a device has no memory left; the others of the shard are lost with it until the next run."""
+    monkeypatch.setenv("OUT_OF_MEMORY", "1")
+    Image.new("RGB", (12, 10), "black").save(pictures / "sub" / "zblack.png")
+    run = partial(encode_dataset, pictures, tmp_path / "out", mortal, REQUEST, shard_size=2)
+    done = run()
+    assert counts(done) == (6, 4, 0, 0, 2)
+    assert done.reason == "no memory left, 3 times"
+    monkeypatch.delenv("OUT_OF_MEMORY")
+    assert counts(run()) == (6, 2, 4, 0, 0)
+    check_latents(tmp_path / "out", pictures, mortal())
 
 
 def test_processes_that_never_begin(pictures: Path, tmp_path: Path, mortal: partial[Session]) -> None:
