@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ddim_ode.embeddings import hash_of, prompt_of
+from ddim_ode.embeddings import hash_of_told
 from ddim_ode.kinds import ModelError
 
 # What a network is told beside x and t: a row for each answer that is mixed, first the one that is to be avoided.
@@ -174,7 +174,7 @@ class AdaptedPipeline(nn.Module):
         self._names = tuple(rows)
         for name, row in rows.items():
             self.register_buffer(name, row, persistent=False)
-        self.embedding: str | None = hash_of(prompt_of(rows, 1))
+        self.embedding: str | None = hash_of_told(rows, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)``, t ``(B,)`` in the pipeline's timesteps, to ``(B, C, H, W)``."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor
 
 # What guidance is: two answers mixed, what a distilled network is told, or two answers of one that may be told as well.
 CFG, DISTILLED, TRUE_CFG = "cfg", "distilled", "true cfg"
@@ -42,8 +42,10 @@ def check_asked(asked: Any) -> None:
 
 
 def without_text(asked: AskedFor) -> AskedFor:
-    """The same with neither the prompt nor what is to be avoided."""
-    return {**asked, "prompt": None, "negative_prompt": None}
+    """The same with neither the prompt nor what is to be avoided; what else was given, which may be text, as a hash."""
+    call = asked["call"]
+    hashed = None if call is None else f"sha256:{hashlib.sha256(str(call).encode()).hexdigest()[:16]}"
+    return {**asked, "prompt": None, "negative_prompt": None, "call": hashed}
 
 
 def same_asked(own: AskedFor, asked: AskedFor) -> bool:
@@ -70,6 +72,10 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, Generator):
+        value = value.get_state()
     if isinstance(value, Tensor):
         value = value.detach().float().cpu().numpy()
     if isinstance(value, np.ndarray | Image.Image):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddim_ode.embeddings import hash_of, prompt_of
+from ddim_ode.embeddings import hash_of_told
 
 # More than any walk takes by default; pipelines look at how many there are, and some make a list of as many.
 _MANY = 20_000
@@ -210,8 +210,8 @@ class DrivenPipeline(nn.Module):
         """The first answer of a new walk, which shows what the network is told of the prompt."""
 
         def hear(_: nn.Module, __: tuple[Any, ...], told: dict[str, Any]) -> None:
-            if self.embedding is None and (prompt := prompt_of(told, len(x))):
-                self.embedding = hash_of(prompt)
+            if self.embedding is None:
+                self.embedding = hash_of_told(told, len(x))
 
         hook = self.denoiser.register_forward_pre_hook(hear, with_kwargs=True)
         try:

@@ -6,7 +6,6 @@ It is a dict of tensors, numbers, strings, lists and dicts, so that ``torch.load
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isclose
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ddim_ode.asked import AskedFor, check_asked, check_table, describe, without_text
 from ddim_ode.conditions import MEANING, UNCONDITIONAL, Condition
+from ddim_ode.embeddings import is_hash
 from ddim_ode.files import read_file, reason, write_file
 from ddim_ode.grids import Grid
 from ddim_ode.images import Source
@@ -338,8 +338,8 @@ def _of_family(content: dict[str, Any]) -> dict[str, Any]:
     if asked is not None:
         asked = asked if content["version"] > 3 else {**asked, "call": None}
         check_asked(asked)
-    if embedding is not None and not re.fullmatch("[0-9a-f]{64}", embedding):
-        raise ValueError(f"the hash of what the network was told must have 64 digits, but it is {embedding!r:.60}")
+    if embedding is not None and not is_hash(embedding):
+        raise ValueError(f"the hash of what the network was told must have 256 digits, but it is {embedding!r:.60}")
     check_table("fingerprints", fingerprints, {key: (str,) for key in fingerprints})
     return {"family": family, "asked": asked, "embedding": embedding, "fingerprints": fingerprints}
 

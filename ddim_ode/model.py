@@ -167,8 +167,11 @@ class Model:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Those of what is ``beside`` the network, by name."""
-        return {name: _fingerprint(module) for name, module in self.beside.items()}
+        """Those of what is ``beside`` the network, by name; and, if something is, what it says beside its weights."""
+        found = {name: _fingerprint(module) for name, module in self.beside.items()}
+        if self.autoencoder is not None:
+            found |= {"prediction": self.prediction, "scaling of latents": AutoencoderSpace.numbers(self.autoencoder)}
+        return found
 
     @cached_property
     def calibration(self) -> Calibration | None:

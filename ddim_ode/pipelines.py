@@ -202,6 +202,8 @@ def _with_text(pipeline: Any, asked: _Asked) -> Model:
     process = _process(pipeline)
     space = _space(pipeline, autoencoder, asked.height, asked.width)
     kind = _guidance_kind(pipeline, getattr(pipeline, part))
+    if kind != DISTILLED and asked.guidance < 1:
+        raise ModelError(f"the guidance of {name} must be 1, for none, or more, but it is {asked.guidance:g}")
     network = (_adapted if asked.adapted else _driven)(pipeline, getattr(pipeline, part), asked, space, kind)
     return Model(
         _name(pipeline),
@@ -238,13 +240,13 @@ def _driven(pipeline: Any, denoiser: nn.Module, asked: _Asked, space: Autoencode
     sizes = {"height": space.height * space.factor, "width": space.width * space.factor}
     scale = "true_cfg_scale" if kind == TRUE_CFG else "guidance_scale"
     texts = {"prompt": asked.prompt or "", "negative_prompt": asked.negative_prompt}
-    if kind == TRUE_CFG and asked.guidance > 1 and asked.negative_prompt is None:
+    true = asked.guidance if kind == TRUE_CFG else given.get("true_cfg_scale", 1)
+    if true > 1 and asked.negative_prompt is None:
         texts["negative_prompt"] = ""  # without which there is no second answer
     texts = {key: text for key, text in texts.items() if text is not None}
     _check_call(pipeline, {scale: asked.guidance, **texts}, given)
-    values = {
-        key: value for key, value in {scale: asked.guidance, **sizes, **given}.items() if key in _parameters(pipeline)
-    }
+    values = {scale: asked.guidance, **sizes, "use_resolution_binning": False, **given}
+    values = {key: value for key, value in values.items() if key in _parameters(pipeline)}
 
     def call_for(count: int) -> dict[str, Any]:
         return {
@@ -284,7 +286,7 @@ def scheduler_grid(model: Model, steps: int) -> Grid:
         timesteps = levels.t(torch.tensor(sigmas, dtype=torch.float64)).tolist()
         return Grid("explicit", "sigma-min" if sigmas[0] else "zero", tuple(sigmas), tuple(timesteps))
     tau = sorted(float(t) for t in scheduler.timesteps)
-    if not hasattr(scheduler.config, "set_alpha_to_one") or len(set(tau)) < len(tau):
+    if "set_alpha_to_one" not in signature(type(scheduler).__init__).parameters or len(set(tau)) < len(tau):
         kind = type(scheduler).__name__
         raise ValueError(f"the nodes of {kind} are not known here; give the pipeline a DDIM or Euler scheduler")
     if scheduler.config.set_alpha_to_one:
@@ -294,7 +296,13 @@ def scheduler_grid(model: Model, steps: int) -> Grid:
 
 # What is said by arguments of ``from_pipeline``, and what says nothing of it; and what depends on the number of a step,
 # or changes latents.
-_SAID = {"prompt": "prompt", "negative_prompt": "negative_prompt", "guidance_scale": "guidance"}
+_SAID = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "guidance_scale": "guidance",
+    "height": "height",
+    "width": "width",
+}
 _NOTHING = {"prompt": "", "guidance_scale": 1.0}
 _BY_STEPS = (
     "control_guidance_start",

@@ -97,6 +97,13 @@ class AutoencoderSpace:
             parts = [self.autoencoder.decode(part).sample for part in torch.split(x / scale + shift, 1)]
             return torch.cat(parts).to(states)
 
+    @staticmethod
+    def numbers(autoencoder: Any) -> str:
+        """What states are scaled and shifted by, as ``autoencoder`` says it."""
+        names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+        values = {name: getattr(autoencoder.config, name, None) for name in names}
+        return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
     @contextmanager
     def _computing(self) -> Iterator[tuple[torch.device, torch.dtype]]:
         """Where and in what the autoencoder computes; in float32 if it asks for that, as that of SDXL does."""

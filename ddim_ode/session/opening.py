@@ -36,9 +36,9 @@ def open_model(
     elif dtype is not None or config is not None:
         raise ValueError("dtype and config are of models that are loaded here; this one is in memory, as it is")
     if isinstance(model, Model):
-        if texts != Texts():
+        if texts != Texts() and model.ask is None:
             raise ValueError(_no_pipeline(model.name))
-        found = model
+        found = model if texts == Texts() else model.asked_for(**texts._asdict())
     else:
         found = from_pipeline(model, **texts._asdict(), adapted=compile)
     found = found if dtype is None else in_dtype(found, dtype)
@@ -50,7 +50,7 @@ def _load(name: str, device: torch.device, config: str | Path | None, texts: Tex
     on_hub = texts != Texts() and "/" in name and not Path(name).exists()
     if is_pipeline(name) or on_hub:
         return load_pipeline(name, device=device, config=config)
-    if texts != Texts():
+    if texts != Texts() and ":" not in name:
         raise ValueError(_no_pipeline(name))
     return load_model(name, device=device, config=config)
 

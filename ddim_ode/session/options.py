@@ -65,8 +65,17 @@ class Run:
             ValueError: if there is no such model, or the latents were encoded as several things.
         """
         of_latents = self._of(latents)
+        if of_latents and self.model == "default":
+            raise ValueError(
+                f"a latent was encoded with the pipeline '{of_latents.model:.200}', and model '{self.model}' is none; "
+                "name the pipeline with --model"
+            )
         session = self.opener(told=of_latents is not None)(progress=Bar())
-        return session.asked_for(**self._wanted(of_latents, session.model)) if of_latents else session
+        if of_latents:
+            return session.asked_for(**self._wanted(of_latents, session.model))
+        # Of a factory it is known only now that it is a pipeline.
+        late = session.model.asked is not None and self.guidance is not None
+        return session.asked_for(guidance=self.guidance) if late else session
 
     def opener(self, *, told: bool = False) -> Callable[..., Session]:
         """What makes that session, in this process or in another; ``told`` if latents say what a pipeline is asked for.

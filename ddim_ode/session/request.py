@@ -91,6 +91,10 @@ def towards_classes(requests: Sequence[Request], latents: Sequence[Latent | None
 
 def plan_condition(request: Request, model: Model, latent: Latent | None = None) -> Condition:
     """What the request asks of the network; where it names no class, what ``latent`` was encoded with."""
+    if model.asked is not None and request.guidance is not None:
+        raise PlanError(
+            f"guidance {request.guidance:g} of a pipeline is towards its prompt; say it to the session, or to asked_for"
+        )
     own = latent.condition if latent else UNCONDITIONAL
     label: Label | None = own.label if own.name in (None, NO_CLASS) else own.name
     label = label if request.label is None else request.label

@@ -143,6 +143,8 @@ class Session:
     ) -> None:
         if not 1 <= batch_size <= MOST_IN_A_BATCH:
             raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
+        if size is not None and (len(size) != 2 or not all(type(side) is int and side > 0 for side in size)):
+            raise ValueError(f"size must be (height, width), two positive integers, but it is {size}")
         texts = Texts(prompt, negative_prompt, guidance, *(size or ()))
         self.model = open_model(model, device, texts, config=config, dtype=dtype, compile=compile)
         self.batch_size = batch_size
@@ -234,6 +236,8 @@ class Session:
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=label, guidance=guidance)
         (decoded,) = self.decode_all([latent], request, any_model=any_model)
         decoded.walk.warn()
+        for text in decoded.asked_otherwise:
+            warnings.warn(text, stacklevel=2)
         return decoded.picture
 
     def reconstruct(

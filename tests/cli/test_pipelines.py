@@ -158,6 +158,8 @@ def test_a_latent_without_its_prompt(cli: Cli, picture: Path, folder: Path, tmp_
     assert made.exit_code == 0, made.output
     assert b"a secret" not in latent.read_bytes()
     assert "asked      a prompt that is left out with guidance 1.0" in cli("info", latent).output
+    nowhere = cli("decode", latent, "--prompt", "a secret", "--model", "default")
+    assert "and model 'default' is none; name the pipeline with --model" in nowhere.output
     refused = cli("decode", latent, "--model", folder)
     assert refused.exit_code != 0
     assert "the latent does not say its prompt, which was left out of it; pass --prompt" in refused.output
@@ -216,7 +218,7 @@ def test_a_pipeline_with_classes(cli: Cli, picture: Path, tmp_path: Path) -> Non
     encoded = cli("encode", picture, *words, "--solver", "euler", "-o", latent)
     assert encoded.exit_code == 0, encoded.output
     assert load_latent(latent).condition.label == 207
-    assert set(load_latent(latent).fingerprints) == {"vae"}
+    assert set(load_latent(latent).fingerprints) == {"vae", "prediction", "scaling of latents"}
     assert cli("decode", latent, "--model", tmp_path / "dit", "-o", tmp_path / "a.png").exit_code == 0
     refused = cli("encode", picture, *words, "--prompt", "a dog")
     assert refused.exit_code != 0

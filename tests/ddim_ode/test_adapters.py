@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddim_ode import Session, from_pipeline, load_model
 from ddim_ode.codec import decode, encode
-from ddim_ode.embeddings import hash_of, prompt_of, same_embedding
+from ddim_ode.embeddings import avoided_of, hash_of, prompt_of, same_embedding
 from ddim_ode.grids import grid_of_timesteps, make_grid
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
@@ -206,6 +206,7 @@ def test_what_a_network_is_told_of_the_prompt() -> None:
     rows = torch.arange(8.0).reshape(4, 2)
     told = {"encoder_hidden_states": rows, "added_cond_kwargs": {"text_embeds": rows[:1], "time_ids": rows}}
     assert [part.tolist() for part in prompt_of(told, 2)] == [[4, 5], [0, 1]]
+    assert [part.tolist() for part in avoided_of(told, 2)] == [[0, 1]]
     assert prompt_of({"encoder_hidden_states": [rows], "added_cond_kwargs": None, "pooled_projections": None}, 2) == []
 
 
@@ -223,6 +224,9 @@ def test_a_latent_that_keeps_its_prompt_to_itself(tmp_path: Path) -> None:
     (again,) = session("a cat").decode_all([latent.to_bytes()])
     assert again.plan.exact
     assert again.plan.why == ()
+    other = Session(pipeline, prompt="a cat", negative_prompt="dark and blurred", guidance=2.0)
+    (avoiding,) = other.decode_all([latent.to_bytes()])
+    assert "told of another prompt than the one it was encoded as" in avoiding.report()
     (other,) = session("a dog on a mat").decode_all([latent.to_bytes()])
     assert "told of another prompt than the one it was encoded as" in other.report()
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    IPNDMScheduler,
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
@@ -48,7 +50,9 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "generator": torch.Generator().manual_seed(3),
     },
 }
-GUIDANCES = {"FLUX dev": 3.5, "FLUX schnell": 0.0}
+GUIDANCES = {"FLUX dev": 3.5, "FLUX schnell": 1.0}
+# What fingerprints say beside weights.
+SAID = ("prediction", "scaling of latents")
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
 
@@ -222,6 +226,12 @@ def test_members_with_steps_of_their_own_are_refused_in_a_batch_alone() -> None:
         (None, {"call": {"prompt": "a"}}, "'prompt' is not for the call; say it as prompt=..."),
         (None, {"call": {"guidance_scale": 2}}, "'guidance_scale' is not for the call; say it as guidance=..."),
         (None, {"call": {"callback_on_step_end": print}}, "depends on the number of a step, and there is none"),
+        (
+            None,
+            {"guidance": 0.5},
+            "StableDiffusionPipeline must be 1, for none, or more, but it is 0.5",
+        ),
+        (None, {"call": {"height": 64}}, "'height' is not for the call; say it as height=..."),
         (None, {"guidance": math.nan}, "guidance must be a finite number, but it is nan"),
         (None, {"call": {"control": 1}}, "StableDiffusionPipeline takes no 'control'; it takes: prompt, height"),
         (lambda p: setattr(p, "scheduler", LCMScheduler()), {}, "its scheduler, LCMScheduler, is for a distilled"),
@@ -287,7 +297,7 @@ def test_a_latent_says_what_the_pipeline_was_asked_for() -> None:
         "guidance_kind": "cfg",
         "call": None,
     }
-    assert set(latent.fingerprints) == {"vae", "text_encoder"}
+    assert set(latent.fingerprints) == {"vae", "text_encoder", *SAID}
     assert "asked      'a cat' and not 'a dog' with guidance 2.0" in latent.summary()
     (again,) = session.decode_all([latent])
     assert again.plan.exact
@@ -307,7 +317,7 @@ def test_the_guidance_of_a_distilled_network_is_told_apart() -> None:
     model = model_of(build("FLUX dev"), "FLUX dev", 3.5)
     assert model.asked is not None
     assert (model.asked["guidance"], model.asked["guidance_kind"]) == (3.5, "distilled")
-    assert set(model.fingerprints) == {"vae", "text_encoder", "text_encoder_2"}
+    assert set(model.fingerprints) == {"vae", "text_encoder", "text_encoder_2", *SAID}
 
 
 def test_another_thread_is_refused_and_disturbs_nothing() -> None:
@@ -348,7 +358,7 @@ def test_a_pipeline_that_changes_latents_between_steps_is_refused() -> None:
 
 def test_what_is_beside_the_network_of_a_controlnet() -> None:
     model = model_of(build("ControlNet"), "ControlNet", 1.0)
-    assert set(model.fingerprints) == {"vae", "text_encoder", "controlnet"}
+    assert set(model.fingerprints) == {"vae", "text_encoder", "controlnet", *SAID}
 
 
 def test_weights_that_are_kept_elsewhere_are_refused() -> None:
@@ -357,3 +367,42 @@ def test_weights_that_are_kept_elsewhere_are_refused() -> None:
     pipeline.unet.conv_in.to("meta")
     with pytest.raises(ModelError, match="weights of this pipeline are kept elsewhere, layer by layer"):
         _ = from_pipeline(pipeline, prompt="a cat", **SIZES).fingerprint
+
+
+def test_a_latent_of_another_prediction_or_scaling_is_refused() -> None:
+    """What a pipeline says beside its weights changes the picture as much as they do."""
+    pipeline = build("SD 1.5")
+    latent = Session(pipeline, prompt="a cat").encode(picture(), solver="euler", steps=3)
+    own = pipeline.scheduler
+    pipeline.scheduler = DDIMScheduler.from_config(own.config, prediction_type="v_prediction")
+    with pytest.raises(LatentError, match="encoded with another prediction than"):
+        Session(pipeline, prompt="a cat").decode(latent)
+    pipeline.scheduler = own
+    pipeline.vae.register_to_config(scaling_factor=0.13025)
+    with pytest.raises(LatentError, match="encoded with another scaling of latents than"):
+        Session(pipeline, prompt="a cat").decode(latent)
+
+
+def test_what_was_asked_for_otherwise_is_said_to_whom_decodes() -> None:
+    pipeline = build("SD 1.5")
+    latent = Session(pipeline, prompt="a cat").encode(picture(), solver="euler", steps=2)
+    with pytest.warns(UserWarning, match="asked for 'a dog' with guidance 1.0, and encoded as 'a cat' with guidance"):
+        Session(pipeline, prompt="a dog").decode(latent)
+    with pytest.raises(ValueError, match="guidance 3 of a pipeline is towards its prompt; say it to the session"):
+        Session(pipeline, prompt="a cat").decode(latent, guidance=3)
+    with pytest.raises(ValueError, match=r"height, width., two positive integers, but it is"):
+        Session(pipeline, prompt="a cat", size=(64,))
+
+
+def test_a_model_of_a_pipeline_is_asked_for_something_else() -> None:
+    model = model_of(build("SD 1.5"), "SD 1.5", 1.0)
+    asked = Session(model, prompt="a bird", guidance=2.0).model.asked
+    assert asked is not None
+    assert (asked["prompt"], asked["guidance"]) == ("a bird", 2.0)
+
+
+def test_nodes_of_a_scheduler_with_the_settings_of_another_kind_are_not_taken() -> None:
+    pipeline = build("SD 1.5")
+    pipeline.scheduler = IPNDMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="the nodes of IPNDMScheduler are not known here"):
+        scheduler_grid(model_of(pipeline, "SD 1.5", 1.0), STEPS)

@@ -78,7 +78,7 @@ def latents(draw: st.DrawFn) -> Latent:
         companion=x_T.flip(3) if draw(st.booleans()) else None,
         condition=draw(conditions),
         asked=draw(st.none() | st.builds(asked_for, prompt=texts | st.none(), call=texts | st.none())),
-        embedding=draw(st.none() | st.just("0f" * 32)),
+        embedding=draw(st.none() | st.just("0f" * 128)),
     )
 
 
@@ -286,7 +286,7 @@ def with_value(value: object, *keys: str) -> Callable[[dict[str, Any]], None]:
         (with_value(asked_for(guidance=inf), "asked"), "guidance must be finite, but it is inf"),
         (with_value(asked_for(call={}), "asked"), "'call' of what was asked for must be text or a number"),
         (without("embedding"), "is damaged: there is no 'embedding'"),
-        (with_value("abc", "embedding"), "the hash of what the network was told must have 64 digits, but it is 'abc'"),
+        (with_value("abc", "embedding"), "the hash of what the network was told must have 256 digits, but it is 'abc'"),
         (with_value(1, "embedding"), "is damaged"),
         (with_value({"vae": 3}, "fingerprints"), "'vae' of fingerprints must be text or a number, but it is 3"),
         (with_value("other", "family"), "is damaged: the family must be one of vp, flow, edm, ve, but it is 'other'"),
