@@ -40,7 +40,6 @@ from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.session.plan import Plan, plan_encoding
 from ddim_ode.session.request import Request
 from ddim_ode.speed import products
-from solvers import Solver
 
 DTYPES = {
     "float32": torch.float32,
@@ -86,21 +85,6 @@ class PrecisionRow:
         return self.network, self.state, self.method, self.steps
 
 
-class OneWay:
-    """A ``solver`` as the codec calls it, which begins with a ``companion`` and keeps the one at the end."""
-
-    def __init__(self, solver: Solver, companion: Tensor | None = None) -> None:
-        self.solver = solver
-        self.companion = companion
-        self.endless = getattr(solver, "endless", False)
-
-    def __call__(self, field: codec.Field, x: Tensor, grid: Tensor) -> Tensor:
-        """The state at the end of ``grid``, from ``x``, ``(B, C, H, W)``."""
-        found = self.solver.solve(field, x, grid, self.companion)
-        self.companion = found.companion
-        return found.x
-
-
 class Precision:
     """A model with its network in one dtype, and states in another, by the names of ``DTYPES``."""
 
@@ -114,15 +98,16 @@ class Precision:
 
     def encode(self, x_0: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None, int]:
         """Latents of the images ``x_0``, both ``(B, C, H, W)``, their companions, and the evaluations it took."""
-        way, ode = OneWay(plan.solver), self._ode()
+        ode = self._ode()
         with products(tf32=self._network_name == "tf32"):
-            return codec.encode(ode, x_0, plan.grid, way, dtype=self._state), way.companion, ode.nfe
+            found = codec.encode_solution(ode, x_0, plan.grid, plan.solver, dtype=self._state)
+        return found.x, found.companion, ode.nfe
 
     def decode(self, x_T: Tensor, plan: Plan, companion: Tensor | None = None) -> tuple[Tensor, int]:
         """Images of the latents ``x_T``, both ``(B, C, H, W)``, and the evaluations it took."""
-        way, ode = OneWay(plan.back, companion), self._ode()
+        ode = self._ode()
         with products(tf32=self._network_name == "tf32"):
-            return codec.decode(ode, x_T, plan.grid, way, dtype=self._state), ode.nfe
+            return codec.decode_solution(ode, x_T, plan.grid, plan.back, companion, dtype=self._state).x, ode.nfe
 
     def seconds(self, images: Tensor) -> float:
         """The median time of a call with all ``images``, ``(B, C, H, W)``, after a first one."""

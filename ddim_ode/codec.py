@@ -93,7 +93,9 @@ def decode(
     return _integrate(ode, x_bar_T, grid.downward(), solver, differentiable) / _clean_scale(grid)
 
 
-def encode_solution(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Method[S]) -> S:
+def encode_solution(
+    ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Method[S], *, dtype: torch.dtype | None = None
+) -> S:
     """The whole solution that leads from the images ``x_0``, ``(B, C, H, W)``, pixels in [-1, 1], to their latents.
 
     Its state is x_T, its companion (of a reversible solver alone) what x_T leads back to x_0 with, exactly; both have
@@ -101,12 +103,18 @@ def encode_solution(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: Me
     """
     sigmas, scale = grid.upward(), _latent_scale(grid)
     with _walking(ode, sigmas, differentiable=False):
-        x_bar, end = _state(x_0, None) * _clean_scale(grid), _End(ode, sigmas, solver)
+        x_bar, end = _state(x_0, dtype) * _clean_scale(grid), _End(ode, sigmas, solver)
         return solver.solve(ode, x_bar, end.inner).map(lambda x_bar_T: end.leave(x_bar_T) / scale)
 
 
 def decode_solution(
-    ode: ProbabilityFlowODE, x_T: Tensor, grid: Grid, solver: Method[S], companion: Tensor | None = None
+    ode: ProbabilityFlowODE,
+    x_T: Tensor,
+    grid: Grid,
+    solver: Method[S],
+    companion: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> S:
     """The whole solution that leads from the latents ``x_T``, ``(B, C, H, W)``, to images of the same shape.
 
@@ -116,9 +124,9 @@ def decode_solution(
     """
     sigmas, scale = grid.downward(), _latent_scale(grid)
     with _walking(ode, sigmas, differentiable=False):
-        second = None if companion is None else _state(companion, None) * scale
+        second = None if companion is None else _state(companion, dtype) * scale
         end, clean = _End(ode, sigmas, solver), _clean_scale(grid)
-        return solver.solve(ode, end.enter(_state(x_T, None) * scale), end.inner, second).map(lambda x: x / clean)
+        return solver.solve(ode, end.enter(_state(x_T, dtype) * scale), end.inner, second).map(lambda x: x / clean)
 
 
 # In memory: 512 GiB.

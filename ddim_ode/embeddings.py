@@ -34,22 +34,25 @@ class Told(Protocol):
         """The hash, as ``hash_of`` makes it."""
 
 
+def _told(told: Mapping[str, Any]) -> list[Tensor]:
+    """What is of texts among the arguments ``told`` of a network of diffusers, with a row for each answer."""
+    flat = {**told, **(told.get("added_cond_kwargs") or {})}
+    parts = [flat[name] for name in _NAMES if isinstance(flat.get(name), Tensor)]
+    return [part for part in parts if part.ndim and len(part)]
+
+
 def prompt_of(told: Mapping[str, Any], count: int) -> list[Tensor]:
     """What a network of diffusers is told of the prompt, for one image: of the arguments ``told`` with a batch.
 
-    Batches have ``count`` images, last of all under the prompt itself: before it those that are to be avoided.
+    Batches have ``count`` images, last of all under the prompt itself: before it those that are to be avoided. Some
+    give one row for all images.
     """
-    flat = {**told, **(told.get("added_cond_kwargs") or {})}
-    parts = [flat[name] for name in _NAMES if isinstance(flat.get(name), Tensor)]
-    # Some give one row for all images.
-    return [part[-min(count, len(part))] for part in parts if part.ndim and len(part)]
+    return [part[-min(count, len(part))] for part in _told(told)]
 
 
 def avoided_of(told: Mapping[str, Any], count: int) -> list[Tensor]:
     """The same of what is to be avoided, where a call has the answers for both."""
-    flat = {**told, **(told.get("added_cond_kwargs") or {})}
-    parts = [flat[name] for name in _NAMES if isinstance(flat.get(name), Tensor)]
-    return [part[0] for part in parts if part.ndim and len(part) >= 2 * count]
+    return [part[0] for part in _told(told) if len(part) >= 2 * count]
 
 
 def hash_of_told(told: Mapping[str, Any], count: int) -> str | None:

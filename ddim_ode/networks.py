@@ -22,19 +22,37 @@ class UNet(nn.Module):
         return output[:, : self.channels]
 
 
-class ClassUNet(UNet):
-    """A ``UNet2DModel`` with labels of classes, the last of which means none; as a function of x and t it is that.
+class KnowingClasses(nn.Module):
+    """A network that is told labels of classes, of which ``none`` means none; as a function of x and t it is that.
 
     A ``conditioned.Labelled``.
     """
 
-    def __init__(self, unet: nn.Module, channels: int, labels: int) -> None:
-        super().__init__(unet, channels)
-        self.none = labels - 1
+    none: int
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``, of no class."""
         return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
+
+    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The same of the classes ``labels``, ``(B,)``, int64."""
+        raise NotImplementedError
+
+    def refuse_none(self, labels: Tensor) -> None:
+        """Raise ValueError if one of ``labels``, ``(B,)``, means none, for a network that was never trained with it."""
+        if bool((labels == self.none).any()):
+            raise ValueError(
+                f"this network was trained with a class for every picture; name one of its {self.none} classes, from "
+                f"0 to {self.none - 1}, with guidance 1"
+            )
+
+
+class ClassUNet(KnowingClasses, UNet):
+    """A ``UNet2DModel`` with labels of classes, the last of which means none."""
+
+    def __init__(self, unet: nn.Module, channels: int, labels: int) -> None:
+        super().__init__(unet, channels)
+        self.none = labels - 1
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The same of the classes ``labels``, ``(B,)``, int64."""
@@ -57,18 +75,14 @@ class ClassesOnlyUNet(ClassUNet):
         Raises:
             ValueError: if no class is asked for, or guidance, which takes an answer of no class.
         """
-        if bool((labels == self.none).any()):
-            raise ValueError(
-                f"this network was trained with a class for every picture; name one of its {self.none} classes, from "
-                f"0 to {self.none - 1}, with guidance 1"
-            )
+        self.refuse_none(labels)
         return super().answer(x, t, labels)
 
 
-class ClassTransformer(nn.Module):
+class ClassTransformer(KnowingClasses):
     """diffusers' ``DiTTransformer2DModel`` as ``ClassUNet`` is a U-Net; its last label, too, means none.
 
-    Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748. A ``conditioned.Labelled``.
+    Peebles and Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
     """
 
     def __init__(self, transformer: Any) -> None:
@@ -76,10 +90,6 @@ class ClassTransformer(nn.Module):
         self.transformer = transformer
         self.channels = int(transformer.config.in_channels)
         self.none = int(transformer.config.num_embeds_ada_norm)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``, of no class."""
-        return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The same of the classes ``labels``, ``(B,)``, int64."""

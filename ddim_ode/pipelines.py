@@ -237,7 +237,7 @@ def _guidance_kind(pipeline: Any, denoiser: Any) -> str:
 
 def _driven(pipeline: Any, denoiser: nn.Module, asked: _Asked, space: AutoencoderSpace, kind: str) -> DrivenPipeline:
     given = asked.call or {}
-    sizes = {"height": space.height * space.factor, "width": space.width * space.factor}
+    sizes = dict(zip(("height", "width"), space.size, strict=True))
     scale = "true_cfg_scale" if kind == TRUE_CFG else "guidance_scale"
     texts = {"prompt": asked.prompt or "", "negative_prompt": asked.negative_prompt}
     true = asked.guidance if kind == TRUE_CFG else given.get("true_cfg_scale", 1)
@@ -260,9 +260,8 @@ def _driven(pipeline: Any, denoiser: nn.Module, asked: _Asked, space: Autoencode
 def _adapted(pipeline: Any, denoiser: nn.Module, asked: _Asked, space: AutoencoderSpace, kind: str) -> AdaptedPipeline:
     more = dict(asked.call or {})
     guidance = float(more.pop("true_cfg_scale", 1.0)) if kind == DISTILLED else asked.guidance
-    size = space.height * space.factor, space.width * space.factor
     prompt, negative = asked.prompt or "", asked.negative_prompt
-    return AdaptedPipeline(pipeline, denoiser, Wish(prompt, negative, guidance, asked.guidance, *size, more))
+    return AdaptedPipeline(pipeline, denoiser, Wish(prompt, negative, guidance, asked.guidance, *space.size, more))
 
 
 def scheduler_grid(model: Model, steps: int) -> Grid:
@@ -361,8 +360,7 @@ def _packing(pipeline: Any, space: AutoencoderSpace) -> tuple[Callable[[Tensor],
         return packed
 
     def unpack(rows: Tensor) -> Tensor:
-        size = space.height * space.factor, space.width * space.factor
-        x: Tensor = pipeline._unpack_latents(rows, *size, pipeline.vae_scale_factor)
+        x: Tensor = pipeline._unpack_latents(rows, *space.size, pipeline.vae_scale_factor)
         return x
 
     return pack, unpack

@@ -76,13 +76,18 @@ class AutoencoderSpace:
         """(C, H, W) of one state."""
         return self.channels, self.height, self.width
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a picture, in pixels."""
+        return self.height * self.factor, self.width * self.factor
+
     def read(self, picture: Readable) -> Read:
         """The ``picture`` as a state: the middle of what the autoencoder says, so that nothing is random.
 
         Raises:
             ImageFileError: if it cannot be read as a picture.
         """
-        pixels, source = _read(picture, 3, self.height * self.factor, self.width * self.factor)
+        pixels, source = _read(picture, 3, *self.size)
         with torch.no_grad(), self._computing() as where:
             found = self.autoencoder.encode(pixels.to(*where))
             z = found.latent_dist.mode() if hasattr(found, "latent_dist") else _first(found, ("latents", "latent"))

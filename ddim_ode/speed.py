@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddim_ode.conditioned import Labelled
 from ddim_ode.dtypes import DTYPES
+from ddim_ode.embeddings import Told
 from ddim_ode.model import Model
+from ddim_ode.networks import KnowingClasses
+from ddim_ode.predictor import Closing
 
 
 def in_dtype(model: Model, dtype: str) -> Model:
@@ -43,11 +45,12 @@ def compiled(model: Model) -> Model:
     Raises:
         ValueError: if it is a driven pipeline, which is more than a network.
     """
-    if hasattr(model.network, "close"):
+    if isinstance(model.network, Closing):
         raise ValueError(f"model '{model.name}' is a driven pipeline and cannot be compiled; write it out, or leave it")
     known = {"fingerprint": model.fingerprint, "fingerprints": model.fingerprints, "calibration": model.calibration}
-    kind = CompiledClasses if hasattr(model.network, "answer") else Compiled
-    same = replace(model, network=kind(model.network, model.device), ask=model.ask and _compiling(model.ask))
+    network, device = model.network, model.device
+    whole = CompiledClasses(network, device) if isinstance(network, KnowingClasses) else Compiled(network, device)
+    same = replace(model, network=whole, ask=model.ask and _compiling(model.ask))
     vars(same).update(known)
     return same
 
@@ -66,31 +69,28 @@ class Compiled(nn.Module):
     """A ``network`` compiled for batches of a few sizes: smaller ones are filled up, so that nothing is compiled anew.
 
     On a GPU its calls are captured, and launched all at once.
+
+    ``function``  what of the network is compiled; itself unless given.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, function: Callable[..., Tensor] | None = None) -> None:
         super().__init__()
         self.network = network
         self._captured = device.type == "cuda"
         self._sizes: set[int] = set()
-        self._function = self._compile(network)
+        mode = "reduce-overhead" if self._captured else "default"
+        self._function: Callable[..., Tensor] = torch.compile(function or network, dynamic=False, mode=mode)
 
     @property
     def embedding(self) -> str | None:
         """What the network of a pipeline has been told instead of the prompt, as a hash."""
-        found: str | None = getattr(self.network, "embedding", None)
-        return found
+        return self.network.embedding if isinstance(self.network, Told) else None
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``."""
-        return self._call(self._function, x, t.float() if not t.is_floating_point() else t)
+        return self._call(x, t.float() if not t.is_floating_point() else t)
 
-    def _compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        mode = "reduce-overhead" if self._captured else "default"
-        made: Callable[..., Tensor] = torch.compile(function, dynamic=False, mode=mode)
-        return made
-
-    def _call(self, function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    def _call(self, x: Tensor, *others: Tensor) -> Tensor:
         count = len(x)
         size = min((known for known in self._sizes if known >= count), default=count)
         self._sizes.add(size)
@@ -98,26 +98,20 @@ class Compiled(nn.Module):
         if self._captured:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             # What is captured gives the same memory each time.
-            return function(*parts)[:count].clone()
-        return function(*parts)[:count]
+            return self._function(*parts)[:count].clone()
+        return self._function(*parts)[:count]
 
 
-class CompiledClasses(Compiled):
-    """A ``Compiled`` network that is told classes; a ``conditioned.Labelled``."""
+class CompiledClasses(KnowingClasses, Compiled):
+    """A ``Compiled`` network that is told classes."""
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        super().__init__(network, device)
-        labelled: Labelled = network  # type: ignore[assignment]  # what has an ``answer`` is one
-        self.none = labelled.none
-        self._answer = self._compile(labelled.answer)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``, of no class."""
-        return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
+    def __init__(self, network: KnowingClasses, device: torch.device) -> None:
+        super().__init__(network, device, network.answer)
+        self.none = network.none
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The same of the classes ``labels``, ``(B,)``, int64."""
-        return self._call(self._answer, x, t, labels)
+        """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``, of the classes ``labels``, ``(B,)``, int64."""
+        return self._call(x, t, labels)
 
 
 def _filled(part: Tensor, size: int) -> Tensor:

@@ -22,6 +22,7 @@ from ddim_ode.formats.filling import fill
 from ddim_ode.formats.settings import Settings
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
+from ddim_ode.networks import KnowingClasses
 from ddim_ode.processes import EDM
 
 _OTHERS = {
@@ -44,8 +45,8 @@ class EDMNetwork(nn.Module):
         return output
 
 
-class EDMClassNetwork(EDMNetwork):
-    """A network of EDM that is told one of ``classes``; a ``conditioned.Labelled``.
+class EDMClassNetwork(KnowingClasses, EDMNetwork):
+    """A network of EDM that is told one of ``classes``.
 
     ``knows_none``  whether it was trained with no class too, which a vector of zeros means.
     """
@@ -55,21 +56,14 @@ class EDMClassNetwork(EDMNetwork):
         self.none = classes
         self._knows_none = knows_none
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)``, t ``(B,)``, log(sigma) / 4; returns F of no class, ``(B, C, H, W)``."""
-        return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
-
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The same of the classes ``labels``, ``(B,)``, int64.
+        """x ``(B, C, H, W)``, t ``(B,)``, log(sigma) / 4, and the classes ``labels``, ``(B,)``, int64, to F.
 
         Raises:
             ValueError: if no class is asked for, or guidance, and the network was never trained with none.
         """
-        if not self._knows_none and bool((labels == self.none).any()):
-            raise ValueError(
-                f"this network was trained with a class for every picture; name one of its {self.none} classes, from "
-                f"0 to {self.none - 1}, with guidance 1"
-            )
+        if not self._knows_none:
+            self.refuse_none(labels)
         output: Tensor = self.network(x, t, one_hot(labels, self.none + 1)[:, : self.none].to(x))
         return output
 

@@ -51,9 +51,12 @@ class Run:
     dtype: str | None
     compile: bool
 
-    def wishes(self, model: Model) -> dict[str, Any]:
-        """What the options wish of ``model``, by the names of ``Request``; without a guidance that is of a prompt."""
-        names = {option.name for option in fields(Request)} - ({"guidance"} if model.asked else set())
+    def wishes(self, model: Model | None = None) -> dict[str, Any]:
+        """What the options wish of ``model``, by the names of ``Request``; without a guidance that is of a prompt.
+
+        Without a model it is what they wish of any.
+        """
+        names = {option.name for option in fields(Request)} - ({"guidance"} if model and model.asked else set())
         return {name: value for name, value in asdict(self).items() if name in names}
 
     def session(self, latents: Sequence[Path] = ()) -> Session:
@@ -103,8 +106,7 @@ class Run:
 
     def request(self, *, label: str | None = None) -> Request:
         """What the options wish of any model, and the class ``label``."""
-        names = {option.name for option in fields(Request)}
-        return Request(**{name: value for name, value in asdict(self).items() if name in names}, label=label)
+        return Request(**self.wishes(), label=label)
 
     def _wanted(self, of_latents: Latent, model: Model) -> dict[str, Any]:
         """What a pipeline should be asked for, where the options leave it to a latent."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -170,8 +171,8 @@ class Session:
         model = self.model.asked_for(
             prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, height=height, width=width
         )
-        session = Session(model, batch_size=self.batch_size, max_nfe=self.max_nfe)
-        session._worker = replace(self._worker, model=model)
+        session = copy(self)
+        session.model, session._worker = model, replace(self._worker, model=model)
         return session
 
     def encode(

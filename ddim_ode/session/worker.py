@@ -113,11 +113,13 @@ class Worker:
         """MSE of what states look like, both ``(B, C, H, W)``; ``(B,)`` on the CPU, pixels in [0, 1]."""
         return pixel_mse(self.pictures(x_0), self.pictures(found))
 
-    def _parts(self, x_0: Tensor, back: Tensor, pixels: Tensor, decoded: Tensor) -> Sequence[Parts | None]:
-        """Whose the errors of pictures are, where an autoencoder has a part in them; all are ``(B, C, H, W)``."""
+    def _parts(self, x_0: Tensor, back: Tensor, pixels: Tensor, own: Tensor, decoded: Tensor) -> Sequence[Parts | None]:
+        """Whose the errors of pictures are, where an autoencoder has a part in them; all are ``(B, C, H, W)``.
+
+        ``own, decoded``  what the states ``x_0`` and ``back`` look like.
+        """
         if self.model.autoencoder is None:
             return [None] * len(x_0)
-        own = self.pictures(x_0)
         of_states = (back - x_0).square().flatten(1).mean(1)
         each = (of_states, pixel_mse(own, decoded), pixel_mse(pixels, own))
         return [Parts(*numbers) for numbers in zip(*(part.tolist() for part in each), strict=True)]
@@ -186,8 +188,8 @@ class Worker:
 
     def _compare(self, x_0: Tensor, back: Tensor, pixels: Tensor) -> tuple[Tensor, Sequence[Parts | None]]:
         """The error of pictures, of what the ODE can help: against what their states decode to; and whose it is."""
-        decoded = self.pictures(back)
-        return pixel_mse(self.pictures(x_0), decoded), self._parts(x_0, back, pixels, decoded)
+        own, decoded = self.pictures(x_0), self.pictures(back)
+        return pixel_mse(own, decoded), self._parts(x_0, back, pixels, own, decoded)
 
     def decode(self, jobs: Sequence[LatentJob]) -> list[Decoded]:
         """What latents that are ``alike`` decode to."""
@@ -220,7 +222,8 @@ class Worker:
         there, walk_there = walker.encode(x_0, plan.grid, plan.solver)
         back, walk_back = walker.decode(there.x, plan.grid, plan.back, companion=there.companion)
         pixels, decoded = torch.cat([job.pixels for job in jobs]), self.pictures(back.x)
-        errors, parts = pixel_mse(pixels, decoded).tolist(), self._parts(x_0, back.x, pixels, decoded)
+        parts = self._parts(x_0, back.x, pixels, self.pictures(x_0), decoded)
+        errors = pixel_mse(pixels, decoded).tolist()
         alone: list[float | None] = [None] * len(jobs)
         if there.companion is not None:
             without = self.pictures(walker.decode(there.x, plan.grid, plan.back)[0].x)

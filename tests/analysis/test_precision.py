@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analysis import precision
 from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.precision import OneWay, PrecisionRow, main
+from analysis.precision import PrecisionRow, main
 from analysis.rows import load_rows
 from ddim_ode import codec, load_model, make_grid
 from ddim_ode.images import pixel_mse
@@ -75,8 +75,8 @@ def test_a_state_in_single_precision_stays_so(tiny_model: Path) -> None:
     ode = model.ode()
     ode.register_forward_pre_hook(watch)
     grid = make_grid(model.schedule, "log-snr", 2)
-    way = OneWay(get_solver("reversible-heun"))
-    codec.encode(ode, torch.zeros(1, 3, 8, 8), grid, way, dtype=torch.float32)
+    solver = get_solver("reversible-heun")
+    way = codec.encode_solution(ode, torch.zeros(1, 3, 8, 8), grid, solver, dtype=torch.float32)
     assert set(seen) == {torch.float32}
     assert way.companion is not None
     assert way.companion.dtype == torch.float32
