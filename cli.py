@@ -22,6 +22,7 @@ from ddim_ode.console import (
     Failures,
     FilePath,
     OneLineErrors,
+    Writer,
     check_outputs,
     device_option,
     find_frames,
@@ -218,12 +219,12 @@ def decode(
     session = run.session([found.folder / TEMPLATE] if found else paths)
     request = Request(**run.wishes(session.model), label=label)
     sources = (found[str(path)] if found else path for path in paths)
-    for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
-        warn_of(decoded.walk, decoded.member)
-        with failures.caught():
+    with Writer(failures) as writer:
+        for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
+            warn_of(decoded.walk, decoded.member)
             target = jobs[decoded.index][1]
-            save(decoded.picture, target, overwrite=existing.overwrite)
-            say(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
+            text = f"{decoded.latent.source.name} -> {target} ({decoded.report()})"
+            writer.write(decoded.picture, target, text, overwrite=existing.overwrite)
     failures.exit()
 
 
