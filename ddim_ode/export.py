@@ -69,15 +69,16 @@ def without_classes(network: UNet, condition: Condition) -> Any:
 
     The label's embedding is added to that of the time, and so may be a part of its bias.
     """
-    if not isinstance(network, ClassUNet):
-        return network.unet
     unet: Any = network.unet
-    label = network.none if condition.terms[0][0] is None else condition.terms[0][0]
-    if label >= len(unet.class_embedding.weight):
-        raise ValueError("the model was trained with a class for every picture, and answers nothing without; name one")
     weights = {name: value for name, value in unet.state_dict().items() if not name.startswith("class_embedding.")}
-    bias = "time_embedding.linear_2.bias"
-    weights[bias] = weights[bias] + unet.class_embedding.weight[label]
+    if isinstance(network, ClassUNet):
+        label = network.none if condition.terms[0][0] is None else condition.terms[0][0]
+        if label >= len(unet.class_embedding.weight):
+            raise ValueError(
+                "the model was trained with a class for every picture, and answers nothing without; name one"
+            )
+        bias = "time_embedding.linear_2.bias"
+        weights[bias] = weights[bias] + unet.class_embedding.weight[label]
     plain: Any = UNet2DModel.from_config({**unet.config, "num_class_embeds": None})  # type: ignore[no-untyped-call]
     plain.load_state_dict(weights)
     return plain.eval()

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from ddim_ode.configs import CLASS_NAMES, INDEX, find_layout, first_line, read_json
+from ddim_ode.ddpm_unet import read_unet
 from ddim_ode.denoisers import model_of, placed
 from ddim_ode.formats.load import FILES, load_file
 from ddim_ode.kinds import ModelError as ModelError
@@ -141,7 +142,11 @@ def _load_denoiser(name: str, folder: Path) -> Any:
     kind = config.get("_class_name", "UNet2DModel")
     if kind == "UNet2DModel":
         check_numbers(name, config)
-        return _load(name, folder, "U-Net", kind)
+        unet = read_unet(folder / f"{_WEIGHTS}.safetensors", config)
+        if unet is None:
+            return _load(name, folder, "U-Net", kind)
+        check_finite_weights(folder, unet.state_dict())
+        return unet
     # DiT's own folders call it by the name that its class once had.
     if kind in ("DiTTransformer2DModel", "Transformer2DModel") and config.get("norm_type") == "ada_norm_zero":
         return _load(name, folder, "transformer", "DiTTransformer2DModel")

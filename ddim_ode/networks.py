@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class UNet(nn.Module):
-    """diffusers' ``UNet2DModel`` as a plain function of x and t; of a learned variance only the mean is kept."""
+    """A ``UNet2DModel`` or ``DDPMUNet`` as a plain function of x and t; of a learned variance only the mean is kept."""
 
     def __init__(self, unet: nn.Module, channels: int) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ class ClassTransformer(KnowingClasses):
 
 
 def network_of(denoiser: Any) -> UNet | ClassTransformer:
-    """A ``denoiser`` of diffusers, a ``UNet2DModel`` or a ``DiTTransformer2DModel``, as a function of x and t."""
-    if hasattr(denoiser.config, "num_embeds_ada_norm"):
+    """A ``denoiser`` as a function of x and t: ``UNet2DModel``, ``DDPMUNet`` or ``DiTTransformer2DModel``."""
+    if "num_embeds_ada_norm" in denoiser.config:
         return ClassTransformer(denoiser)
-    labels, channels = denoiser.config.num_class_embeds, int(denoiser.config.in_channels)
+    labels, channels = denoiser.config["num_class_embeds"], int(denoiser.config["in_channels"])
     return ClassUNet(denoiser, channels, labels) if labels else UNet(denoiser, channels)

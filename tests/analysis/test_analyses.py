@@ -8,12 +8,12 @@ from itertools import pairwise, product
 from math import inf, isnan
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import UNet2DModel
 from limited_device import limited_device
 from matplotlib.figure import Figure
 from PIL import Image
@@ -38,6 +38,7 @@ from analysis.spread import spread
 from ddim_ode import codec, decode, encode, load_model, make_grid
 from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
+from ddim_ode.ddpm_unet import DDPMUNet
 from ddim_ode.images import pixel_mse
 from ddim_ode.work import load_json
 from solvers import SOLVERS, torchdiffeq_adapter
@@ -56,13 +57,13 @@ def run(command: click.Command, model: Path | str, out: Path, *options: str) -> 
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch sizes of all evaluations of a network, of any model, in the order they are made."""
     sizes: list[int] = []
-    forward = UNet2DModel.forward
+    forward = DDPMUNet.forward
 
-    def count(network: UNet2DModel, x: torch.Tensor, *others: object, **more: object) -> object:
+    def count(network: DDPMUNet, x: torch.Tensor, *others: Any, **more: Any) -> object:
         sizes.append(len(x))
         return forward(network, x, *others, **more)
 
-    monkeypatch.setattr(UNet2DModel, "forward", count)
+    monkeypatch.setattr(DDPMUNet, "forward", count)
     return sizes
 
 
