@@ -237,7 +237,7 @@ class Session:
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=label, guidance=guidance)
         (decoded,) = self.decode_all([latent], request, any_model=any_model)
         decoded.walk.warn()
-        for text in decoded.asked_otherwise:
+        for text in decoded.plan.asked_otherwise:
             warnings.warn(text, stacklevel=2)
         return decoded.picture
 
@@ -329,6 +329,8 @@ class Session:
         ``label``   a class for all, or one for each corner; latents have their own unless there is one. Where corners
                     differ, what lies between is asked for some of each.
 
+        A UserWarning says where a pipeline is asked for something else than a latent was encoded as.
+
         Raises:
             ValueError: if there are neither two corners nor four, one cannot be read, or wishes do not go together.
             SolverError, EvaluationLimitError: if the solver does not reach the end.
@@ -349,6 +351,9 @@ class Session:
             walker = self._worker.walker([asked for _, asked in batch])
             solution, back = walker.decode(x_T, plan.grid, plan.back, label=text)
             images += solution.x.cpu()
+        plan = self._worker.having_told(plan, [corner.latent for corner in corners if corner.latent])
+        for text in plan.asked_otherwise:
+            warnings.warn(text, stacklevel=2)
         images = [*self._worker.pictures(torch.stack(images))]
         errors = corner_errors(corners, torch.stack(images), self._worker.pictures)
         names = [corner.name for corner in corners]

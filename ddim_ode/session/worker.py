@@ -201,19 +201,22 @@ class Worker:
         solution, walk = walker.decode(x_T, plan.grid, plan.back, companion=companion)
         images, found = self.pictures(solution.x), []
         for member, job in enumerate(jobs):
-            own = replace(job.plan, why=(*job.plan.why, *self._told_otherwise(job.latent)))
+            own = self.having_told(job.plan, [job.latent])
             settings = plan_settings(self.model, own, own.back, job.latent.source.name)
             picture = Picture(images[member], settings)
             found.append(Decoded(job.index, member, picture, job.latent, own, walk))
         return found
 
-    def _told_otherwise(self, latent: Latent) -> tuple[str, ...]:
-        """Say that the network was told of another prompt than where ``latent`` was encoded, which left that out."""
+    def having_told(self, plan: Plan, latents: Sequence[Latent]) -> Plan:
+        """The ``plan``; it says if the network was told of another prompt than one of ``latents`` that left it out."""
+        if not any(self._told_otherwise(latent) for latent in latents):
+            return plan
+        return replace(plan, why=(*plan.why, "told of another prompt than the one it was encoded as"))
+
+    def _told_otherwise(self, latent: Latent) -> bool:
         one, other = latent.embedding, self.model.embedding
         hidden = latent.asked is not None and latent.asked["prompt"] is None
-        if not hidden or one is None or other is None or same_embedding(one, other):
-            return ()
-        return ("told of another prompt than the one it was encoded as",)
+        return hidden and one is not None and other is not None and not same_embedding(one, other)
 
     def reconstruct(self, jobs: Sequence[PictureJob]) -> list[Reconstructed]:
         """Pictures that are ``alike``, there and back."""
