@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from inspect import signature
 from math import inf, isfinite
@@ -161,7 +161,7 @@ def _without_text(pipeline: Any, asked: _Asked) -> Model:
     words: dict[int, list[str]] = {}
     for word, number in getattr(pipeline, "labels", {}).items():
         words.setdefault(number, []).append(word)
-    return model_of(
+    model = model_of(
         _name(pipeline),
         denoiser,
         _process(pipeline),
@@ -169,6 +169,7 @@ def _without_text(pipeline: Any, asked: _Asked) -> Model:
         autoencoder=getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None),
         classes=told_apart([", ".join(words.get(i, [str(i)])) for i in range(classes)]),
     )
+    return replace(model, shared=True)
 
 
 def _name(pipeline: Any) -> str:
@@ -225,6 +226,7 @@ def _with_text(pipeline: Any, asked: _Asked) -> Model:
             "call": describe_call(asked.call or {}),
         },
         ask=lambda changes: from_pipeline(pipeline, **{**vars(asked), **changes}),
+        shared=True,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,10 +130,12 @@ class Worker:
         conditions = [job.plan.condition for job in jobs]
         solution, walk = self.walker(conditions).encode(x_0, plan.grid, plan.solver)
 
+        own = self.model.fingerprint, self.model.fingerprints
+
         def latent(member: int) -> Encoded:
             job = jobs[member]
             try:
-                found = self._latent(job, solution, member, walk.nfe_of(member))
+                found = self._latent(job, solution, member, walk.nfe_of(member), own)
             except LatentError as error:
                 raise MemberError(f"'{job.name}': {error}") from error
             return Encoded(job.index, member, found, job.plan, walk)
@@ -148,7 +150,10 @@ class Worker:
         latents = [encoded for _, encoded in each(range(len(jobs)), latent, on_error)]
         return EncodedBatch(latents, walk, check, round_trip)
 
-    def _latent(self, job: PictureJob, solution: Solution, member: int, nfe: int) -> Latent:
+    def _latent(
+        self, job: PictureJob, solution: Solution, member: int, nfe: int, fingerprints: tuple[str, Mapping[str, str]]
+    ) -> Latent:
+        """``fingerprints``  of the model and of what is beside its network."""
         part = slice(member, member + 1)
         return Latent(
             x_T=solution.x[part].cpu(),
@@ -156,7 +161,7 @@ class Worker:
             solver=job.plan.solver.settings,
             schedule=self.model.schedule,
             model=self.model.name,
-            fingerprint=self.model.fingerprint,
+            fingerprint=fingerprints[0],
             source=job.source,
             nfe=nfe,
             companion=None if solution.companion is None else solution.companion[part].cpu(),
@@ -164,7 +169,7 @@ class Worker:
             family=self.model.process.family,
             asked=self.model.asked,
             embedding=self.model.embedding,
-            fingerprints=self.model.fingerprints,
+            fingerprints=fingerprints[1],
         )
 
     def _check(
