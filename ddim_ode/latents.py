@@ -130,7 +130,9 @@ class Latent:
                 "decode it with that"
             )
         label = self.condition.label
-        if label is not None and (label >= len(model.classes) or model.classes[label] != self.condition.name):
+        # Where nobody names a class, its number is its name.
+        names = {self.condition.name, *model.classes[label : label + 1]} - {str(label)} if label is not None else set()
+        if label is not None and (label >= len(model.classes) or len(names) > 1):
             raise LatentError(
                 f"the latent was encoded as class {label}, '{self.condition.name}', and model '{model.name}' calls "
                 f"its classes otherwise: {', '.join(model.classes) or 'it knows none'}; restore their names"

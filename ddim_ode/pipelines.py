@@ -10,6 +10,7 @@ written out: see ``adapters``.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,14 +25,14 @@ from torch import Tensor, nn
 
 from ddim_ode.adapters import AdaptedPipeline, Wish
 from ddim_ode.asked import CFG, DISTILLED, TRUE_CFG, describe_call
-from ddim_ode.configs import INDEX, first_line, read_json
+from ddim_ode.configs import CLASS_NAMES, HUB_NAME, INDEX, first_line, read_json
 from ddim_ode.denoisers import model_of
 from ddim_ode.driven import DrivenPipeline
 from ddim_ode.formats.single_file import is_pipeline_file, load_pipeline_file
 from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
-from ddim_ode.models import told_apart
+from ddim_ode.models import class_names, told_apart
 from ddim_ode.processes import Process
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
@@ -157,19 +158,40 @@ def _without_text(pipeline: Any, asked: _Asked) -> Model:
             f"{name} is told no text, and has the size that it has; leave out prompts, sizes and the call, and name a "
             "class and its guidance where you encode or decode"
         )
-    classes = int(getattr(denoiser.config, "num_embeds_ada_norm", None) or 0)
-    words: dict[int, list[str]] = {}
-    for word, number in getattr(pipeline, "labels", {}).items():
-        words.setdefault(number, []).append(word)
     model = model_of(
         _name(pipeline),
         denoiser,
         _process(pipeline),
         scheduler=_config(pipeline),
         autoencoder=getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None),
-        classes=told_apart([", ".join(words.get(i, [str(i)])) for i in range(classes)]),
+        classes=_classes(pipeline, denoiser.config),
     )
     return replace(model, shared=True)
+
+
+def _classes(pipeline: Any, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes: those of the folder that the pipeline was loaded from, and else of what it has of them.
+
+    In memory it has single words, in the order of the alphabet, and of those that several classes share the last alone.
+    """
+    folder = _folder(pipeline)
+    if folder is not None and read_json(folder / INDEX).get(CLASS_NAMES) is not None:
+        return class_names(_name(pipeline), (folder,), config)
+    words: dict[int, list[str]] = {}
+    for word, number in getattr(pipeline, "labels", {}).items():
+        words.setdefault(number, []).append(word)
+    return told_apart([", ".join(words.get(i, [str(i)])) for i in range(config.get("num_embeds_ada_norm") or 0)])
+
+
+def _folder(pipeline: Any) -> Path | None:
+    """The folder that the ``pipeline`` was loaded from, or the copy of what the Hub has, if it is still there."""
+    folder = Path(_name(pipeline))
+    if not folder.is_dir() and re.fullmatch(HUB_NAME, str(folder)):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(str(folder), INDEX)
+        folder = Path(found).parent if isinstance(found, str) else folder
+    return folder if (folder / INDEX).is_file() else None
 
 
 def _name(pipeline: Any) -> str:
