@@ -204,8 +204,8 @@ def decode(
 ) -> None:
     """Decode latent files to pictures, NAME.decoded.png.
 
-    Each is decoded with the solver, on the grid and as the class that it was encoded with, unless the options name
-    others. All of a data set are decoded where one is named.
+    Each is decoded with the solver, on the grid and as the class or the prompt that it was encoded with, unless the
+    options name others, and in its own size. All of a data set are decoded where one is named.
     """
     from ddim_ode.session.dataset.load import TEMPLATE, is_dataset, load_dataset
 
@@ -213,17 +213,18 @@ def decode(
     found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
     if found:
         latents, output = tuple(map(Path, found.names)), output or Path()
-    jobs = find_targets(latents, output, ".decoded.png", existing, failures)
-    paths = [path for path, _ in jobs]
-    session = run.session([found.folder / TEMPLATE] if found else paths)
-    request = Request(**run.wishes(session.model), label=label)
-    sources = (found[str(path)] if found else path for path in paths)
-    for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
-        warn_of(decoded.walk, decoded.member)
-        with failures.caught():
-            target = jobs[decoded.index][1]
-            save(decoded.picture, target, overwrite=existing.overwrite)
-            say(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
+    targets = dict(find_targets(latents, output, ".decoded.png", existing, failures))
+    paths = list(targets)
+    alike = [(run.session([found.folder / TEMPLATE]), paths)] if found else run.sessions(paths)
+    for session, members in alike:
+        request = Request(**run.wishes(session.model), label=label)
+        sources = (found[str(path)] if found else path for path in members)
+        for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
+            warn_of(decoded.walk, decoded.member)
+            with failures.caught():
+                target = targets[members[decoded.index]]
+                save(decoded.picture, target, overwrite=existing.overwrite)
+                say(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
     failures.exit()
 
 

@@ -6,7 +6,7 @@ It is a dict of tensors, numbers, strings, lists and dicts, so that ``torch.load
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isclose
 from pathlib import Path
@@ -101,6 +101,8 @@ class Latent:
         """
         expected = (1, model.channels, model.height, model.width)
         if tuple(self.x_T.shape) != expected:
+            if model.ask is not None and self.x_T.shape[1] == model.channels:
+                raise LatentError(_of_another_size(self.x_T.shape, model))
             raise LatentError(
                 f"the latent has shape {tuple(self.x_T.shape)}, but model '{model.name}' takes {expected}; "
                 f"decode it with the model it names: '{self.model}'"
@@ -183,6 +185,15 @@ class Latent:
                 + ("" if self.family == "vp" else f", family {self.family}"),
             )
         )
+
+
+def _of_another_size(shape: Sequence[int], model: Model) -> str:
+    """That a latent of this ``shape``, (1, C, H, W), is of another size than the pipeline of ``model`` is asked for."""
+    height, width = (model.factor * side for side in shape[2:])
+    return (
+        f"the latent is of a picture of {height}x{width} pixels, and pipeline '{model.name}' is asked for one of "
+        f"{model.factor * model.height}x{model.factor * model.width}; ask it for {height}x{width}"
+    )
 
 
 def _short(name: str) -> str:
