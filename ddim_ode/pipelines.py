@@ -303,7 +303,7 @@ def scheduler_grid(model: Model, steps: int) -> Grid:
     scheduler = network.scheduler_of(torch.zeros(1, *model.space.shape, device=model.device), steps)
     levels = model.schedule
     if hasattr(scheduler, "sigmas"):
-        sigmas = sorted(float(sigma) for sigma in scheduler.sigmas)
+        sigmas = sorted({float(sigma) for sigma in scheduler.sigmas})  # those of two calls a step list each twice
         if model.process.family == "flow":  # they are u = sigma / (1 + sigma)
             sigmas = [inf if u == 1 else u / (1 - u) for u in sigmas]
         timesteps = levels.t(torch.tensor(sigmas, dtype=torch.float64)).tolist()

@@ -13,7 +13,9 @@ from diffusers import (
     DDIMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     IPNDMScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
@@ -399,6 +401,19 @@ def test_a_model_of_a_pipeline_is_asked_for_something_else() -> None:
     asked = Session(model, prompt="a bird", guidance=2.0).model.asked
     assert asked is not None
     assert (asked["prompt"], asked["guidance"]) == ("a bird", 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context")
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, KDPM2DiscreteScheduler])
+def test_nodes_of_schedulers_of_two_calls_a_step(kind: Any) -> None:
+    """They are those of Euler's scheduler of the same settings, each once."""
+    pipeline = build("SD 1.5")
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+    grid = Session(pipeline, prompt="a cat").encode(picture(), solver="euler", grid="scheduler", steps=STEPS).grid
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    wanted = scheduler_grid(model_of(pipeline, "SD 1.5", 1.0), STEPS)
+    assert grid.steps == STEPS
+    assert grid.sigmas == pytest.approx(wanted.sigmas)
 
 
 def test_nodes_of_a_scheduler_with_the_settings_of_another_kind_are_not_taken() -> None:
