@@ -32,7 +32,7 @@ from ddim_ode.console import (
     warn_of,
 )
 from ddim_ode.predictions import PREDICTIONS
-from ddim_ode.session.options import Run, class_option, guidance_option, run_options
+from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER
 from solvers import DEFAULT_SOLVER, SOLVERS, Solver
@@ -411,10 +411,11 @@ def edit(
 
 
 @main.command()
-@click.argument("model", metavar="FOLDER|ORG/NAME")
+@click.argument("model", metavar="FOLDER|FILE|ORG/NAME")
+@config_option
 @class_option()
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the pipeline, a new or an empty one.")
-def export(model: str, label: str | None, output: Path) -> None:
+def export(model: str, config: Path | None, label: str | None, output: Path) -> None:
     """Write a model for one class, or for none, as a pipeline of diffusers that knows no classes.
 
     DDPMPipeline.from_pretrained(...) opens and samples it.
@@ -422,7 +423,7 @@ def export(model: str, label: str | None, output: Path) -> None:
     from ddim_ode.export import export_pipeline
     from ddim_ode.models import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, config=config)
     condition = loaded.condition(label)
     export_pipeline(loaded, condition, output)
     say(f"'{loaded.name}' of {condition} -> {output}")
@@ -580,6 +581,10 @@ def calibrate(
     from ddim_ode.session.calibrate import BUDGETS, Effort, calibrate_in
     from ddim_ode.session.request import plan_condition
 
+    if Path(model).is_file():
+        raise PlanError(
+            f"a calibration lies in the folder of its model, and '{model}' is one file; make one of it: export"
+        )
     loaded = load_model(model, device=find_device(device))
     if output is None and loaded.folder is None:
         raise click.UsageError(f"model '{model}' is in no folder; name a file with --output")
@@ -631,15 +636,19 @@ def analyze() -> None:
 
 @main.command()
 @click.argument("targets", nargs=-1, metavar="[LATENT|DATASET|MODEL]...")
-def info(targets: tuple[str, ...]) -> None:
-    """Say what is in latent files, data sets and models; without arguments, list the solvers and grids."""
+@config_option
+def info(targets: tuple[str, ...], config: Path | None) -> None:
+    """Say what is in latent files, data sets and models; without arguments, list the solvers and grids.
+
+    A file NAME.pt is a latent, and a model with --config.
+    """
     if not targets:
         _list_registries()
         return
     failures = Failures()
     for target in targets:
         with failures.caught():
-            _describe(target)
+            _describe(target, config)
     failures.exit()
 
 
@@ -661,17 +670,20 @@ def _cost(solver: Solver) -> str:
     return f"{many - one_less}{f' + {more}' if more else ''}"
 
 
-def _describe(target: str) -> None:
+def _describe(target: str, config: Path | None) -> None:
+    from ddim_ode.formats.load import FILES
     from ddim_ode.latents import load_latent
     from ddim_ode.session.dataset.load import LatentDataset, is_dataset, load_dataset
     from ddim_ode.session.session import Session
 
-    if Path(target).is_file() or target.endswith(".pt"):
+    ending = Path(target).suffix.lower()
+    as_model = config is not None or ending in set(FILES) - {".pt"}
+    if not as_model and (Path(target).is_file() or ending == ".pt"):
         found: Latent | LatentDataset | Model = load_latent(Path(target))
     elif is_dataset(Path(target)):
         found = load_dataset(target)
     else:
-        found = Session(target, device="cpu").model
+        found = Session(target, device="cpu", config=config).model
     for line in found.summary().splitlines():
         say(line)
 

@@ -172,6 +172,12 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), int(match[2] or match[1])
 
 
+config_option = click.option(
+    "--config",
+    type=FilePath(),
+    metavar="FOLDER|FILE",
+    help="Of a model that is one file, what it does not say: a folder of diffusers, or its YAML or JSON.",
+)
 guidance_option = click.option(
     "--guidance",
     type=float,
@@ -218,12 +224,7 @@ _RUN_OPTIONS = (
         help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
         "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
     ),
-    click.option(
-        "--config",
-        type=FilePath(),
-        metavar="FOLDER|FILE",
-        help="Of a model that is one file, what it does not say: a folder of diffusers, or its YAML or JSON.",
-    ),
+    config_option,
     click.option(
         "--solver",
         type=click.Choice([AUTO, *sorted(SOLVERS)], case_sensitive=False),
