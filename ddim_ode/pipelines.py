@@ -227,6 +227,8 @@ def _with_text(pipeline: Any, asked: _Asked) -> Model:
     kind = _guidance_kind(pipeline, getattr(pipeline, part))
     if kind != DISTILLED and asked.guidance < 1:
         raise ModelError(f"the guidance of {name} must be 1, for none, or more, but it is {asked.guidance:g}")
+    # To avoid nothing is to avoid the empty text, but where nothing is told as zeros, as in SDXL.
+    zeros = bool(pipeline.config.get("force_zeros_for_empty_prompt"))
     network = (_adapted if asked.adapted else _driven)(pipeline, getattr(pipeline, part), asked, space, kind)
     return Model(
         _name(pipeline),
@@ -242,7 +244,7 @@ def _with_text(pipeline: Any, asked: _Asked) -> Model:
         },
         asked={
             "prompt": asked.prompt or "",
-            "negative_prompt": asked.negative_prompt,
+            "negative_prompt": None if asked.negative_prompt == "" and not zeros else asked.negative_prompt,
             "guidance": float(asked.guidance),
             "guidance_kind": kind,
             "call": describe_call(asked.call or {}),

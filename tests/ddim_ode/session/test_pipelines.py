@@ -94,3 +94,15 @@ def test_weights_that_stay_are_hashed_once(pipeline: Any, monkeypatch: pytest.Mo
         pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.unet.to(memory_format=torch.contiguous_format)
     assert hashed == [model.network]
+
+
+@pytest.mark.parametrize(("name", "one"), [("SD 1.5", True), ("SD3", True), ("SDXL", False)])
+def test_to_avoid_nothing_and_the_empty_text_are_one_where_networks_are_told_the_same(name: str, one: bool) -> None:
+    """SDXL is told zeros where nothing is said, and the embedding of the empty text where that is."""
+    pipeline = build(name)
+    nothing, empty = (Session(pipeline, prompt="a cat", negative_prompt=text, guidance=3.0) for text in (None, ""))
+    latents = [session.encode(picture(), solver="reversible-heun", steps=2) for session in (nothing, empty)]
+    assert torch.equal(latents[0].x_T, latents[1].x_T) == one
+    assert (nothing.model.asked == empty.model.asked) == one
+    (back,) = empty.decode_all(latents[:1])
+    assert back.plan.exact == one
