@@ -368,7 +368,12 @@ def interpolate(
 
 @main.command()
 @click.argument("image", type=PATH, metavar="IMG")
-@click.option("--from", "own", metavar="CLASS|TEXT", help="What the picture shows: a class, or a pipeline's prompt.")
+@click.option(
+    "--from",
+    "own",
+    metavar="CLASS|TEXT",
+    help="What the picture shows: a class, or a pipeline's prompt. Default: none.",
+)
 @click.option("--to", required=True, metavar="CLASS|TEXT", help="What it should show.")
 @click.option(
     "--strength",
@@ -401,6 +406,10 @@ def edit(
     target = output or image.with_name(f"{image.stem}.edit.png")
     check_image_path(target, overwrite=overwrite)
     check_outputs([target], [image])
+    if run.prompt is not None:
+        raise PlanError(
+            "--prompt is of other commands; pass --from for what the picture shows, --to for what it should"
+        )
     session = run.session()
     found = session.edit(image, to, strength=strengths, label=own, **run.wishes(session.model))
     for part in found.edits:

@@ -384,8 +384,8 @@ class Session:
     ) -> Edit:
         """``picture`` encoded as the class ``label``, or as none, and decoded as the class ``to``, with ``guidance``.
 
-        Of a pipeline ``label`` and ``to`` are prompts; the picture is encoded without guidance, and decoded with that
-        of the session unless there is another.
+        Of a pipeline ``label`` and ``to`` are prompts, ``label`` that of the session unless given; the picture is
+        encoded without guidance, and decoded with that of the session unless there is another.
 
         ``strength``  how far up to encode: a part of all timesteps, above 0 and at most 1, or several of them.
 

@@ -187,6 +187,11 @@ def test_an_edit_with_prompts(cli: Cli, picture: Path, folder: Path, tmp_path: P
     with Image.open(strip) as found:
         settings = json.loads(found.text["ddim-ode"])
     assert (settings["asked"]["prompt"], settings["asked"]["guidance"]) == ("a dog", 4.0)
+    of_none = cli("edit", picture, "--model", folder, "--steps", "2", "--to", "a dog", "-o", tmp_path / "none.png")
+    assert "from '' with guidance 1.0 to 'a dog' with guidance 1.0" in of_none.output
+    refused = cli("edit", picture, "--model", folder, "--prompt", "a cat", "--to", "a dog")
+    assert refused.exit_code == 2
+    assert "--prompt is of other commands; pass --from for what the picture shows" in refused.output
 
 
 def test_a_latent_without_its_prompt(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
