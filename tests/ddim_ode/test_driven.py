@@ -108,7 +108,8 @@ def model_pack(pipeline: Any, x: Tensor) -> Tensor:
 
 
 def state_of(pipeline: Any) -> tuple[object, ...]:
-    return pipeline.scheduler, pipeline.config["scheduler"], vars(pipeline)["_progress_bar_config"]
+    notes = {name: value for name, value in vars(pipeline).items() if name.startswith("_") and name != "_internal_dict"}
+    return pipeline.scheduler, pipeline.config["scheduler"], {name: repr(value) for name, value in notes.items()}
 
 
 @each_pipeline
@@ -127,6 +128,15 @@ def test_there_and_back_exactly(name: str) -> None:
     assert found.decoded.shape == (3, SIDE, SIDE)
     assert state_of(pipeline) == before
     assert THREAD not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_a_pipeline_notes_of_its_own_call_stays() -> None:
+    pipeline = build("SD 1.5")
+    pipeline("a dog", num_inference_steps=3, guidance_scale=2.0, output_type="latent", **SIZES)
+    before = state_of(pipeline)
+    Session(pipeline, prompt="a cat").encode(picture(), solver="euler", steps=2)
+    assert (pipeline.num_timesteps, pipeline.guidance_scale) == (3, 2.0)
+    assert state_of(pipeline) == before
 
 
 def test_a_session_of_a_pipeline() -> None:
