@@ -13,12 +13,13 @@ from torch import nn
 
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
-from ddim_ode.conditioned import Bound, Conditioned
+from ddim_ode.conditioned import Bound, Conditioned, check_answers
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
 from ddim_ode.devices import device_of
 from ddim_ode.embeddings import Told
 from ddim_ode.fingerprints import Fingerprints
 from ddim_ode.levels import Levels
+from ddim_ode.networks import KnowingClasses
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.processes import Process
 from ddim_ode.spaces import AutoencoderSpace, PixelSpace
@@ -77,8 +78,15 @@ class Model:
         A class that is itself called 'none' has its number.
 
         Raises:
-            ValueError: if there is no such class, or guidance is not finite.
+            ValueError: if there is no such class, guidance is not finite, or the network knows only classes and none is
+                asked for, or guidance.
         """
+        condition = self._condition(label, guidance)
+        if isinstance(self.network, KnowingClasses):
+            check_answers(self.network, [condition])
+        return condition
+
+    def _condition(self, label: Label | None, guidance: float) -> Condition:
         if label in (None, NO_CLASS):
             return Condition(None, guidance)
         number = self.classes.index(label) if isinstance(label, str) and label in self.classes else label
@@ -205,6 +213,7 @@ class Model:
         schedule = self.schedule
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         entries = self.calibration.entries if self.calibration else ()
+        must = isinstance(self.network, KnowingClasses) and not self.network.knows_none
         calibrated = ", ".join(
             f"{entry.grid.steps} steps{'' if entry.guidance == 1 else f' at guidance {entry.guidance:g}'}"
             for entry in entries
@@ -214,7 +223,11 @@ class Model:
                 f"model '{self.name}'",
                 f"  images     {self.channels} x {self.height} x {self.width}",
                 f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
-                *((f"  classes    {_listed(self.classes)}; none unless named",) if self.classes else ()),
+                *(
+                    (f"  classes    {_listed(self.classes)}; {'one must be' if must else 'none unless'} named",)
+                    if self.classes
+                    else ()
+                ),
                 *((f"  family     {self.process.family}",) if self.process.family != "vp" else ()),
                 f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
                 f"  weights    {self.fingerprint}",

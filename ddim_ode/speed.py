@@ -105,7 +105,7 @@ class CompiledClasses(KnowingClasses, Compiled):
 
     def __init__(self, network: KnowingClasses, device: torch.device) -> None:
         super().__init__(network, device, network.answer)
-        self.none = network.none
+        self.none, self.knows_none = network.none, network.knows_none
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``, of the classes ``labels``, ``(B,)``, int64."""
