@@ -113,7 +113,7 @@ class Run:
         asked: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "size": self.size}
         if told or any(asked.values()) or is_pipeline(self.model):
             asked["prompt"] = self.prompt or ""
-            asked["guidance"] = 1.0 if self.guidance is None else self.guidance
+            asked["guidance"] = self.guidance
         return partial(
             Session,
             self.model,

@@ -111,8 +111,8 @@ class Session:
     ``batch_size``  as many pictures go through the network together.
     ``max_nfe``     the most network evaluations for a batch, one way.
     ``progress``    is told of every evaluation.
-    ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says. With them, a name
-                    on the Hub is that of a pipeline.
+    ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says; a ``Model`` of one
+                    keeps what is not given. With them, a name on the Hub is that of a pipeline.
     ``size``        height and width of a pipeline's pictures, in pixels; its own unless given.
     ``config``      of a model that is one file, what the file does not say: a folder or a file, see ``formats``.
     ``dtype``       a key of ``dtypes.DTYPES``: what the network of a model that is loaded here computes in, float32
@@ -136,7 +136,7 @@ class Session:
         progress: Listener | None = None,
         prompt: str | None = None,
         negative_prompt: str | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         size: tuple[int, int] | None = None,
         config: str | Path | None = None,
         dtype: str | None = None,

@@ -10,7 +10,7 @@ import torch
 from tiny_pipelines import build, picture
 from torch import nn
 
-from ddim_ode import Session
+from ddim_ode import Session, from_pipeline
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.model import Model
 
@@ -106,3 +106,12 @@ def test_to_avoid_nothing_and_the_empty_text_are_one_where_networks_are_told_the
     assert (nothing.model.asked == empty.model.asked) == one
     (back,) = empty.decode_all(latents[:1])
     assert back.plan.exact == one
+
+
+def test_a_model_keeps_the_guidance_that_it_has(pipeline: Any) -> None:
+    model = from_pipeline(pipeline, prompt="a cat", negative_prompt="a dog", guidance=4.0)
+    for given, kept in (({"prompt": "a bird"}, ("a bird", "a dog", 4.0)), ({"guidance": 1.0}, ("a cat", "a dog", 1.0))):
+        asked = Session(model, **given).model.asked
+        assert asked is not None
+        assert (asked["prompt"], asked["negative_prompt"], asked["guidance"]) == kept
+    assert Session(pipeline, prompt="a cat").model.asked == from_pipeline(pipeline, prompt="a cat", guidance=1.0).asked
