@@ -70,10 +70,7 @@ def load_model(
     place, scheduler_file = find_layout(folder)
     scheduler = read_json(scheduler_file)
     autoencoder = find_autoencoder(name, place)
-    try:
-        process = process_of_scheduler(scheduler)
-    except ValueError as error:
-        raise ModelError(f"model '{name}' is not supported: {error}") from error
+    process = process_of_scheduler(f"model '{name}'", scheduler)
     denoiser = _load_denoiser(name, place)
     model = model_of(
         name,

@@ -33,7 +33,6 @@ from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
 from ddim_ode.models import class_names, told_apart
-from ddim_ode.processes import Process
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
 
@@ -161,7 +160,7 @@ def _without_text(pipeline: Any, asked: _Asked) -> Model:
     model = model_of(
         _name(pipeline),
         denoiser,
-        _process(pipeline),
+        process_of_scheduler(type(pipeline).__name__, _config(pipeline), depth=2),
         scheduler=_config(pipeline),
         autoencoder=getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None),
         classes=_classes(pipeline, denoiser.config),
@@ -203,13 +202,6 @@ def _config(pipeline: Any) -> dict[str, Any]:
     return {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
 
 
-def _process(pipeline: Any) -> Process:
-    try:
-        return process_of_scheduler(_config(pipeline))
-    except ValueError as error:
-        raise ModelError(f"{type(pipeline).__name__} is not supported: {error}") from error
-
-
 def _with_text(pipeline: Any, asked: _Asked) -> Model:
     name = type(pipeline).__name__
     if "latents" not in _parameters(pipeline) or not hasattr(pipeline, "scheduler"):
@@ -222,7 +214,7 @@ def _with_text(pipeline: Any, asked: _Asked) -> Model:
         raise ModelError(
             f"the autoencoder of {name}, a {type(autoencoder).__name__}, is for videos, and is not supported"
         )
-    process = _process(pipeline)
+    process = process_of_scheduler(name, _config(pipeline), depth=2)
     space = _space(pipeline, autoencoder, asked.height, asked.width)
     kind = _guidance_kind(pipeline, getattr(pipeline, part))
     if kind != DISTILLED and asked.guidance < 1:

@@ -265,6 +265,15 @@ def test_what_cannot_be_driven_says_why(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["SD 1.5", "DDPM"])
+def test_a_warning_of_its_scheduler_is_for_whom_makes_the_model(name: str) -> None:
+    pipeline = build(name)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=True)
+    with pytest.warns(UserWarning, match="the model's scheduler asks for clip_sample") as told:
+        from_pipeline(pipeline)
+    assert [warning.filename for warning in told] == [__file__]
+
+
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(ModelError, match="EDMEulerScheduler takes no latents, and cannot be driven"):
         Session(EDMEulerScheduler())
