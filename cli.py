@@ -33,7 +33,7 @@ from ddim_ode.console import (
     warn_of,
 )
 from ddim_ode.predictions import PREDICTIONS
-from ddim_ode.session.options import Run, class_option, guidance_option, run_options
+from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER
 from solvers import DEFAULT_SOLVER, SOLVERS, Solver
@@ -205,8 +205,8 @@ def decode(
 ) -> None:
     """Decode latent files to pictures, NAME.decoded.png.
 
-    Each is decoded with the solver, on the grid and as the class that it was encoded with, unless the options name
-    others. All of a data set are decoded where one is named.
+    Each is decoded with the solver, on the grid and as the class or the prompt that it was encoded with, unless the
+    options name others, and in its own size. All of a data set are decoded where one is named.
     """
     from ddim_ode.session.dataset.load import TEMPLATE, is_dataset, load_dataset
 
@@ -214,17 +214,18 @@ def decode(
     found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
     if found:
         latents, output = tuple(map(Path, found.names)), output or Path()
-    jobs = find_targets(latents, output, ".decoded.png", existing, failures)
-    paths = [path for path, _ in jobs]
-    session = run.session([found.folder / TEMPLATE] if found else paths)
-    request = Request(**run.wishes(session.model), label=label)
-    sources = (found[str(path)] if found else path for path in paths)
+    targets = dict(find_targets(latents, output, ".decoded.png", existing, failures))
+    paths = list(targets)
+    alike = [(run.session([found.folder / TEMPLATE]), paths)] if found else run.sessions(paths)
     with Writer(failures) as writer:
-        for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
-            warn_of(decoded.walk, decoded.member)
-            target = jobs[decoded.index][1]
-            text = f"{decoded.latent.source.name} -> {target} ({decoded.report()})"
-            writer.write(decoded.picture, target, text, overwrite=existing.overwrite)
+        for session, members in alike:
+            request = Request(**run.wishes(session.model), label=label)
+            sources = (found[str(path)] if found else path for path in members)
+            for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
+                warn_of(decoded.walk, decoded.member)
+                target = targets[members[decoded.index]]
+                text = f"{decoded.latent.source.name} -> {target} ({decoded.report()})"
+                writer.write(decoded.picture, target, text, overwrite=existing.overwrite)
     failures.exit()
 
 
@@ -368,7 +369,12 @@ def interpolate(
 
 @main.command()
 @click.argument("image", type=PATH, metavar="IMG")
-@click.option("--from", "own", metavar="CLASS|TEXT", help="What the picture shows: a class, or a pipeline's prompt.")
+@click.option(
+    "--from",
+    "own",
+    metavar="CLASS|TEXT",
+    help="What the picture shows: a class, or a pipeline's prompt. Default: none.",
+)
 @click.option("--to", required=True, metavar="CLASS|TEXT", help="What it should show.")
 @click.option(
     "--strength",
@@ -401,6 +407,10 @@ def edit(
     target = output or image.with_name(f"{image.stem}.edit.png")
     check_image_path(target, overwrite=overwrite)
     check_outputs([target], [image])
+    if run.prompt is not None:
+        raise PlanError(
+            "--prompt is of other commands; pass --from for what the picture shows, --to for what it should"
+        )
     session = run.session()
     found = session.edit(image, to, strength=strengths, label=own, **run.wishes(session.model))
     for part in found.edits:
@@ -411,10 +421,11 @@ def edit(
 
 
 @main.command()
-@click.argument("model", metavar="FOLDER|ORG/NAME")
+@click.argument("model", metavar="FOLDER|FILE|ORG/NAME")
+@config_option
 @class_option()
 @click.option("-o", "--output", type=PATH, required=True, help="Folder for the pipeline, a new or an empty one.")
-def export(model: str, label: str | None, output: Path) -> None:
+def export(model: str, config: Path | None, label: str | None, output: Path) -> None:
     """Write a model for one class, or for none, as a pipeline of diffusers that knows no classes.
 
     DDPMPipeline.from_pretrained(...) opens and samples it.
@@ -422,7 +433,7 @@ def export(model: str, label: str | None, output: Path) -> None:
     from ddim_ode.export import export_pipeline
     from ddim_ode.models import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, config=config)
     condition = loaded.condition(label)
     export_pipeline(loaded, condition, output)
     say(f"'{loaded.name}' of {condition} -> {output}")
@@ -580,6 +591,10 @@ def calibrate(
     from ddim_ode.session.calibrate import BUDGETS, Effort, calibrate_in
     from ddim_ode.session.request import plan_condition
 
+    if Path(model).is_file():
+        raise PlanError(
+            f"a calibration lies in the folder of its model, and '{model}' is one file; make one of it: export"
+        )
     loaded = load_model(model, device=find_device(device))
     if output is None and loaded.folder is None:
         raise click.UsageError(f"model '{model}' is in no folder; name a file with --output")
@@ -631,15 +646,19 @@ def analyze() -> None:
 
 @main.command()
 @click.argument("targets", nargs=-1, metavar="[LATENT|DATASET|MODEL]...")
-def info(targets: tuple[str, ...]) -> None:
-    """Say what is in latent files, data sets and models; without arguments, list the solvers and grids."""
+@config_option
+def info(targets: tuple[str, ...], config: Path | None) -> None:
+    """Say what is in latent files, data sets and models; without arguments, list the solvers and grids.
+
+    A file NAME.pt is a latent, and a model with --config.
+    """
     if not targets:
         _list_registries()
         return
     failures = Failures()
     for target in targets:
         with failures.caught():
-            _describe(target)
+            _describe(target, config)
     failures.exit()
 
 
@@ -661,17 +680,20 @@ def _cost(solver: Solver) -> str:
     return f"{many - one_less}{f' + {more}' if more else ''}"
 
 
-def _describe(target: str) -> None:
+def _describe(target: str, config: Path | None) -> None:
+    from ddim_ode.formats.load import FILES
     from ddim_ode.latents import load_latent
     from ddim_ode.session.dataset.load import LatentDataset, is_dataset, load_dataset
     from ddim_ode.session.session import Session
 
-    if Path(target).is_file() or target.endswith(".pt"):
+    ending = Path(target).suffix.lower()
+    as_model = config is not None or ending in set(FILES) - {".pt"}
+    if not as_model and (Path(target).is_file() or ending == ".pt"):
         found: Latent | LatentDataset | Model = load_latent(Path(target))
     elif is_dataset(Path(target)):
         found = load_dataset(target)
     else:
-        found = Session(target, device="cpu").model
+        found = Session(target, device="cpu", config=config).model
     for line in found.summary().splitlines():
         say(line)
 

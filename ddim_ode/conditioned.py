@@ -12,24 +12,41 @@ from ddim_ode.conditions import Asked, Condition
 
 
 class Labelled(Protocol):
-    """A network that is told a class: ``none`` is the label that means none."""
+    """A network that is told a class: ``none`` is the label that means none.
+
+    ``knows_none``  whether it was trained with that; else it must be asked for a class.
+    """
 
     none: int
+    knows_none: bool
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The output, ``(B, C, H, W)``, for x ``(B, C, H, W)``, t ``(B,)`` and labels ``(B,)``, int64."""
+
+
+def check_answers(network: Labelled, conditions: Sequence[Asked]) -> None:
+    """Raise ValueError if one of ``conditions`` takes an answer of no class that ``network`` does not have."""
+    if not network.knows_none and any(label is None for asked in conditions for label, _ in asked.terms):
+        raise ValueError(
+            f"this network was trained with a class for every picture; name one of its {network.none} classes, from "
+            f"0 to {network.none - 1}, with guidance 1"
+        )
 
 
 class Conditioned(nn.Module):
     """A ``network`` that is a ``Labelled``, asked with a condition for each member of a batch.
 
     All that is asked goes into one call: a member whose condition mixes several labels is in it several times.
+
+    Raises:
+        ValueError: if no class is asked for, or guidance, of a network that knows only classes.
     """
 
     def __init__(self, network: nn.Module, conditions: Sequence[Asked]) -> None:
         super().__init__()
         self.network = network
         self._labelled: Labelled = network  # type: ignore[assignment]  # what the caller promises
+        check_answers(self._labelled, conditions)
         self._conditions = tuple(conditions)
         none = self._labelled.none
         all_terms = [condition.terms for condition in conditions]

@@ -11,6 +11,8 @@ from ddim_ode.kinds import ModelError
 
 # A pipeline's index, and what class-conditional ones of diffusers call the names of the classes in it.
 INDEX, CLASS_NAMES = "model_index.json", "id2label"
+# What names on the Hub look like.
+HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def read_json(path: Path) -> dict[str, Any]:

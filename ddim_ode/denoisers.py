@@ -65,10 +65,7 @@ def model_of_unet(
     Raises:
         ModelError: if it is of a kind that is not supported.
     """
-    try:
-        process = process_of_scheduler(scheduler, depth=2)
-    except ValueError as error:
-        raise ModelError(f"model '{name}' is not supported: {error}") from error
+    process = process_of_scheduler(f"model '{name}'", scheduler, depth=2)
     model = model_of(name, unet, process, scheduler=scheduler, classes=tuple(classes))
     if classes:
         model = replace(model, network=ClassesOnlyUNet(unet, model.channels, len(classes)))

@@ -255,17 +255,29 @@ def _borrowed(pipeline: Any, scheduler: Callable[[Any], Any]) -> Iterator[None]:
         lock = _BUSY.setdefault(pipeline, threading.Lock())
     if not lock.acquire(blocking=False):
         raise PipelineError(f"the pipeline is at work for another walk; {_WAIT}")
-    own, shows = pipeline.scheduler, vars(pipeline).get("_progress_bar_config")
+    own, before = pipeline.scheduler, dict(vars(pipeline))
     try:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.scheduler = scheduler(own)
         yield
     finally:
-        vars(pipeline).pop("_progress_bar_config", None)
-        if shows is not None:
-            pipeline._progress_bar_config = shows
         pipeline.scheduler = own
+        _put_back(pipeline, before)
         lock.release()
+
+
+# What a pipeline notes of a call is of these, as its guidance and the number of its steps; its hooks, say, are not.
+_NOTES = (type(None), bool, int, float, str, dict, Tensor)
+
+
+def _put_back(pipeline: Any, before: Mapping[str, Any]) -> None:
+    """Have the ``pipeline`` note of its calls what it did ``before``, by the names of its attributes."""
+    attributes = vars(pipeline)
+    for name in [name for name, value in attributes.items() if name.startswith("_") and type(value) in _NOTES]:
+        if name in before:
+            attributes[name] = before[name]
+        else:
+            del attributes[name]
 
 
 def _surroundings(device: torch.device) -> list[AbstractContextManager[Any]]:

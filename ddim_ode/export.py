@@ -59,7 +59,7 @@ def export_pipeline(model: Model, condition: Condition, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"'{folder}' exists and is not an empty folder; name another one for the pipeline")
     if not isinstance(model.network, UNet) or model.scheduler is None:
-        raise ValueError(f"model '{model.name}' was not read from a folder; export one that was")
+        raise ValueError(f"model '{model.name}' is no UNet2DModel with a scheduler of diffusers; export one that is")
     folder.mkdir(parents=True, exist_ok=True)
     save_pipeline(without_classes(model.network, condition), model.scheduler, folder)
 

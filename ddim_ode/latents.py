@@ -6,7 +6,7 @@ It is a dict of tensors, numbers, strings, lists and dicts, so that ``torch.load
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isclose
 from pathlib import Path
@@ -101,6 +101,8 @@ class Latent:
         """
         expected = (1, model.channels, model.height, model.width)
         if tuple(self.x_T.shape) != expected:
+            if model.ask is not None and self.x_T.shape[1] == model.channels:
+                raise LatentError(_of_another_size(self.x_T.shape, model))
             raise LatentError(
                 f"the latent has shape {tuple(self.x_T.shape)}, but model '{model.name}' takes {expected}; "
                 f"decode it with the model it names: '{self.model}'"
@@ -130,7 +132,9 @@ class Latent:
                 "decode it with that"
             )
         label = self.condition.label
-        if label is not None and (label >= len(model.classes) or model.classes[label] != self.condition.name):
+        # Where nobody names a class, its number is its name.
+        names = {self.condition.name, *model.classes[label : label + 1]} - {str(label)} if label is not None else set()
+        if label is not None and (label >= len(model.classes) or len(names) > 1):
             raise LatentError(
                 f"the latent was encoded as class {label}, '{self.condition.name}', and model '{model.name}' calls "
                 f"its classes otherwise: {', '.join(model.classes) or 'it knows none'}; restore their names"
@@ -181,6 +185,15 @@ class Latent:
                 + ("" if self.family == "vp" else f", family {self.family}"),
             )
         )
+
+
+def _of_another_size(shape: Sequence[int], model: Model) -> str:
+    """That a latent of this ``shape``, (1, C, H, W), is of another size than the pipeline of ``model`` is asked for."""
+    height, width = (model.factor * side for side in shape[2:])
+    return (
+        f"the latent is of a picture of {height}x{width} pixels, and pipeline '{model.name}' is asked for one of "
+        f"{model.factor * model.height}x{model.factor * model.width}; ask it for {height}x{width}"
+    )
 
 
 def _short(name: str) -> str:

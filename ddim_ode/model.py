@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,15 +13,19 @@ from torch import nn
 
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
-from ddim_ode.conditioned import Bound, Conditioned
+from ddim_ode.conditioned import Bound, Conditioned, check_answers
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Asked, Condition, Label
 from ddim_ode.devices import device_of
 from ddim_ode.embeddings import Told
-from ddim_ode.kinds import ModelError
+from ddim_ode.fingerprints import Fingerprints
 from ddim_ode.levels import Levels
+from ddim_ode.networks import KnowingClasses
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.processes import Process
 from ddim_ode.spaces import AutoencoderSpace, PixelSpace
+
+# What its fingerprint is known by; those of what is beside it by their names.
+_NETWORK = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,7 @@ class Model:
     ``asked``      what a pipeline is asked for: its prompt, and what goes with that; ``ask`` makes a model that is
                    asked for something else.
     ``scheduler``  the configuration of diffusers' scheduler that it came with.
+    ``shared``     whether somebody else holds its modules too, and may change their weights.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Model:
     beside: Mapping[str, nn.Module] = field(default_factory=dict)
     asked: Mapping[str, str | float | None] | None = None
     ask: Callable[[Mapping[str, Any]], Model] | None = None
+    shared: bool = False
 
     def ode(self, *, max_nfe: int | None = None, conditions: Sequence[Asked] | None = None) -> ProbabilityFlowODE:
         """A fresh ODE of this model, with its count of evaluations at zero.
@@ -73,8 +78,15 @@ class Model:
         A class that is itself called 'none' has its number.
 
         Raises:
-            ValueError: if there is no such class, or guidance is not finite.
+            ValueError: if there is no such class, guidance is not finite, or the network knows only classes and none is
+                asked for, or guidance.
         """
+        condition = self._condition(label, guidance)
+        if isinstance(self.network, KnowingClasses):
+            check_answers(self.network, [condition])
+        return condition
+
+    def _condition(self, label: Label | None, guidance: float) -> Condition:
         if label in (None, NO_CLASS):
             return Condition(None, guidance)
         number = self.classes.index(label) if isinstance(label, str) and label in self.classes else label
@@ -130,7 +142,7 @@ class Model:
         }
         model = self.ask({key: value for key, value in wishes.items() if value is not None})
         # Of the same weights, which take a while to read.
-        vars(model).update({key: vars(self)[key] for key in ("fingerprint", "fingerprints") if key in vars(self)})
+        vars(model)["_known"] = self._known
         return model
 
     @property
@@ -161,17 +173,29 @@ class Model:
         return device_of(self.network)
 
     @cached_property
+    def _known(self) -> Fingerprints:
+        return Fingerprints(watched=self.shared)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over the names, shapes and values of the weights; the same in every file format and folder."""
-        return _fingerprint(self.network)
+        return self._known.of(_NETWORK, self.network)
 
-    @cached_property
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Those of what is ``beside`` the network, by name; and, if something is, what it says beside its weights."""
-        found = {name: _fingerprint(module) for name, module in self.beside.items()}
+        found = {name: self._known.of(name, module) for name, module in self.beside.items()}
         if self.autoencoder is not None:
             found |= {"prediction": self.prediction, "scaling of latents": AutoencoderSpace.numbers(self.autoencoder)}
         return found
+
+    def with_fingerprints_of(self, model: Model) -> Model:
+        """This model itself, whose weights are those of ``model`` in another form, and go by the fingerprints of that.
+
+        They must have been found out already.
+        """
+        vars(self)["_known"] = model._known.of_others({_NETWORK: self.network, **self.beside})
+        return self
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -189,6 +213,7 @@ class Model:
         schedule = self.schedule
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         entries = self.calibration.entries if self.calibration else ()
+        must = isinstance(self.network, KnowingClasses) and not self.network.knows_none
         calibrated = ", ".join(
             f"{entry.grid.steps} steps{'' if entry.guidance == 1 else f' at guidance {entry.guidance:g}'}"
             for entry in entries
@@ -198,7 +223,11 @@ class Model:
                 f"model '{self.name}'",
                 f"  images     {self.channels} x {self.height} x {self.width}",
                 f"  network    {parameters / 1e6:.2f} M parameters, predicts {self.prediction}",
-                *((f"  classes    {_listed(self.classes)}; none unless named",) if self.classes else ()),
+                *(
+                    (f"  classes    {_listed(self.classes)}; {'one must be' if must else 'none unless'} named",)
+                    if self.classes
+                    else ()
+                ),
                 *((f"  family     {self.process.family}",) if self.process.family != "vp" else ()),
                 f"  schedule   {schedule.name}: sigma from {schedule.sigma_min:.6g} to {schedule.sigma_max:.6g}",
                 f"  weights    {self.fingerprint}",
@@ -211,18 +240,3 @@ class Model:
 def _listed(names: Sequence[str]) -> str:
     """All of the ``names``, or of many the first ones and how many more there are."""
     return ", ".join(names) if len(names) <= 100 else f"{', '.join(names[:10])} and {len(names) - 10} more"
-
-
-def _fingerprint(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        try:
-            here = value.detach().cpu()
-        except NotImplementedError as error:  # of a tensor without numbers
-            raise ModelError(
-                "weights of this pipeline are kept elsewhere, layer by layer, and cannot be read; offload it whole, "
-                "with enable_model_cpu_offload"
-            ) from error
-        digest.update(here.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

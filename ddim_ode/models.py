@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ddim_ode.configs import CLASS_NAMES, INDEX, find_layout, first_line, read_json
+from ddim_ode.configs import CLASS_NAMES, HUB_NAME, INDEX, find_layout, first_line, read_json
 from ddim_ode.ddpm_unet import read_unet
 from ddim_ode.denoisers import model_of, placed
 from ddim_ode.formats.load import FILES, load_file
@@ -71,10 +71,7 @@ def load_model(
     place, scheduler_file = find_layout(folder)
     scheduler = read_json(scheduler_file)
     autoencoder = find_autoencoder(name, place)
-    try:
-        process = process_of_scheduler(scheduler)
-    except ValueError as error:
-        raise ModelError(f"model '{name}' is not supported: {error}") from error
+    process = process_of_scheduler(f"model '{name}'", scheduler)
     denoiser = _load_denoiser(name, place)
     model = model_of(
         name,
@@ -82,13 +79,13 @@ def load_model(
         process,
         scheduler=scheduler,
         autoencoder=autoencoder and _load_autoencoder(name, autoencoder),
-        classes=_class_names(name, (folder, place.parent), denoiser.config),
+        classes=class_names(name, (folder, place.parent), denoiser.config),
         folder=folder,
     )
     return placed(model, device)
 
 
-def _class_names(name: str, folders: Sequence[Path], config: Mapping[str, Any]) -> tuple[str, ...]:
+def class_names(name: str, folders: Sequence[Path], config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes that a network of this ``config`` knows, in their order.
 
     They are under ``id2label`` in the pipeline's index, which is in the first of the ``folders`` that has one. Where
@@ -124,7 +121,7 @@ def _find(name: str) -> Path:
         return folder
     if folder.suffix.lower() in FILES:
         raise ModelError(f"there is no model file '{name}'; name one that exists")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(HUB_NAME, name):
         raise ModelError(f"there is no model folder '{name}', and it is not a Hub name of the form org/name")
     from huggingface_hub import snapshot_download
 

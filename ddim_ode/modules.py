@@ -47,7 +47,7 @@ def from_module(
     if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"shape must be (C, H, W), three positive integers, but it is {shape}")
     module = network.eval() if isinstance(network, nn.Module) else Function(network)
-    return Model(name, module, process, *shape)
+    return Model(name, module, process, *shape, shared=True)
 
 
 def model_from_factory(name: str) -> Model:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim_ode.conditioned import check_answers
+from ddim_ode.conditions import UNCONDITIONAL
+
 
 class UNet(nn.Module):
     """A ``UNet2DModel`` or ``DDPMUNet`` as a plain function of x and t; of a learned variance only the mean is kept."""
@@ -29,22 +32,20 @@ class KnowingClasses(nn.Module):
     """
 
     none: int
+    knows_none = True
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``, of no class."""
+        """x ``(B, C, H, W)``, t ``(B,)`` in timesteps, may be fractional; returns ``(B, C, H, W)``, of no class.
+
+        Raises:
+            ValueError: if it knows only classes.
+        """
+        check_answers(self, [UNCONDITIONAL])
         return self.answer(x, t, torch.full((len(x),), self.none, device=x.device))
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The same of the classes ``labels``, ``(B,)``, int64."""
         raise NotImplementedError
-
-    def refuse_none(self, labels: Tensor) -> None:
-        """Raise ValueError if one of ``labels``, ``(B,)``, means none, for a network that was never trained with it."""
-        if bool((labels == self.none).any()):
-            raise ValueError(
-                f"this network was trained with a class for every picture; name one of its {self.none} classes, from "
-                f"0 to {self.none - 1}, with guidance 1"
-            )
 
 
 class ClassUNet(KnowingClasses, UNet):
@@ -66,17 +67,10 @@ class ClassesOnlyUNet(ClassUNet):
     The label that would mean none is the first that the network does not have.
     """
 
+    knows_none = False
+
     def __init__(self, unet: nn.Module, channels: int, labels: int) -> None:
         super().__init__(unet, channels, labels + 1)
-
-    def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """What ``ClassUNet`` answers.
-
-        Raises:
-            ValueError: if no class is asked for, or guidance, which takes an answer of no class.
-        """
-        self.refuse_none(labels)
-        return super().answer(x, t, labels)
 
 
 class ClassTransformer(KnowingClasses):

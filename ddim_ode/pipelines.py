@@ -10,9 +10,10 @@ written out: see ``adapters``.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from inspect import signature
 from math import inf, isfinite
@@ -24,15 +25,14 @@ from torch import Tensor, nn
 
 from ddim_ode.adapters import AdaptedPipeline, Wish
 from ddim_ode.asked import CFG, DISTILLED, TRUE_CFG, describe_call
-from ddim_ode.configs import INDEX, first_line, read_json
+from ddim_ode.configs import CLASS_NAMES, HUB_NAME, INDEX, first_line, read_json
 from ddim_ode.denoisers import model_of
 from ddim_ode.driven import DrivenPipeline
 from ddim_ode.formats.single_file import is_pipeline_file, load_pipeline_file
 from ddim_ode.grids import VP_END, Grid, grid_of_timesteps
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
-from ddim_ode.models import told_apart
-from ddim_ode.processes import Process
+from ddim_ode.models import class_names, told_apart
 from ddim_ode.schedulers import process_of_scheduler
 from ddim_ode.spaces import AutoencoderSpace
 
@@ -157,18 +157,40 @@ def _without_text(pipeline: Any, asked: _Asked) -> Model:
             f"{name} is told no text, and has the size that it has; leave out prompts, sizes and the call, and name a "
             "class and its guidance where you encode or decode"
         )
-    classes = int(getattr(denoiser.config, "num_embeds_ada_norm", None) or 0)
+    model = model_of(
+        _name(pipeline),
+        denoiser,
+        process_of_scheduler(type(pipeline).__name__, _config(pipeline), depth=2),
+        scheduler=_config(pipeline),
+        autoencoder=getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None),
+        classes=_classes(pipeline, denoiser.config),
+    )
+    return replace(model, shared=True)
+
+
+def _classes(pipeline: Any, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes: those of the folder that the pipeline was loaded from, and else of what it has of them.
+
+    In memory it has single words, in the order of the alphabet, and of those that several classes share the last alone.
+    """
+    folder = _folder(pipeline)
+    if folder is not None and read_json(folder / INDEX).get(CLASS_NAMES) is not None:
+        return class_names(_name(pipeline), (folder,), config)
     words: dict[int, list[str]] = {}
     for word, number in getattr(pipeline, "labels", {}).items():
         words.setdefault(number, []).append(word)
-    return model_of(
-        _name(pipeline),
-        denoiser,
-        _process(pipeline),
-        scheduler=_config(pipeline),
-        autoencoder=getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None),
-        classes=told_apart([", ".join(words.get(i, [str(i)])) for i in range(classes)]),
-    )
+    return told_apart([", ".join(words.get(i, [str(i)])) for i in range(config.get("num_embeds_ada_norm") or 0)])
+
+
+def _folder(pipeline: Any) -> Path | None:
+    """The folder that the ``pipeline`` was loaded from, or the copy of what the Hub has, if it is still there."""
+    folder = Path(_name(pipeline))
+    if not folder.is_dir() and re.fullmatch(HUB_NAME, str(folder)):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(str(folder), INDEX)
+        folder = Path(found).parent if isinstance(found, str) else folder
+    return folder if (folder / INDEX).is_file() else None
 
 
 def _name(pipeline: Any) -> str:
@@ -178,13 +200,6 @@ def _name(pipeline: Any) -> str:
 def _config(pipeline: Any) -> dict[str, Any]:
     """The configuration of its scheduler."""
     return {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
-
-
-def _process(pipeline: Any) -> Process:
-    try:
-        return process_of_scheduler(_config(pipeline))
-    except ValueError as error:
-        raise ModelError(f"{type(pipeline).__name__} is not supported: {error}") from error
 
 
 def _with_text(pipeline: Any, asked: _Asked) -> Model:
@@ -199,11 +214,13 @@ def _with_text(pipeline: Any, asked: _Asked) -> Model:
         raise ModelError(
             f"the autoencoder of {name}, a {type(autoencoder).__name__}, is for videos, and is not supported"
         )
-    process = _process(pipeline)
+    process = process_of_scheduler(name, _config(pipeline), depth=2)
     space = _space(pipeline, autoencoder, asked.height, asked.width)
     kind = _guidance_kind(pipeline, getattr(pipeline, part))
     if kind != DISTILLED and asked.guidance < 1:
         raise ModelError(f"the guidance of {name} must be 1, for none, or more, but it is {asked.guidance:g}")
+    # To avoid nothing is to avoid the empty text, but where nothing is told as zeros, as in SDXL.
+    zeros = bool(pipeline.config.get("force_zeros_for_empty_prompt"))
     network = (_adapted if asked.adapted else _driven)(pipeline, getattr(pipeline, part), asked, space, kind)
     return Model(
         _name(pipeline),
@@ -219,12 +236,13 @@ def _with_text(pipeline: Any, asked: _Asked) -> Model:
         },
         asked={
             "prompt": asked.prompt or "",
-            "negative_prompt": asked.negative_prompt,
+            "negative_prompt": None if asked.negative_prompt == "" and not zeros else asked.negative_prompt,
             "guidance": float(asked.guidance),
             "guidance_kind": kind,
             "call": describe_call(asked.call or {}),
         },
         ask=lambda changes: from_pipeline(pipeline, **{**vars(asked), **changes}),
+        shared=True,
     )
 
 
@@ -279,7 +297,7 @@ def scheduler_grid(model: Model, steps: int) -> Grid:
     scheduler = network.scheduler_of(torch.zeros(1, *model.space.shape, device=model.device), steps)
     levels = model.schedule
     if hasattr(scheduler, "sigmas"):
-        sigmas = sorted(float(sigma) for sigma in scheduler.sigmas)
+        sigmas = sorted({float(sigma) for sigma in scheduler.sigmas})  # those of two calls a step list each twice
         if model.process.family == "flow":  # they are u = sigma / (1 + sigma)
             sigmas = [inf if u == 1 else u / (1 - u) for u in sigmas]
         timesteps = levels.t(torch.tensor(sigmas, dtype=torch.float64)).tolist()

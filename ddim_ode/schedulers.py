@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from ddim_ode.kinds import ModelError
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.processes import EDM, EDM_PREDICTIONS, Flow, Process, VarianceExploding, VariancePreserving
 from ddim_ode.schedule import schedule_from_diffusers
@@ -54,21 +55,30 @@ _OTHERS: dict[str, str] = {
 }
 
 
-def process_of_scheduler(config: Mapping[str, Any], *, depth: int = 1) -> Process:
+def process_of_scheduler(what: str, config: Mapping[str, Any], *, depth: int = 1) -> Process:
     """The process of the networks that a scheduler of this ``config``, its ``scheduler_config.json``, is for.
 
     Without a class it is a DDPM. It warns where the scheduler clips, which is no step of the ODE.
 
+    ``what``   came with it, for messages.
     ``depth``  of the caller below the one that the warning is for.
 
     Raises:
-        ValueError: for networks that have no ODE, or are not known, with the reason.
+        ModelError: for networks that have no ODE, or are not known, with the reason.
     """
+    try:
+        process = _process(config)
+    except ValueError as error:
+        raise ModelError(f"{what} is not supported: {error}") from error
+    _warn_of_clipping(config, depth)
+    return process
+
+
+def _process(config: Mapping[str, Any]) -> Process:
     kind = str(config.get("_class_name", ""))
     reason = next((reason for part, reason in _OTHERS.items() if part in kind), None)
     if reason:
         raise ValueError(f"its scheduler, {kind}, {reason}")
-    _warn_of_clipping(kind, config, depth)
     prediction = str(config.get("prediction_type", "epsilon"))
     if kind in _OF_FLOW or config.get("use_flow_sigmas") or prediction == "flow_prediction":
         return Flow(timesteps=_number(config, "num_train_timesteps", 1000, whole=True))
@@ -100,8 +110,8 @@ def _number(config: Mapping[str, Any], key: str, default: float, *, whole: bool 
     return value
 
 
-def _warn_of_clipping(kind: str, config: Mapping[str, Any], depth: int) -> None:
-    clips = config.get("clip_sample", _OF_BETAS.get(kind, False))
+def _warn_of_clipping(config: Mapping[str, Any], depth: int) -> None:
+    clips = config.get("clip_sample", _OF_BETAS.get(str(config.get("_class_name", "")), False))
     for asked, option in ((clips, "clip_sample"), (config.get("thresholding", False), "thresholding")):
         if asked:
             warnings.warn(

@@ -31,12 +31,10 @@ def in_dtype(model: Model, dtype: str) -> Model:
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{dtype}'; choose one of: {', '.join(DTYPES)}")
-    known = {"fingerprint": model.fingerprint, "fingerprints": model.fingerprints}
+    _ = model.fingerprint, model.fingerprints  # found out before the weights are rounded
     for module in (model.network, *(part for name, part in model.beside.items() if name != "vae")):
         module.to(getattr(torch, DTYPES[dtype]))
-    same = replace(model)
-    vars(same).update(known)
-    return same
+    return replace(model).with_fingerprints_of(model)
 
 
 def compiled(model: Model) -> Model:
@@ -47,12 +45,12 @@ def compiled(model: Model) -> Model:
     """
     if isinstance(model.network, Closing):
         raise ValueError(f"model '{model.name}' is a driven pipeline and cannot be compiled; write it out, or leave it")
-    known = {"fingerprint": model.fingerprint, "fingerprints": model.fingerprints, "calibration": model.calibration}
+    _ = model.fingerprint, model.fingerprints  # of the weights by the names that they have now
     network, device = model.network, model.device
     whole = CompiledClasses(network, device) if isinstance(network, KnowingClasses) else Compiled(network, device)
     same = replace(model, network=whole, ask=model.ask and _compiling(model.ask))
-    vars(same).update(known)
-    return same
+    vars(same)["calibration"] = model.calibration
+    return same.with_fingerprints_of(model)
 
 
 def _compiling(ask: Callable[[Mapping[str, Any]], Model]) -> Callable[[Mapping[str, Any]], Model]:
@@ -107,7 +105,7 @@ class CompiledClasses(KnowingClasses, Compiled):
 
     def __init__(self, network: KnowingClasses, device: torch.device) -> None:
         super().__init__(network, device, network.answer)
-        self.none = network.none
+        self.none, self.knows_none = network.none, network.knows_none
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x ``(B, C, H, W)`` and labels t ``(B,)`` to ``(B, C, H, W)``, of the classes ``labels``, ``(B,)``, int64."""

@@ -54,16 +54,10 @@ class EDMClassNetwork(KnowingClasses, EDMNetwork):
     def __init__(self, network: nn.Module, classes: int, *, knows_none: bool) -> None:
         super().__init__(network)
         self.none = classes
-        self._knows_none = knows_none
+        self.knows_none = knows_none
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """x ``(B, C, H, W)``, t ``(B,)``, log(sigma) / 4, and the classes ``labels``, ``(B,)``, int64, to F.
-
-        Raises:
-            ValueError: if no class is asked for, or guidance, and the network was never trained with none.
-        """
-        if not self._knows_none:
-            self.refuse_none(labels)
+        """x ``(B, C, H, W)``, t ``(B,)``, log(sigma) / 4, and the classes ``labels``, ``(B,)``, int64, to F."""
         output: Tensor = self.network(x, t, one_hot(labels, self.none + 1)[:, : self.none].to(x))
         return output
 

@@ -60,6 +60,10 @@ def load_corners(inputs: Sequence[Readable | Latent], seeds: Sequence[int], mode
     """
     count_images(len(inputs) + len(seeds), 1)
     corners = [_load(source, model) for source in inputs]
+    _check_sizes(corners)
+    for corner in corners:
+        if corner.latent is not None:
+            corner.latent.check_fits(model)
     return corners + [Corner(f"seed {seed}", noise=draw_latents(1, model.space.shape, seed=seed)) for seed in seeds]
 
 
@@ -68,10 +72,17 @@ def _load(source: Readable | Latent, model: Model) -> Corner:
     if path and path.suffix == ".pt":
         source = load_latent(path)
     if isinstance(source, Latent):
-        source.check_fits(model)
         return Corner(path.name if path else f"latent of {source.source.name}", latent=source)
     picture, about, _ = model.space.read(source)
     return Corner(about.name, picture=picture)
+
+
+def _check_sizes(corners: Sequence[Corner]) -> None:
+    """Raise ValueError if latents among the ``corners`` are of several sizes."""
+    sizes = {tuple(corner.latent.x_T.shape[1:]): corner.name for corner in corners if corner.latent is not None}
+    if len(sizes) > 1:
+        each = " and ".join(f"'{name}' is {'x'.join(map(str, size))}" for size, name in sizes.items())
+        raise ValueError(f"latents of several sizes have nothing between them: {each}; encode pictures in one size")
 
 
 def encode_corners(

@@ -18,7 +18,7 @@ class Texts(NamedTuple):
 
     prompt: str | None = None
     negative_prompt: str | None = None
-    guidance: float = 1.0
+    guidance: float | None = None
     height: int | None = None
     width: int | None = None
 
@@ -40,7 +40,8 @@ def open_model(
             raise ValueError(_no_pipeline(model.name))
         found = model if texts == Texts() else model.asked_for(**texts._asdict())
     else:
-        found = from_pipeline(model, **texts._asdict(), adapted=compile)
+        given = {name: value for name, value in texts._asdict().items() if value is not None}
+        found = from_pipeline(model, **given, adapted=compile)
     found = found if dtype is None else in_dtype(found, dtype)
     return compiled(found) if compile else found
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial, wraps
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
@@ -21,7 +23,7 @@ from ddim_ode.spacings import DEFAULT_GRID
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS
 
 if TYPE_CHECKING:
-    from ddim_ode.latents import Latent
+    from ddim_ode.asked import AskedFor
     from ddim_ode.models import Model
     from ddim_ode.session.session import Session
 
@@ -62,22 +64,42 @@ class Run:
     def session(self, latents: Sequence[Path] = ()) -> Session:
         """The model, ready to work, with a progress bar on a terminal.
 
-        A pipeline is asked for what the options say, and else for what the ``latents`` were encoded as, in their size.
+        A pipeline is asked for what the options say, and else for what all of the ``latents`` were encoded as, in the
+        size of the first.
 
         Raises:
             ValueError: if there is no such model, or the latents were encoded as several things.
         """
-        of_latents = self._of(latents)
-        if of_latents and self.model == "default":
+        from ddim_ode.asked import describe
+
+        told = [found for found in map(_told, latents) if found]
+        session = self._open(told)
+        asked = list(dict.fromkeys(describe(found.asked) for found in told))
+        if len(asked) > 1 and self.prompt is None:
+            several = "; ".join(asked[:3])
+            raise ValueError(f"the latents were encoded as several things: {several}; say what to ask for: --prompt")
+        return session.asked_for(**self._wanted(told[0], session.model)) if told else session
+
+    def sessions(self, latents: Sequence[Path]) -> Iterator[tuple[Session, list[Path]]]:
+        """The model, ready to work, with those of the ``latents`` in turn that a pipeline is asked for alike.
+
+        What the options leave open each latent says for itself, and its size. Errors are those of ``session``.
+        """
+        told = [_told(path) for path in latents]
+        session = self._open([found for found in told if found])
+        wanted = [self._wanted(found, session.model) if found else {} for found in told]
+        for wishes, members in groupby(zip(wanted, latents, strict=True), itemgetter(0)):
+            yield session.asked_for(**wishes) if wishes else session, [path for _, path in members]
+
+    def _open(self, told: Sequence[_Told]) -> Session:
+        if told and self.model == "default":
             raise ValueError(
-                f"a latent was encoded with the pipeline '{of_latents.model:.200}', and model '{self.model}' is none; "
+                f"a latent was encoded with the pipeline '{told[0].model:.200}', and model '{self.model}' is none; "
                 "name the pipeline with --model"
             )
-        session = self.opener(told=of_latents is not None)(progress=Bar())
-        if of_latents:
-            return session.asked_for(**self._wanted(of_latents, session.model))
+        session = self.opener(told=bool(told))(progress=Bar())
         # Of a factory it is known only now that it is a pipeline.
-        late = session.model.asked is not None and self.guidance is not None
+        late = not told and session.model.asked is not None and self.guidance is not None
         return session.asked_for(guidance=self.guidance) if late else session
 
     def opener(self, *, told: bool = False) -> Callable[..., Session]:
@@ -91,7 +113,7 @@ class Run:
         asked: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "size": self.size}
         if told or any(asked.values()) or is_pipeline(self.model):
             asked["prompt"] = self.prompt or ""
-            asked["guidance"] = 1.0 if self.guidance is None else self.guidance
+            asked["guidance"] = self.guidance
         return partial(
             Session,
             self.model,
@@ -108,31 +130,34 @@ class Run:
         """What the options wish of any model, and the class ``label``."""
         return Request(**self.wishes(), label=label)
 
-    def _wanted(self, of_latents: Latent, model: Model) -> dict[str, Any]:
+    def _wanted(self, told: _Told, model: Model) -> dict[str, Any]:
         """What a pipeline should be asked for, where the options leave it to a latent."""
-        own = of_latents.asked or {}
+        own = told.asked
         if self.prompt is None and own["prompt"] is None:
             raise ValueError("the latent does not say its prompt, which was left out of it; pass --prompt")
         names = ("prompt", "negative_prompt", "guidance")
-        wanted = {name: own[name] for name in names if getattr(self, name) is None}
-        height, width = (model.factor * side for side in of_latents.x_T.shape[2:])
+        wanted: dict[str, Any] = {name: own[name] for name in names if getattr(self, name) is None}
+        height, width = (model.factor * side for side in told.size)
         return wanted | ({} if self.size else {"height": height, "width": width})
 
-    def _of(self, paths: Sequence[Path]) -> Latent | None:
-        """A latent of a pipeline among ``paths``, if all were encoded alike; what cannot be read is left for later."""
-        from ddim_ode.asked import describe
-        from ddim_ode.latents import LatentError, load_latent
 
-        found: list[Latent] = []
-        for path in paths:
-            with suppress(LatentError):
-                latent = load_latent(path)
-                if latent.asked and latent.asked not in [other.asked for other in found]:
-                    found.append(latent)
-        if len(found) > 1 and self.prompt is None:
-            several = "; ".join(describe(latent.asked) for latent in found[:3] if latent.asked)
-            raise ValueError(f"the latents were encoded as several things: {several}; decode each by itself")
-        return found[0] if found else None
+class _Told(NamedTuple):
+    """What a latent of a pipeline was encoded as: ``size`` is height and width of x_T, ``model`` its name."""
+
+    asked: AskedFor
+    size: tuple[int, int]
+    model: str
+
+
+def _told(path: Path) -> _Told | None:
+    """What the latent in the file ``path`` says, if it is of a pipeline; what cannot be read is left for later."""
+    from ddim_ode.latents import LatentError, load_latent
+
+    with suppress(LatentError):
+        latent = load_latent(path)
+        if latent.asked:
+            return _Told(latent.asked, (latent.x_T.shape[2], latent.x_T.shape[3]), latent.model)
+    return None
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]
@@ -162,6 +187,12 @@ class BatchSize(click.IntRange):
         return value if value == AUTO_BATCH else super().convert(value, param, ctx)
 
 
+config_option = click.option(
+    "--config",
+    type=FilePath(),
+    metavar="FOLDER|FILE",
+    help="Of a model that is one file, what it does not say: a folder of diffusers, or its YAML or JSON.",
+)
 guidance_option = click.option(
     "--guidance",
     type=float,
@@ -208,12 +239,7 @@ _RUN_OPTIONS = (
         help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
         "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
     ),
-    click.option(
-        "--config",
-        type=FilePath(),
-        metavar="FOLDER|FILE",
-        help="Of a model that is one file, what it does not say: a folder of diffusers, or its YAML or JSON.",
-    ),
+    config_option,
     click.option(
         "--solver",
         type=click.Choice([AUTO, *sorted(SOLVERS)], case_sensitive=False),

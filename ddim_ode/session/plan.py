@@ -66,6 +66,11 @@ class Plan:
     why: tuple[str, ...] = ()
     condition: Condition = UNCONDITIONAL
 
+    @property
+    def asked_otherwise(self) -> tuple[str, ...]:
+        """The sentences that say that a pipeline is asked for something else than where a latent was encoded."""
+        return tuple(text for text in self.why if text.startswith(("asked for ", "told of ")))
+
 
 def check_cost(solver: Solver, grid: Grid, max_nfe: int) -> None:
     """Refuse what is known beforehand to take more evaluations than ``max_nfe``.
@@ -160,7 +165,6 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
         ValueError: as ``plan_encoding``; LatentError if the latent was made with a calibration that the model does not
             have now, or lies at another noise level than the one where the grid begins.
     """
-    from ddim_ode.asked import describe
     from ddim_ode.latents import LatentError
 
     condition = plan_condition(request, model, latent)
@@ -202,9 +206,17 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     same = same and condition.terms == latent.condition.terms and _same_asked(latent, model)
     exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
     why += () if exact else _left_behind(latent, condition)
-    if latent.asked and model.asked and not _same_asked(latent, model):
-        why += (f"asked for {describe(model.asked)}, and encoded as {describe(latent.asked)}",)
+    why += _asked_otherwise(latent, model)
     return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why, condition)
+
+
+def _asked_otherwise(latent: Latent, model: Model) -> tuple[str, ...]:
+    """Say that the pipeline of ``model`` is asked for something else than where ``latent`` was encoded, if it is."""
+    from ddim_ode.asked import describe
+
+    if not latent.asked or not model.asked or _same_asked(latent, model):
+        return ()
+    return (f"asked for {describe(model.asked)}, and encoded as {describe(latent.asked)}",)
 
 
 def _same_asked(latent: Latent, model: Model) -> bool:
@@ -233,7 +245,9 @@ def plan_interpolation(
     if known:
         plan = plan_decoding(*known[0], model)
         without = ("without the companion: what lies between latents has none",) if plan.exact else ()
-        plan = replace(plan, exact=False, why=(*plan.why, *without))
+        others = (text for _, latent in known[1:] for text in _asked_otherwise(latent, model))
+        # Each once: several corners may be asked for the same.
+        plan = replace(plan, exact=False, why=tuple(dict.fromkeys((*plan.why, *without, *others))))
     else:
         plan = plan_encoding(requests[0], model)
     strengths = {condition.strength for condition in conditions}

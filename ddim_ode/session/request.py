@@ -98,7 +98,8 @@ def plan_condition(request: Request, model: Model, latent: Latent | None = None)
             f"guidance {request.guidance:g} of a pipeline is towards its prompt; say it to the session, or to asked_for"
         )
     own = latent.condition if latent else UNCONDITIONAL
-    label: Label | None = own.label if own.name in (None, NO_CLASS) else own.name
+    unnamed = own.label is not None and model.classes[own.label : own.label + 1] == (str(own.label),)
+    label: Label | None = own.label if unnamed or own.name in (None, NO_CLASS) else own.name
     label = label if request.label is None else request.label
     guidance = own.guidance if request.guidance is None else request.guidance
     condition = model.condition(label, guidance=guidance)

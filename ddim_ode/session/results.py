@@ -168,11 +168,6 @@ class Decoded:
     plan: Plan
     walk: Walk
 
-    @property
-    def asked_otherwise(self) -> tuple[str, ...]:
-        """Sentences, if a pipeline was asked for something else than where the latent was encoded."""
-        return tuple(text for text in self.plan.why if text.startswith(("asked for ", "told of ")))
-
     def report(self) -> str:
         """How it was decoded, in a line."""
         return describe(self.plan, self.walk, self.member)

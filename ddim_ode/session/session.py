@@ -114,8 +114,8 @@ class Session:
     ``batch_size``  as many pictures go through the network together; 'auto' tries how many are worth it, and fit.
     ``max_nfe``     the most network evaluations for a batch, one way.
     ``progress``    is told of every evaluation.
-    ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says. With them, a name
-                    on the Hub is that of a pipeline.
+    ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says; a ``Model`` of one
+                    keeps what is not given. With them, a name on the Hub is that of a pipeline.
     ``size``        height and width of a pipeline's pictures, in pixels; its own unless given.
     ``config``      of a model that is one file, what the file does not say: a folder or a file, see ``formats``.
     ``dtype``       a key of ``dtypes.DTYPES``: what the network of a model that is loaded here computes in, float32
@@ -139,7 +139,7 @@ class Session:
         progress: Listener | None = None,
         prompt: str | None = None,
         negative_prompt: str | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         size: tuple[int, int] | None = None,
         config: str | Path | None = None,
         dtype: str | None = None,
@@ -241,7 +241,7 @@ class Session:
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=label, guidance=guidance)
         (decoded,) = self.decode_all([latent], request, any_model=any_model)
         decoded.walk.warn()
-        for text in decoded.asked_otherwise:
+        for text in decoded.plan.asked_otherwise:
             warnings.warn(text, stacklevel=2)
         return decoded.picture
 
@@ -333,6 +333,8 @@ class Session:
         ``label``   a class for all, or one for each corner; latents have their own unless there is one. Where corners
                     differ, what lies between is asked for some of each.
 
+        A UserWarning says where a pipeline is asked for something else than a latent was encoded as.
+
         Raises:
             ValueError: if there are neither two corners nor four, one cannot be read, or wishes do not go together.
             SolverError, EvaluationLimitError: if the solver does not reach the end.
@@ -353,6 +355,9 @@ class Session:
             walker = self._worker.walker([asked for _, asked in batch])
             solution, back = walker.decode(x_T, plan.grid, plan.back, label=text)
             images += solution.x.cpu()
+        plan = self._worker.having_told(plan, [corner.latent for corner in corners if corner.latent])
+        for text in plan.asked_otherwise:
+            warnings.warn(text, stacklevel=2)
         images = [*self._worker.pictures(torch.stack(images))]
         errors = corner_errors(corners, torch.stack(images), self._worker.pictures)
         names = [corner.name for corner in corners]
@@ -383,8 +388,8 @@ class Session:
     ) -> Edit:
         """``picture`` encoded as the class ``label``, or as none, and decoded as the class ``to``, with ``guidance``.
 
-        Of a pipeline ``label`` and ``to`` are prompts; the picture is encoded without guidance, and decoded with that
-        of the session unless there is another.
+        Of a pipeline ``label`` and ``to`` are prompts, ``label`` that of the session unless given; the picture is
+        encoded without guidance, and decoded with that of the session unless there is another.
 
         ``strength``  how far up to encode: a part of all timesteps, above 0 and at most 1, or several of them.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,10 +130,12 @@ class Worker:
         conditions = [job.plan.condition for job in jobs]
         solution, walk = self.walker(conditions).encode(x_0, plan.grid, plan.solver)
 
+        own = self.model.fingerprint, self.model.fingerprints
+
         def latent(member: int) -> Encoded:
             job = jobs[member]
             try:
-                found = self._latent(job, solution, member, walk.nfe_of(member))
+                found = self._latent(job, solution, member, walk.nfe_of(member), own)
             except LatentError as error:
                 raise MemberError(f"'{job.name}': {error}") from error
             return Encoded(job.index, member, found, job.plan, walk)
@@ -148,7 +150,10 @@ class Worker:
         latents = [encoded for _, encoded in each(range(len(jobs)), latent, on_error)]
         return EncodedBatch(latents, walk, check, round_trip)
 
-    def _latent(self, job: PictureJob, solution: Solution, member: int, nfe: int) -> Latent:
+    def _latent(
+        self, job: PictureJob, solution: Solution, member: int, nfe: int, fingerprints: tuple[str, Mapping[str, str]]
+    ) -> Latent:
+        """``fingerprints``  of the model and of what is beside its network."""
         part = slice(member, member + 1)
         return Latent(
             x_T=solution.x[part].cpu(),
@@ -156,7 +161,7 @@ class Worker:
             solver=job.plan.solver.settings,
             schedule=self.model.schedule,
             model=self.model.name,
-            fingerprint=self.model.fingerprint,
+            fingerprint=fingerprints[0],
             source=job.source,
             nfe=nfe,
             companion=None if solution.companion is None else solution.companion[part].cpu(),
@@ -164,7 +169,7 @@ class Worker:
             family=self.model.process.family,
             asked=self.model.asked,
             embedding=self.model.embedding,
-            fingerprints=self.model.fingerprints,
+            fingerprints=fingerprints[1],
         )
 
     def _check(
@@ -201,19 +206,22 @@ class Worker:
         solution, walk = walker.decode(x_T, plan.grid, plan.back, companion=companion)
         images, found = self.pictures(solution.x), []
         for member, job in enumerate(jobs):
-            own = replace(job.plan, why=(*job.plan.why, *self._told_otherwise(job.latent)))
+            own = self.having_told(job.plan, [job.latent])
             settings = plan_settings(self.model, own, own.back, job.latent.source.name)
             picture = Picture(images[member], settings)
             found.append(Decoded(job.index, member, picture, job.latent, own, walk))
         return found
 
-    def _told_otherwise(self, latent: Latent) -> tuple[str, ...]:
-        """Say that the network was told of another prompt than where ``latent`` was encoded, which left that out."""
+    def having_told(self, plan: Plan, latents: Sequence[Latent]) -> Plan:
+        """The ``plan``; it says if the network was told of another prompt than one of ``latents`` that left it out."""
+        if not any(self._told_otherwise(latent) for latent in latents):
+            return plan
+        return replace(plan, why=(*plan.why, "told of another prompt than the one it was encoded as"))
+
+    def _told_otherwise(self, latent: Latent) -> bool:
         one, other = latent.embedding, self.model.embedding
         hidden = latent.asked is not None and latent.asked["prompt"] is None
-        if not hidden or one is None or other is None or same_embedding(one, other):
-            return ()
-        return ("told of another prompt than the one it was encoded as",)
+        return hidden and one is not None and other is not None and not same_embedding(one, other)
 
     def reconstruct(self, jobs: Sequence[PictureJob]) -> list[Reconstructed]:
         """Pictures that are ``alike``, there and back."""

@@ -154,6 +154,7 @@ class Rainbow(nn.Module):
     """A ``Labelled`` whose samples of a class have its one colour: v for data that is a point."""
 
     none = len(CLASSES)
+    knows_none = True
 
     def __init__(self, shades: Tensor) -> None:
         super().__init__()

@@ -565,3 +565,19 @@ def test_calibrate_then_everything_is_calibrated(cli: Cli, calibrated: Path, pic
 def test_noise_on_every_grid(cli: Cli, options: tuple[str, ...]) -> None:
     """The whole sequence of DDPM among them, and a clean end that the default solver of the ODE cannot reach."""
     assert "and noise of eta 1 -> samples.png" in ok(cli("sample", "-n", "1", "--eta", "1", *options))
+
+
+def test_a_model_that_is_one_file(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    """``info`` and ``export`` take it with the same --config as the others; a calibration has no place beside it."""
+    name = "diffusion_pytorch_model"
+    shutil.copy(tiny_model / "unet" / f"{name}.safetensors", tmp_path / "net.safetensors")
+    torch.save(load_model(str(tiny_model)).network.unet.state_dict(), tmp_path / "net.pt")
+    config, weights = ("--config", tiny_model), load_model(str(tiny_model)).fingerprint
+    for file in ("net.safetensors", "net.pt"):
+        assert f"weights    {weights}" in ok(cli("info", file, *config))
+    ok(cli("export", "net.safetensors", *config, "-o", "folder"))
+    assert load_model("folder").fingerprint == weights
+    for words in (("info", "net.safetensors"), ("export", "net.safetensors", "-o", "other")):
+        assert "does not say its schedule; add --config FOLDER" in cli(*words).stderr
+    refused = cli("calibrate", "--model", "net.safetensors", "-o", "calibration.json")
+    assert "lies in the folder of its model, and 'net.safetensors' is one file" in refused.stderr

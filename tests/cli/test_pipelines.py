@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,9 +46,45 @@ def test_encode_and_decode_as_something_else(cli: Cli, picture: Path, folder: Pa
     assert "asked      'a cat' with guidance 3.0" in cli("info", latent).output
     both = tmp_path / "b.latent.pt"
     cli("encode", picture, "--model", folder, "--prompt", "a dog", *quick, "-o", both)
-    refused = cli("decode", latent, both, "--model", folder, "-o", f"{tmp_path}/out/")
+    refused = cli("interpolate", latent, both, "--model", folder)
     assert refused.exit_code != 0
     assert "the latents were encoded as several things: 'a cat' with guidance 3.0; 'a dog'" in refused.output
+    assert "say what to ask for: --prompt" in refused.output
+
+
+def test_each_latent_is_decoded_as_itself(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
+    """In one command with others, of other prompts, guidance and sizes: what it is decoded to by itself."""
+    model, quick = ("--model", folder), ("--steps", "2", "--solver", "euler")
+    said = (("a cat", "3", "32"), ("a cat", "1", "32"), ("a dog", "2", "48x32"))
+    latents = [tmp_path / f"{i}.latent.pt" for i in range(3)]
+    for latent, (prompt, guidance, size) in zip(latents, said, strict=True):
+        words = ("--prompt", prompt, "--guidance", guidance, "--size", size, *quick)
+        assert cli("encode", picture, *model, *words, "-o", latent).exit_code == 0
+    for i, more in enumerate(((), ("--prompt", "a cat"))):
+        together, alone = tmp_path / f"together {i}", tmp_path / f"alone {i}"
+        alone.mkdir()
+        made = cli("decode", *latents, *model, *more, "-o", together)
+        assert made.exit_code == 0, made.output
+        assert len(made.output.splitlines()) == 3
+        for latent in latents:
+            assert cli("decode", latent, *model, *more, "-o", alone).exit_code == 0
+            name = latent.name.replace(".latent.pt", ".decoded.png")
+            assert settings_of(together / name) == settings_of(alone / name)
+    found = [settings_of(tmp_path / "together 1" / f"{i}.decoded.png")["asked"] for i in range(3)]
+    assert [(asked["prompt"], asked["guidance"]) for asked in found] == [("a cat", 3.0), ("a cat", 1.0), ("a cat", 2.0)]
+    with Image.open(tmp_path / "together 0" / "2.decoded.png") as image:
+        assert image.size == (32, 48)
+    sized = cli("decode", latents[2], *model, "--size", "32", "-o", tmp_path / "sized.png")
+    assert "is of a picture of 48x32 pixels, and pipeline" in sized.output
+    assert "is asked for one of 32x32; ask it for 48x32" in sized.output
+    between = cli("interpolate", *latents[1:], *model, "--prompt", "a cat")
+    assert "latents of several sizes have nothing between them: '1.latent.pt' is 4x16x16 and '2" in between.output
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    with Image.open(path) as found:
+        settings: dict[str, Any] = json.loads(found.text["ddim-ode"])
+    return settings
 
 
 def test_a_data_set_of_a_pipeline(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
@@ -150,6 +187,11 @@ def test_an_edit_with_prompts(cli: Cli, picture: Path, folder: Path, tmp_path: P
     with Image.open(strip) as found:
         settings = json.loads(found.text["ddim-ode"])
     assert (settings["asked"]["prompt"], settings["asked"]["guidance"]) == ("a dog", 4.0)
+    of_none = cli("edit", picture, "--model", folder, "--steps", "2", "--to", "a dog", "-o", tmp_path / "none.png")
+    assert "from '' with guidance 1.0 to 'a dog' with guidance 1.0" in of_none.output
+    refused = cli("edit", picture, "--model", folder, "--prompt", "a cat", "--to", "a dog")
+    assert refused.exit_code == 2
+    assert "--prompt is of other commands; pass --from for what the picture shows" in refused.output
 
 
 def test_a_latent_without_its_prompt(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline
 from flows import relative_error
 from tiny_pipelines import SIDE, build, picture
 from torch import Tensor
@@ -178,6 +180,34 @@ def test_the_classes_of_a_dit(tmp_path: Path) -> None:
     index.write_text(index.read_text().replace("{", '{"id2label": {' + names + "},", 1))
     classes = load_model(str(tmp_path)).classes
     assert (classes[0], classes[134], classes[517]) == ("tench 0", "crane (134)", "crane (517)")
+    assert from_pipeline(DiffusionPipeline.from_pretrained(tmp_path)).classes == classes
+
+
+def test_classes_of_a_pipeline_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was loaded by its name there is looked for in the cache."""
+    copy = tmp_path / "models--org--dit" / "snapshots" / "0a1"
+    (tmp_path / "models--org--dit" / "refs").mkdir(parents=True)
+    (tmp_path / "models--org--dit" / "refs" / "main").write_text("0a1")
+    copy.mkdir(parents=True)
+    (copy / "model_index.json").write_text(json.dumps({"id2label": {str(i): f"bird, kind {i}" for i in range(1000)}}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pipeline = build("DiT")
+    pipeline.register_to_config(_name_or_path="org/dit")
+    assert from_pipeline(pipeline).classes[999] == "bird, kind 999"
+
+
+def test_a_latent_of_a_class_whose_name_its_folder_does_not_keep(tmp_path: Path) -> None:
+    """diffusers leaves the names out as it saves a pipeline; the number says it all the same."""
+    pipeline = build("DiT")
+    latent = Session(pipeline).encode(picture(), label="fish 3, tench 3", solver="euler", steps=2)
+    pipeline.save_pretrained(tmp_path)
+    session = Session(str(tmp_path))
+    assert session.decode(latent).image.shape == (3, SIDE, SIDE)
+    named = replace(session.model, classes=tuple(f"bird {i}" for i in range(1000)))
+    with pytest.raises(
+        ValueError, match=r"encoded as class 3, 'fish 3, tench 3', and model .* calls its classes other"
+    ):
+        Session(named).decode(latent)
 
 
 @pytest.mark.parametrize("name", ["DiT", "LDM", "DDPM"])

@@ -35,7 +35,7 @@ class GaussianClasses(nn.Module):
         super().__init__()
         self.register_parameter("unused", nn.Parameter(torch.zeros((), dtype=torch.float64)))
         self.prediction = prediction
-        self.none = len(MEANS) - 1
+        self.none, self.knows_none = len(MEANS) - 1, True
         self.asked: list[int] = []
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def test_a_member_is_what_it_is_alone() -> None:
 class Table(nn.Module):
     """What a label is answered with does not depend on x."""
 
-    none = 2
+    none, knows_none = 2, True
 
     def answer(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Tensors ``(B, 1000)`` of very different sizes for the ``labels``, ``(B,)``."""

@@ -13,7 +13,9 @@ from diffusers import (
     DDIMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     IPNDMScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
@@ -106,7 +108,8 @@ def model_pack(pipeline: Any, x: Tensor) -> Tensor:
 
 
 def state_of(pipeline: Any) -> tuple[object, ...]:
-    return pipeline.scheduler, pipeline.config["scheduler"], vars(pipeline)["_progress_bar_config"]
+    notes = {name: value for name, value in vars(pipeline).items() if name.startswith("_") and name != "_internal_dict"}
+    return pipeline.scheduler, pipeline.config["scheduler"], {name: repr(value) for name, value in notes.items()}
 
 
 @each_pipeline
@@ -125,6 +128,15 @@ def test_there_and_back_exactly(name: str) -> None:
     assert found.decoded.shape == (3, SIDE, SIDE)
     assert state_of(pipeline) == before
     assert THREAD not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_a_pipeline_notes_of_its_own_call_stays() -> None:
+    pipeline = build("SD 1.5")
+    pipeline("a dog", num_inference_steps=3, guidance_scale=2.0, output_type="latent", **SIZES)
+    before = state_of(pipeline)
+    Session(pipeline, prompt="a cat").encode(picture(), solver="euler", steps=2)
+    assert (pipeline.num_timesteps, pipeline.guidance_scale) == (3, 2.0)
+    assert state_of(pipeline) == before
 
 
 def test_a_session_of_a_pipeline() -> None:
@@ -251,6 +263,15 @@ def test_what_cannot_be_driven_says_why(
     with pytest.raises(ModelError) as caught:
         from_pipeline(pipeline, prompt="a cat", **options)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["SD 1.5", "DDPM"])
+def test_a_warning_of_its_scheduler_is_for_whom_makes_the_model(name: str) -> None:
+    pipeline = build(name)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=True)
+    with pytest.warns(UserWarning, match="the model's scheduler asks for clip_sample") as told:
+        from_pipeline(pipeline)
+    assert [warning.filename for warning in told] == [__file__]
 
 
 def test_what_is_no_pipeline_is_refused() -> None:
@@ -399,6 +420,19 @@ def test_a_model_of_a_pipeline_is_asked_for_something_else() -> None:
     asked = Session(model, prompt="a bird", guidance=2.0).model.asked
     assert asked is not None
     assert (asked["prompt"], asked["guidance"]) == ("a bird", 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context")
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, KDPM2DiscreteScheduler])
+def test_nodes_of_schedulers_of_two_calls_a_step(kind: Any) -> None:
+    """They are those of Euler's scheduler of the same settings, each once."""
+    pipeline = build("SD 1.5")
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+    grid = Session(pipeline, prompt="a cat").encode(picture(), solver="euler", grid="scheduler", steps=STEPS).grid
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    wanted = scheduler_grid(model_of(pipeline, "SD 1.5", 1.0), STEPS)
+    assert grid.steps == STEPS
+    assert grid.sigmas == pytest.approx(wanted.sigmas)
 
 
 def test_nodes_of_a_scheduler_with_the_settings_of_another_kind_are_not_taken() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from ddim_ode.conditions import UNCONDITIONAL
+from ddim_ode.conditions import UNCONDITIONAL, Condition
 from ddim_ode.export import export_pipeline
 from ddim_ode.kinds import ModelError
 from ddim_ode.models import load_model
@@ -97,10 +97,23 @@ def test_one_with_classes_must_be_asked_for_one(tmp_path: Path) -> None:
     got = ode.predictor.network(x, t)
     expected = network(x, t, torch.tensor([3, 0]))
     assert float((got - expected).abs().max()) < 1e-5 * float(expected.abs().max())
-    for asked in (None, model.condition(2, guidance=2.0)):
-        ode = model.ode(conditions=None if asked is None else [asked] * 2)
-        with pytest.raises(ValueError, match="trained with a class for every picture; name one of its 5 classes"):
-            ode(torch.tensor(1.0, dtype=torch.float64), x.double())
+    assert "classes    0, 1, 2, 3, 4; one must be named" in model.summary()
+    refused = "trained with a class for every picture; name one of its 5 classes"
+    for label, guidance in ((None, 1.0), (2, 2.0)):
+        with pytest.raises(ValueError, match=refused):
+            model.condition(label, guidance=guidance)
+        with pytest.raises(ValueError, match=refused):  # before any call
+            model.ode(conditions=[Condition(label, guidance)])
+    with pytest.raises(ValueError, match=refused):
+        model.ode()(torch.tensor(1.0, dtype=torch.float64), x.double())
+
+
+def test_labels_are_not_looked_at_in_each_call(tmp_path: Path) -> None:
+    """On a GPU that would wait for it; tensors without numbers cannot be looked at."""
+    path, config = written(layouts.shake(layouts.Guided(classes=5)), tmp_path, class_cond=True)
+    model = load_model(str(path), config=config, device="meta")
+    ode = model.ode(conditions=[model.condition("3")])
+    assert ode.predictor.network(torch.zeros(1, 3, 8, 8, device="meta"), torch.ones(1, device="meta")).is_meta
 
 
 def test_it_cannot_be_exported_as_one_of_no_class(tmp_path: Path) -> None:
@@ -121,7 +134,7 @@ def test_heads_that_diffusers_cannot_say_are_not_exported(tmp_path: Path) -> Non
     path, config = written(
         layouts.shake(network), tmp_path, num_heads=4, num_head_channels=-1, attention_resolutions="8,4"
     )
-    with pytest.raises(ValueError, match="export one that was"):
+    with pytest.raises(ValueError, match="is no UNet2DModel with a scheduler of diffusers; export one that is"):
         export_pipeline(load_model(str(path), config=config), UNCONDITIONAL, tmp_path / "others")
 
 
