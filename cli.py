@@ -32,6 +32,7 @@ from ddim_ode.console import (
     warn_of,
 )
 from ddim_ode.predictions import PREDICTIONS
+from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.options import Run, class_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER
@@ -153,7 +154,14 @@ def encode(
     show_default=True,
     help="Processes with a model each, on GPUs in turn; 0 is none but this one.",
 )
-def dataset(run: Run, pictures: Path, label: str | None, output: Path, shard_size: int, workers: int) -> None:
+@click.option(
+    "--format",
+    type=click.Choice(sorted(FORMATS)),
+    help=f"Format of the shards. [default: that of those that are there, or {DEFAULT_FORMAT}]",
+)
+def dataset(
+    run: Run, pictures: Path, label: str | None, output: Path, shard_size: int, workers: int, format: str | None
+) -> None:
     """Encode a data set of pictures, named by a folder, a zip or tar file, or a text file, to shards of latents.
 
     Run it again to go on after an interruption, or with pictures that are new or changed: what is done stays. A latent
@@ -162,7 +170,9 @@ def dataset(run: Run, pictures: Path, label: str | None, output: Path, shard_siz
     from ddim_ode.session.dataset.run import encode_dataset
 
     request = run.request(label=label)
-    done = encode_dataset(pictures, output, run.opener(), request, shard_size=shard_size, workers=workers)
+    done = encode_dataset(
+        pictures, output, run.opener(), request, shard_size=shard_size, workers=workers, format=format
+    )
     say(done.report())
     if line := done.failure():
         raise click.ClickException(line)

@@ -54,7 +54,9 @@ def test_other_settings_are_refused_in_a_line(cli: Cli, pictures: Path) -> None:
 def test_what_is_in_it_is_said_taken_out_and_decoded(cli: Cli, pictures: Path, tiny_model: Path) -> None:
     ok(cli("dataset", pictures, *OPTIONS))
     said = ok(cli("info", "out"))
-    assert "data set 'out'\n  pictures   2, 0 of them without a latent\n  latents    1 in 1 shards\n" in said
+    assert (
+        "data set 'out'\n  pictures   2, 0 of them without a latent\n  latents    1 in 1 shards, safetensors\n" in said
+    )
     assert "euler" in said
     assert ok(cli("take", "out", "sub/b.png")) == "sub/b.png -> b.latent.pt\n"
     assert load_latent(Path("b.latent.pt")).source.name == "sub/b.png"

@@ -52,10 +52,11 @@ class Task:
     request: Request
     source: Path
     output: Path
+    format: str
 
     def encoder(self) -> ShardEncoder:
         """What does it."""
-        return ShardEncoder(self.opener, self.request, self.source, self.output)
+        return ShardEncoder(self.opener, self.request, self.source, self.output, self.format)
 
 
 def _work(pipe: Connection, task: Task, number: int) -> None:

@@ -31,7 +31,7 @@ class LatentDataset:
         self.folder = Path(folder)
         if not is_dataset(self.folder):
             raise WorkError(f"'{folder}' is no data set: there is no '{HOME}' in it; make one with: dataset")
-        read_home(self.folder)
+        self._format: str = read_home(self.folder)["shards"]
         self._lines = {line.name: line for line in read_lines(self.folder)}
         self._done = {name: line for name, line in self._lines.items() if line.shard is not None}
         self._shard = lru_cache(_OPEN)(lambda name: Shard(self.folder / name))
@@ -87,7 +87,7 @@ class LatentDataset:
         lines = [
             f"data set '{self.folder}'",
             f"  pictures   {len(self._lines)}, {len(self.failed)} of them without a latent",
-            f"  latents    {latents} in {len(shards)} shards",
+            f"  latents    {latents} in {len(shards)} shards, {self._format}",
         ]
         if self._done:
             own = self._template.summary().splitlines()[1:]

@@ -24,7 +24,7 @@ from ddim_ode.images import ImageFileError
 from ddim_ode.latents import LatentError
 from ddim_ode.session.dataset.crew import Alone, Crew, Lost, Task
 from ddim_ode.session.dataset.encoder import Job, identity_of
-from ddim_ode.session.dataset.home import read_home, read_template, wishes_of, write_home
+from ddim_ode.session.dataset.home import pick_format, read_home, read_template, wishes_of, write_home
 from ddim_ode.session.dataset.manifest import MANIFEST, Line, Manifest
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
 from ddim_ode.session.dataset.sources import Pictures, open_pictures
@@ -84,6 +84,7 @@ def encode_dataset(
     *,
     shard_size: int = SHARD_SIZE,
     workers: int = 1,
+    format: str | None = None,
 ) -> Summary:
     """Encode all ``pictures``, in a folder, a zip or tar file, or named by a text file, into the data set ``output``.
 
@@ -92,10 +93,11 @@ def encode_dataset(
     ``opener``      makes the session, in each process once: ``partial(Session, model, device=..., ...)``.
     ``shard_size``  as many pictures are one file, and are done again together if their process dies.
     ``workers``     number of processes, each with a model, on GPUs in turn; 0 is this process itself.
+    ``format``      of the shards, a key of ``formats.FORMATS``; that of those that are there, or 'safetensors'.
 
     Raises:
         ValueError: if there are no pictures or no such model, wishes do not go together, or the data set is damaged, at
-            work elsewhere, or of other settings.
+            work elsewhere, or of other settings or another format.
         OSError: if it cannot be written.
         RuntimeError: if processes die before they have a model.
     """
@@ -108,9 +110,11 @@ def encode_dataset(
     with closing(open_pictures(source)) as files:
         if next(files.entries(), None) is None:
             raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
-        task = Task(opener, request, source.resolve(), folder.resolve())
-        with _own(folder), closing(Crew(task, workers) if workers else Alone(task)) as crew:
-            summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size).go()
+        with _own(folder):
+            kind = pick_format(folder, read_home(folder), format)
+            task = Task(opener, request, source.resolve(), folder.resolve(), kind)
+            with closing(Crew(task, workers) if workers else Alone(task)) as crew:
+                summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size, kind).go()
     summary.seconds = time.perf_counter() - begin
     return summary
 
@@ -139,6 +143,7 @@ class _Run:
     crew: Crew | Alone
     wishes: str | None
     size: int
+    format: str
     done: dict[bytes, int | str] = field(default_factory=dict)
     shards: list[str] = field(default_factory=list)
     waiting: dict[str, list[str]] = field(default_factory=dict)
@@ -176,7 +181,7 @@ class _Run:
         self.key = home["key"] if home else found
         self._check(found)
         if not home:
-            write_home(self.folder, self.key, self.wishes)
+            write_home(self.folder, self.key, self.wishes, self.format)
         return True
 
     def _check(self, found: str) -> None:
