@@ -5,7 +5,7 @@ Only click is imported here, and what is cheap of the project: torch and the res
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from importlib import import_module
 from math import ceil, sqrt
@@ -24,6 +24,7 @@ from ddim_ode.console import (
     OneLineErrors,
     check_outputs,
     device_option,
+    find_dataset_targets,
     find_frames,
     find_targets,
     save,
@@ -184,16 +185,22 @@ def dataset(
 @output_option
 @existing_options
 def take(latents: Path, names: tuple[str, ...], output: Path | None, existing: Existing) -> None:
-    """Take latents out of a data set by the names of their pictures, as latent files, NAME.latent.pt, to decode."""
+    """Take latents out of a data set by the names of their pictures, as latent files, NAME.latent.pt, to decode.
+
+    They lie in folders as their pictures do.
+    """
     from ddim_ode.session.dataset.load import load_dataset
 
     failures = Failures()
-    found = load_dataset(latents)
-    jobs = find_targets([Path(name) for name in names], output or Path(), ".latent.pt", existing, failures)
-    for path, target in jobs:
+    found, stems = load_dataset(latents), dict[str, Path]()
+    for name in names:
         with failures.caught():
-            save(found[str(path)], target, overwrite=existing.overwrite)
-            say(f"{path} -> {target}")
+            stems[name] = found.stem(name)
+    jobs = find_dataset_targets(stems, output, ".latent.pt", existing, failures, one=len(names) == 1)
+    for name, target in jobs:
+        with failures.caught():
+            save(found[name], target, overwrite=existing.overwrite)
+            say(f"{name} -> {target}")
     failures.exit()
 
 
@@ -215,23 +222,27 @@ def decode(
     """Decode latent files to pictures, NAME.decoded.png.
 
     Each is decoded with the solver, on the grid and as the class that it was encoded with, unless the options name
-    others. All of a data set are decoded where one is named.
+    others. All of a data set are decoded where one is named, into folders as those of its pictures.
     """
     from ddim_ode.session.dataset.load import TEMPLATE, is_dataset, load_dataset
 
     failures = Failures()
     found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
+    sources: Iterable[Path | Latent]
     if found:
-        latents, output = tuple(map(Path, found.names)), output or Path()
-    jobs = find_targets(latents, output, ".decoded.png", existing, failures)
-    paths = [path for path, _ in jobs]
-    session = run.session([found.folder / TEMPLATE] if found else paths)
+        stems = {name: found.stem(name) for name in found.names}
+        of_names = find_dataset_targets(stems, output, ".decoded.png", existing, failures, one=False)
+        sources, targets = (found[name] for name, _ in of_names), [target for _, target in of_names]
+        session = run.session([found.folder / TEMPLATE])
+    else:
+        jobs = find_targets(latents, output, ".decoded.png", existing, failures)
+        paths, targets = [path for path, _ in jobs], [target for _, target in jobs]
+        sources, session = paths, run.session(paths)
     request = Request(**run.wishes(session.model), label=label)
-    sources = (found[str(path)] if found else path for path in paths)
     for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
         warn_of(decoded.walk, decoded.member)
         with failures.caught():
-            target = jobs[decoded.index][1]
+            target = targets[decoded.index]
             save(decoded.picture, target, overwrite=existing.overwrite)
             say(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
     failures.exit()

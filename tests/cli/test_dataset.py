@@ -19,6 +19,11 @@ def ok(result: Result) -> str:
     return result.output
 
 
+def made(folder: str) -> list[str]:
+    """All files in ``folder``, at any depth."""
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
 @pytest.fixture
 def pictures(picture: Path, tmp_path: Path) -> Path:
     """A folder with two pictures that are the same, one of them in a folder of its own."""
@@ -58,12 +63,12 @@ def test_what_is_in_it_is_said_taken_out_and_decoded(cli: Cli, pictures: Path, t
         "data set 'out'\n  pictures   2, 0 of them without a latent\n  latents    1 in 1 shards, safetensors\n" in said
     )
     assert "euler" in said
-    assert ok(cli("take", "out", "sub/b.png")) == "sub/b.png -> b.latent.pt\n"
-    assert load_latent(Path("b.latent.pt")).source.name == "sub/b.png"
+    assert ok(cli("take", "out", "sub/b.png")) == "sub/b.png -> sub/b.latent.pt\n"
+    assert load_latent(Path("sub/b.latent.pt")).source.name == "sub/b.png"
     ok(cli("take", "out", "a.png", "-o", "mine.pt"))
     ok(cli("decode", "mine.pt"))
     ok(cli("decode", "out", "-o", "decoded"))
-    assert sorted(path.name for path in Path("decoded").iterdir()) == ["a.png.decoded.png", "b.png.decoded.png"]
+    assert made("decoded") == ["a.decoded.png", "sub/b.decoded.png"]
     result = cli("take", "out", "nowhere.png")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "there is no picture 'nowhere.png' in 'out'; there are 2, such as 'a.png', 'sub/b.png'" in result.stderr
@@ -73,3 +78,41 @@ def test_a_process_of_its_own_is_told_all_options(cli: Cli, pictures: Path) -> N
     ok(cli("dataset", pictures, *OPTIONS[:-2], "--clean-end", "sigma-min", "--shard-size", "1", "--device", "cpu"))
     (latent, _) = load_dataset("out")
     assert (latent.solver["name"], latent.grid.steps, latent.grid.clean_end) == ("euler", 2, "sigma-min")
+
+
+def test_pictures_of_the_same_name_stay_apart(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    """In other folders, with other endings, and named by a list from above it and by absolute paths."""
+    names = (
+        "sub/a.png",
+        "other/a.png",
+        "c.png",
+        "c.jpg",
+        "c.jpg.png",
+        "../above/a.png",
+        str(tmp_path / "far" / "a.png"),
+    )
+    (tmp_path / "lists").mkdir()
+    for name in names:
+        (tmp_path / "lists" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lists" / name).write_bytes(picture.read_bytes())
+    (tmp_path / "lists" / "all.txt").write_text("\n".join(names))
+    ok(cli("dataset", "lists/all.txt", *OPTIONS))
+    stems = ["c.jpg", "c.jpg.png", "c.png", "other/a", "sub/a", "up/above/a", str(tmp_path.relative_to("/") / "far/a")]
+    ok(cli("decode", "out", "-o", "decoded"))
+    assert made("decoded") == sorted(f"{stem}.decoded.png" for stem in stems)
+    ok(cli("take", "out", *names, "-o", "taken"))
+    assert made("taken") == sorted(f"{stem}.latent.pt" for stem in stems)
+    assert load_latent(Path("taken/sub/a.latent.pt")).source.name == "sub/a.png"
+    assert "7 of 7 files exist already" in ok(cli("decode", "out", "-o", "decoded", "--skip-existing"))
+    assert "'decoded/c.png.decoded.png' exists already" in cli("decode", "out", "-o", "decoded").stderr
+
+
+def test_a_data_set_of_one_picture_is_decoded_into_a_folder(cli: Cli, pictures: Path) -> None:
+    (pictures / "a.png").unlink()
+    ok(cli("dataset", pictures, *OPTIONS, "--format", "webdataset"))
+    ok(cli("decode", "out", "-o", "new/"))
+    assert made("new") == ["sub/b.decoded.png"]
+    ok(cli("take", "out", "sub/b.png", "-o", "new"))
+    assert made("new") == ["sub/b.decoded.png", "sub/b.latent.pt"]
+    result = cli("decode", "out", "-o", "photo.png")
+    assert (result.exit_code, result.stderr) == (1, "Error: 'photo.png' is a file; name a folder for several inputs\n")
