@@ -160,19 +160,35 @@ def encode(
     type=click.Choice(sorted(FORMATS)),
     help=f"Format of the shards. [default: that of those that are there, or {DEFAULT_FORMAT}]",
 )
+@click.option("--check", is_flag=True, help="Decode a few of the latents in the end, and say how pictures come back.")
 def dataset(
-    run: Run, pictures: Path, label: str | None, output: Path, shard_size: int, workers: int, format: str | None
+    run: Run,
+    pictures: Path,
+    label: str | None,
+    output: Path,
+    shard_size: int,
+    workers: int,
+    format: str | None,
+    check: bool,
 ) -> None:
     """Encode a data set of pictures, named by a folder, a zip or tar file, or a text file, to shards of latents.
 
     Run it again to go on after an interruption, or with pictures that are new or changed: what is done stays. A latent
     of it is taken out, as a file, by 'take'.
     """
+    from ddim_ode.session.dataset.check import CHECKED
     from ddim_ode.session.dataset.run import encode_dataset
 
     request = run.request(label=label)
     done = encode_dataset(
-        pictures, output, run.opener(), request, shard_size=shard_size, workers=workers, format=format
+        pictures,
+        output,
+        run.opener(),
+        request,
+        shard_size=shard_size,
+        workers=workers,
+        format=format,
+        check=CHECKED if check else 0,
     )
     say(done.report())
     if line := done.failure():

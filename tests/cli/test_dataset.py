@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import Result
 
 from ddim_ode import load_dataset, load_latent
+from ddim_ode.session.dataset.formats import FORMATS
 
 Cli = Callable[..., Result]
 OPTIONS = ("-o", "out", "--steps", "2", "--solver", "euler", "--workers", "0")
@@ -116,3 +118,19 @@ def test_a_data_set_of_one_picture_is_decoded_into_a_folder(cli: Cli, pictures: 
     assert made("new") == ["sub/b.decoded.png", "sub/b.latent.pt"]
     result = cli("decode", "out", "-o", "photo.png")
     assert (result.exit_code, result.stderr) == (1, "Error: 'photo.png' is a file; name a folder for several inputs\n")
+
+
+def test_formats_and_the_check_from_the_command_line(cli: Cli, pictures: Path) -> None:
+    said = ok(cli("dataset", pictures, *OPTIONS, "--format", "parquet", "--check"))
+    assert re.fullmatch(
+        r"2 pictures -> out \(1 encoded, .*\); 1 decoded: MSE \S+ on \[0, 1\] \(median\), \S+ at most, of 'a.png'\n",
+        said,
+    )
+    assert "1 in 1 shards, parquet\n" in ok(cli("info", "out"))
+    assert "(0 encoded, 2 were there" in ok(cli("dataset", pictures, *OPTIONS))
+    result = cli("dataset", pictures, *OPTIONS, "--format", "webdataset")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "'out' holds shards in the format 'parquet', not 'webdataset'" in result.stderr
+    for name in FORMATS:
+        assert cli("dataset", pictures, *OPTIONS[2:], "-o", f"in-{name}", "--format", name).exit_code == 0
+    assert cli("dataset", pictures, *OPTIONS, "--format", "zip").exit_code == 2

@@ -245,6 +245,7 @@ class Alone:
         return self._encoder
 
     def close(self) -> None:
-        """Close the source."""
+        """Close the source, and let go of the model."""
         if self._encoder is not None:
             self._encoder.close()
+            self._encoder = None

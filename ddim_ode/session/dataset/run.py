@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ddim_ode.images import ImageFileError
 from ddim_ode.latents import LatentError
+from ddim_ode.session.dataset.check import Checked, check_dataset
 from ddim_ode.session.dataset.crew import Alone, Crew, Lost, Task
 from ddim_ode.session.dataset.encoder import Job, identity_of
 from ddim_ode.session.dataset.home import pick_format, read_home, read_template, wishes_of, write_home
@@ -47,6 +48,7 @@ class Summary:
     ``encoded``  by this run; ``kept`` those that were done before.
     ``again``    pictures with the same bytes as another, whose latent is also theirs.
     ``failed``   pictures without a latent; ``reason`` says why, of the first.
+    ``checked``  what came back of some latents, if that was asked for.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Summary:
     failed: int = 0
     reason: str | None = None
     seconds: float = 0.0
+    checked: Checked | None = None
 
     def report(self) -> str:
         """That in a line."""
@@ -64,16 +67,22 @@ class Summary:
         return (
             f"{self.pictures} pictures -> {self.folder} ({self.encoded} encoded, {self.kept} were there, "
             f"{self.again} the same as others, {self.failed} failed; {self.seconds:.1f} s{rate})"
+            f"{f'; {self.checked.report()}' if self.checked else ''}"
         )
 
     def failure(self) -> str | None:
-        """A line about the pictures without a latent, if there are any."""
-        if not self.failed:
-            return None
-        return (
-            f"{self.failed} of {self.pictures} pictures have no latent, and '{self.folder / MANIFEST}' says why; the "
-            f"first: {self.reason}"
-        )
+        """A line about the pictures without a latent, and about latents that could not be checked, if there are any."""
+        parts = list[str]()
+        if self.failed:
+            parts.append(
+                f"{self.failed} of {self.pictures} pictures have no latent, and '{self.folder / MANIFEST}' says why; "
+                f"the first: {self.reason}"
+            )
+        if self.checked and self.checked.failed:
+            parts.append(
+                f"{len(self.checked.failed)} latents could not be checked; the first: {self.checked.failed[0]}"
+            )
+        return "; ".join(parts) or None
 
 
 def encode_dataset(
@@ -85,6 +94,7 @@ def encode_dataset(
     shard_size: int = SHARD_SIZE,
     workers: int = 1,
     format: str | None = None,
+    check: int = 0,
 ) -> Summary:
     """Encode all ``pictures``, in a folder, a zip or tar file, or named by a text file, into the data set ``output``.
 
@@ -94,6 +104,7 @@ def encode_dataset(
     ``shard_size``  as many pictures are one file, and are done again together if their process dies.
     ``workers``     number of processes, each with a model, on GPUs in turn; 0 is this process itself.
     ``format``      of the shards, a key of ``formats.FORMATS``; that of those that are there, or 'safetensors'.
+    ``check``       so many latents at most are decoded in the end, in this process, and compared with their pictures.
 
     Raises:
         ValueError: if there are no pictures or no such model, wishes do not go together, or the data set is damaged, at
@@ -105,6 +116,8 @@ def encode_dataset(
         raise ValueError(f"shard_size must be from 1 to {_ROWS}, but it is {shard_size}")
     if workers < 0:
         raise ValueError(f"workers must be at least 0, but it is {workers}")
+    if check < 0:
+        raise ValueError(f"check must be at least 0, but it is {check}")
     source, folder, begin = Path(pictures), Path(output), time.perf_counter()
     request = request or Request()
     with closing(open_pictures(source)) as files:
@@ -115,7 +128,9 @@ def encode_dataset(
             task = Task(opener, request, source.resolve(), folder.resolve(), kind)
             with closing(Crew(task, workers) if workers else Alone(task)) as crew:
                 summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size, kind).go()
-    summary.seconds = time.perf_counter() - begin
+            summary.seconds = time.perf_counter() - begin
+            if check:
+                summary.checked = check_dataset(folder, files, opener(), check)
     return summary
 
 

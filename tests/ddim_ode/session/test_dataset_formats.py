@@ -22,6 +22,7 @@ from torch import Tensor
 from ddim_ode import Request, Session, encode_dataset, load_dataset
 from ddim_ode.images import FIT
 from ddim_ode.session.dataset import formats
+from ddim_ode.session.dataset.check import CHECKED
 from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.dataset.manifest import MANIFEST
 from ddim_ode.session.dataset.shards import Failed, Head, Row, Shard, list_shards, shard_name, write_shard
@@ -294,3 +295,12 @@ def test_formats_that_are_not_to_be_had(run: partial[object], tmp_path: Path, mo
     with pytest.raises(ValueError, match=words):
         encode_dataset(run.args[0], tmp_path / "new", *run.args[2:], workers=0, format="parquet")
     assert not (tmp_path / "new").exists()
+
+
+def test_the_readme_names_them_all() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    said = readme.split("## A data set of latents")[1].split("\n## ")[0]
+    assert all(f"`{name}`" in said for name in FORMATS)
+    assert all(f"`[{own.extra}]`" in said for own in FORMATS.values() if own.extra)
+    assert f"`{DEFAULT_FORMAT}`, the default" in said
+    assert f"`--check` {CHECKED} of" in said
