@@ -245,7 +245,9 @@ def decode(
     failures = Failures()
     found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
     sources: Iterable[Path | Latent]
-    if found:
+    if found is not None:
+        if not found:
+            raise ValueError(f"there are no latents in '{latents[0]}'; 'manifest.jsonl' in it says why")
         stems = {name: found.stem(name) for name in found.names}
         of_names = find_dataset_targets(stems, output, ".decoded.png", existing, failures, one=False)
         sources, targets = (found[name] for name, _ in of_names), [target for _, target in of_names]

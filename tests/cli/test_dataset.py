@@ -134,3 +134,13 @@ def test_formats_and_the_check_from_the_command_line(cli: Cli, pictures: Path) -
     for name in FORMATS:
         assert cli("dataset", pictures, *OPTIONS[2:], "-o", f"in-{name}", "--format", name).exit_code == 0
     assert cli("dataset", pictures, *OPTIONS, "--format", "zip").exit_code == 2
+
+
+def test_a_data_set_without_latents_is_not_decoded(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "none.png").write_bytes(b"none")
+    assert cli("dataset", "pictures", *OPTIONS, "--check").stdout.endswith("; none decoded\n")
+    result = cli("decode", "out")
+    assert result.stderr == "Error: there are no latents in 'out'; 'manifest.jsonl' in it says why\n"
+    result = cli("take", "out", "none.png")
+    assert result.stderr.startswith("Error: there is no latent of 'none.png' in 'out': 'none.png' is not a picture")
