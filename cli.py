@@ -22,6 +22,7 @@ from ddim_ode.console import (
     Failures,
     FilePath,
     OneLineErrors,
+    Writer,
     check_outputs,
     device_option,
     find_dataset_targets,
@@ -257,12 +258,12 @@ def decode(
         paths, targets = [path for path, _ in jobs], [target for _, target in jobs]
         sources, session = paths, run.session(paths)
     request = Request(**run.wishes(session.model), label=label)
-    for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
-        warn_of(decoded.walk, decoded.member)
-        with failures.caught():
+    with Writer(failures) as writer:
+        for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
+            warn_of(decoded.walk, decoded.member)
             target = targets[decoded.index]
-            save(decoded.picture, target, overwrite=existing.overwrite)
-            say(f"{decoded.latent.source.name} -> {target} ({decoded.report()})")
+            text = f"{decoded.latent.source.name} -> {target} ({decoded.report()})"
+            writer.write(decoded.picture, target, text, overwrite=existing.overwrite)
     failures.exit()
 
 

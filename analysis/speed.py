@@ -83,12 +83,15 @@ class SpeedRow:
 
 
 class Bench:
-    """A ``model`` whose network computes in ``dtype``, and is compiled or not."""
+    """A ``model`` whose network computes in ``dtype``, and is compiled or not.
 
-    def __init__(self, model: Model, dtype: str, whole: bool) -> None:
+    ``reached``  what errors were found in this dtype, by task, way and calls; a compiled network has the same.
+    """
+
+    def __init__(self, model: Model, dtype: str, whole: bool, reached: dict[tuple[str, str, int], float]) -> None:
         self.model = compiled(model) if whole else model
         self._dtype, self._compiled = dtype, whole
-        self._reached: dict[tuple[str, str, int], float] = {}
+        self._reached = reached
 
     def calls(self, batch: int, repeats: int) -> Iterator[SpeedRow]:
         """A row for bare calls of a ``batch``, and one for a walk of as many."""
@@ -189,8 +192,9 @@ def measure(
     """
     known = {row.key for row in results.rows}
     errors = _errors(choice.load(), images, stride) if equal else {}
+    reached: dict[str, dict[tuple[str, str, int], float]] = {dtype: {} for dtype, _ in networks}
     for dtype, whole in tqdm(networks, desc="networks", disable=None):
-        bench = Bench(in_dtype(choice.load(), dtype), dtype, whole)
+        bench = Bench(in_dtype(choice.load(), dtype), dtype, whole, reached[dtype])
         for batch in batches:
             if ("network", "", dtype, int(whole), batch, 0.0) not in known:
                 for row in bench.calls(batch, repeats):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ddim_ode.session.walks import Progress, Walk
 
 T = TypeVar("T")
+
+_WRITERS, _MOST_WAITING = 4, 64
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 device_option = click.option(
@@ -137,6 +141,40 @@ class Failures:
         """Leave with status 1 if anything failed."""
         if self.count:
             sys.exit(1)
+
+
+class Writer:
+    """Files that are written by threads while the work goes on; ``failures`` hears of those that cannot be.
+
+    What is said of each is said in their order, after it was written. Not more than a few wait to be written.
+    """
+
+    def __init__(self, failures: Failures) -> None:
+        self._failures = failures
+        self._waiting: deque[tuple[Future[None], str]] = deque()
+
+    def __enter__(self) -> Writer:
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        return self
+
+    def write(self, result: Latent | Picture, target: Path, text: str, *, overwrite: bool) -> None:
+        """Write the ``result`` to ``target``, as ``save`` does, and say ``text`` then."""
+        self._waiting.append((self._pool.submit(save, result, target, overwrite=overwrite), text))
+        if len(self._waiting) > _MOST_WAITING:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Wait for the one that was begun first."""
+        written, text = self._waiting.popleft()
+        with self._failures.caught():
+            written.result()
+            say(text)
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for all that was begun."""
+        while self._waiting:
+            self._finish()
+        self._pool.shutdown()
 
 
 class Bar:

@@ -73,7 +73,7 @@ class ProbabilityFlowODE(nn.Module):
             EvaluationLimitError: if ``max_nfe`` evaluations have been made already.
             ValueError: at sigma = 0, for a network that predicts x_0.
         """
-        self._count(float(sigma.max()))
+        self._count(sigma)
         predictor = self.predictor if members is None else self.predictor.of(members)
         slope: Tensor = predictor(sigma, x_bar)
         return slope
@@ -97,11 +97,12 @@ class ProbabilityFlowODE(nn.Module):
         if isinstance(self.predictor.network, Closing):
             self.predictor.network.close()
 
-    def _count(self, sigma: float) -> None:
-        """Count one evaluation more, at ``sigma``, if there may be one."""
+    def _count(self, sigma: Tensor | float) -> None:
+        """Count one evaluation more, at ``sigma``, any shape, if there may be one."""
         if self.max_nfe is not None and self.nfe >= self.max_nfe:
+            largest = sigma if isinstance(sigma, float) else float(sigma.max())
             raise EvaluationLimitError(
-                f"the limit of {self.max_nfe} network evaluations was reached at sigma = {sigma:.6g}; "
+                f"the limit of {self.max_nfe} network evaluations was reached at sigma = {largest:.6g}; "
                 "raise the limit, or take fewer steps or larger tolerances"
             )
         self.nfe += 1

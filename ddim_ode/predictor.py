@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from math import inf, isfinite
 from typing import Protocol, runtime_checkable
 
@@ -53,7 +54,8 @@ class Predictor(nn.Module):
         self._check_slope(sigma)
         level = _level(sigma, x_bar)
         x = x_bar / self.process.scale(level)
-        return self.process.eps(self._call(x, self.process.label(sigma)), x, level)
+        label = _label(self.process, float(sigma)) if sigma.ndim == 0 else self.process.label(sigma)
+        return self.process.eps(self._call(x, label), x, level)
 
     def origin(self, noise: Tensor) -> Tensor:
         """x_0 where sigma is infinite, of the ``noise`` alone that is there; both ``(B, C, H, W)``.
@@ -64,8 +66,7 @@ class Predictor(nn.Module):
         end = self.process.schedule.sigma_max
         if isfinite(end):
             raise ValueError(f"the noise levels of this model end at sigma = {end:.6g}; it says nothing of infinity")
-        t = self.process.label(torch.tensor(inf, dtype=torch.float64))
-        return self.process.origin(self._call(noise, t), noise)
+        return self.process.origin(self._call(noise, _label(self.process, inf)), noise)
 
     def of(self, members: Tensor) -> Predictor:
         """The predictor for some ``members`` of the batch, int64 ``(A,)``; itself if the network treats all alike."""
@@ -79,20 +80,26 @@ class Predictor(nn.Module):
                 "take the clean end 'sigma-min', or a solver that does not evaluate there"
             )
 
-    def _call(self, x: Tensor, t: Tensor) -> Tensor:
+    def _call(self, x: Tensor, label: Tensor | float) -> Tensor:
         """The network's output in the dtype of ``x``, ``(B, C, H, W)``, computed in the network's own.
 
-        ``t``  its label, ``()`` or ``(B,)``.
+        ``label``  for all, or for each, ``(B,)``.
         """
         parameter = next(self.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         # float32 holds every timestep to 1e-4 of an index; half precision would not.
         exact = torch.float32 if dtype.itemsize < 8 else dtype
-        if t.ndim == 0 and t.device.type == "cpu":  # filled in on the device, which then waits for no copy
-            time = torch.full((len(x),), float(t), dtype=exact, device=x.device)
+        if isinstance(label, float):  # filled in on the device, which then waits for no copy
+            t = torch.full((len(x),), label, dtype=exact, device=x.device)
         else:
-            time = t.to(exact).to(x.device).expand(len(x))
-        return self.network(x.to(dtype), time).to(x.dtype)
+            t = label.to(exact).to(x.device)
+        return self.network(x.to(dtype), t).to(x.dtype)
+
+
+@lru_cache(maxsize=4096)  # batch after batch goes along the same grid
+def _label(process: Process, sigma: float) -> float:
+    """What the network is told at ``sigma``."""
+    return float(process.label(torch.tensor(sigma, dtype=torch.float64)))
 
 
 def _level(sigma: Tensor, x_bar: Tensor) -> Tensor:

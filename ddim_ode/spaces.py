@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from PIL import Image
@@ -33,7 +33,12 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True)
 class PixelSpace:
-    """The state is the image itself: ``channels`` x ``height`` x ``width`` pixels in [-1, 1]."""
+    """The state is the image itself: ``channels`` x ``height`` x ``width`` pixels in [-1, 1].
+
+    ``beside``  whether threads may read pictures while the network is at work.
+    """
+
+    beside: ClassVar[bool] = True
 
     channels: int
     height: int
@@ -64,6 +69,9 @@ class AutoencoderSpace:
 
     ``channels, height, width``  those of the state.
     """
+
+    # Its autoencoder is a network too, and would be in the way of the other.
+    beside: ClassVar[bool] = False
 
     autoencoder: Any
     channels: int

@@ -262,7 +262,10 @@ def by_member(x: Tensor) -> Tensor:
 
 def combine(x: Tensor, h: Tensor | float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + h sum_j weights_j slopes_j; ``x`` and every slope have one shape ``(B, ...)``."""
+    import torch
+
     for weight, slope in zip(weights, slopes, strict=True):
         if weight != 0.0:
-            x = x + (h * weight) * slope
+            # A number goes into the sum itself, which is one pass over the state instead of two.
+            x = torch.add(x, slope, alpha=h * weight) if isinstance(h, float) else x + (h * weight) * slope
     return x

@@ -107,13 +107,13 @@ class FieldInChart:
         """dy/du, ``(B, ...)``, at ``u``, ``()`` or ``(B,)``, and ``y``, ``(B, ...)``."""
         chart = self.chart
         sigma = _each(chart.sigma, u)
-        if bool(sigma.isinf().any()):
+        if any(map(isinf, sigma.flatten().tolist())):
             if sigma.ndim or not isinstance(self.field, EndlessField):
                 raise ValueError("this field is not defined at sigma = infinity; end the grid at a finite one")
             return chart.slope_at_infinity(self.field.origin(y), y)
-        scale, growth = (column(_each(f, sigma), y) for f in (chart.scale, chart.growth))
+        scale, growth = (_factor(f, sigma, y) for f in (chart.scale, chart.growth))
         x = y * scale
-        return (self.field(sigma, x) - growth * x) * (column(_each(chart.dsigma_du, u), y) / scale)
+        return (self.field(sigma, x) - growth * x) * (_factor(chart.dsigma_du, u, y) / scale)
 
     def of(self, members: Tensor) -> FieldInChart:
         """The flow of some ``members`` of the batch, by their places in it, int64 ``(A,)``."""
@@ -124,9 +124,17 @@ def _each(function: Callable[[float], float], values: Tensor) -> Tensor:
     """``function`` of every one of ``values``, any shape; float64 on the CPU."""
     import torch
 
+    if values.ndim == 0:
+        return torch.tensor(function(float(values)), dtype=torch.float64)
     return torch.tensor([function(value) for value in values.flatten().tolist()], dtype=torch.float64).reshape(
         values.shape
     )
+
+
+def _factor(function: Callable[[float], float], values: Tensor, y: Tensor) -> Tensor | float:
+    """``function`` of ``values``, ``()`` or ``(B,)``, as what multiplies ``y``, ``(B, ...)``; of one it is a number,
+    since a tensor for it would cost a small network's step a tenth of its time."""
+    return function(float(values)) if values.ndim == 0 else column(_each(function, values), y)
 
 
 @dataclass(frozen=True)

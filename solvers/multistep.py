@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from solvers.base import combine
@@ -53,7 +53,7 @@ def moment_bh2(stretch: Stretch, begin: float, end: float) -> float:
 
 def integration_weights(
     nodes: Sequence[float], begin: float, end: float, stretch: Stretch = NONE, moment: FirstMoment | None = None
-) -> list[float]:
+) -> Sequence[float]:
     """Weights w_j with sum_j w_j f(nodes_j) = the integral over u from ``begin`` to ``end`` of the polynomial in v
     through the values f(nodes_j).
 
@@ -66,7 +66,8 @@ def integration_weights(
     return _exact_weights(tuple(nodes), begin, end, stretch)
 
 
-def _exact_weights(nodes: tuple[float, ...], begin: float, end: float, stretch: Stretch) -> list[float]:
+@lru_cache(maxsize=4096)  # batch after batch goes along the same grid
+def _exact_weights(nodes: tuple[float, ...], begin: float, end: float, stretch: Stretch) -> tuple[float, ...]:
     """The exact weights, by Gauss's rule in v.
 
     The last one follows from the others, which makes constants exact whatever the rule.
@@ -79,7 +80,7 @@ def _exact_weights(nodes: tuple[float, ...], begin: float, end: float, stretch: 
         slope = (v_end - v_begin) * share * stretch.du_dv(v)
         for j in range(len(weights)):
             weights[j] += slope * _lagrange(known, j, v)
-    return [*weights, end - begin - sum(weights)]
+    return (*weights, end - begin - sum(weights))
 
 
 @cache

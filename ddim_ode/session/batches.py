@@ -1,8 +1,14 @@
-"""Inputs of any number are taken one after another and in batches; no more of them are in memory than a batch."""
+"""Inputs of any number are taken one after another and in batches; no more of them are in memory than two batches.
+
+While one goes through the network, the next is read by threads, so that no device waits for files to be decoded.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -20,17 +26,46 @@ class MemberError(ValueError):
     """An input that was read, but that the solver or the network can do nothing with; the message names it."""
 
 
-def each(inputs: Iterable[Item], make: Callable[[Item], T], on_error: OnError | None) -> Iterator[tuple[int, T]]:
-    """What ``make`` makes of each of the ``inputs``, with its number; those that fail are left out and reported."""
-    for index, source in enumerate(inputs):
+def each(
+    inputs: Iterable[Item], make: Callable[[Item], T], on_error: OnError | None, *, ahead: int = 0
+) -> Iterator[tuple[int, T]]:
+    """What ``make`` makes of each of the ``inputs``, with its number; those that fail are left out and reported.
+
+    ``ahead``  so many more are made by threads while the caller is at work; the inputs are taken by the caller's own.
+    """
+    for index, finish in enumerate(_ahead(inputs, make, ahead) if ahead else (partial(make, item) for item in inputs)):
         try:
-            made = make(source)
+            made = finish()
         except (ValueError, OSError) as error:
             if on_error is None:
                 raise
             on_error(error)
         else:
             yield index, made
+
+
+# Decoding a picture leaves Python to others most of the time.
+_THREADS = 4
+
+
+def _ahead(inputs: Iterable[Item], make: Callable[[Item], T], count: int) -> Iterator[Callable[[], T]]:
+    """What waits for each thing made, in order; ``count`` more are under way."""
+    waiting, failure = deque[Future[T]](), None
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        try:
+            for item in inputs:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result
+        except Exception as error:  # of the inputs, after those that came before it
+            failure = error
+        while waiting:
+            yield waiting.popleft().result
+        if failure:
+            raise failure
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda item: None) -> Iterator[Sequence[T]]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -16,7 +16,7 @@ from ddim_ode.conditions import NO_CLASS
 from ddim_ode.console import Bar, FilePath, GridName, device_option
 from ddim_ode.dtypes import DTYPES
 from ddim_ode.grids import CLEAN_ENDS
-from ddim_ode.session.request import DEFAULT_STEPS, Request
+from ddim_ode.session.request import AUTO_BATCH, DEFAULT_STEPS, Request
 from ddim_ode.spacings import DEFAULT_GRID
 from solvers import AUTO, DEFAULT_SOLVER, SOLVERS
 
@@ -35,7 +35,7 @@ class Run:
 
     model: str
     device: str
-    batch_size: int
+    batch_size: int | Literal["auto"]
     max_nfe: int
     solver: str | None
     steps: int | None
@@ -147,6 +147,21 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]), int(match[2] or match[1])
 
 
+class BatchSize(click.IntRange):
+    """A number of images, or what finds it."""
+
+    name = "batch size"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"N|{AUTO_BATCH}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == AUTO_BATCH else super().convert(value, param, ctx)
+
+
 guidance_option = click.option(
     "--guidance",
     type=float,
@@ -236,9 +251,9 @@ _RUN_OPTIONS = (
     click.option("--compile", is_flag=True, help="Compile the network: slow at first, then faster, above all on GPUs."),
     click.option(
         "--batch-size",
-        type=click.IntRange(min=1),
+        type=BatchSize(),
         default=16,
         show_default=True,
-        help="Number of images that go through the network together.",
+        help=f"Number of images that go through the network together; '{AUTO_BATCH}' tries how many are worth it.",
     ),
 )

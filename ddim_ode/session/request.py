@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Condition, Label
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER, Tau
@@ -21,6 +21,8 @@ DEFAULT_STRENGTH = 0.7
 # The nodes of a grid are all in memory, and nobody needs more.
 MOST_STEPS = 1_000_000
 MOST_IN_A_BATCH = 1_000_000
+# In the place of a number of images that go through the network together.
+AUTO_BATCH: Final = "auto"
 
 
 # Of 13 solvers on 6 grids these err least from infinity and to it, for a mixture of 20 Gaussians in 48 dimensions: by

@@ -6,7 +6,7 @@
     session.decode("photo.latent.pt").save("photo.png")
 
 What is said of one input holds for many: ``encode_all`` and its like take any iterable, work in batches, and keep no
-more than a batch in memory.
+more than two of them in memory, the one at work and the one that is read meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, LatentError, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model
 from ddim_ode.session.batches import OnError, batched, each, together_or_alone
+from ddim_ode.session.capacity import find_batch_size
 from ddim_ode.session.corners import between, corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.edits import edit
 from ddim_ode.session.opening import Texts, open_model
@@ -42,6 +44,7 @@ from ddim_ode.session.plan import (
     plan_sampling,
 )
 from ddim_ode.session.request import (
+    AUTO_BATCH,
     DEFAULT_STRENGTH,
     MOST_IN_A_BATCH,
     PlanError,
@@ -108,7 +111,7 @@ class Session:
     ``model``       'default', a folder or a file of a model or a pipeline, its name on the Hub, a ``Model``, or a
                     pipeline of diffusers in memory; the last two stay on their device.
     ``device``      'auto', 'cpu', 'cuda' or 'mps': where to put a model that is loaded here.
-    ``batch_size``  as many pictures go through the network together.
+    ``batch_size``  as many pictures go through the network together; 'auto' tries how many are worth it, and fit.
     ``max_nfe``     the most network evaluations for a batch, one way.
     ``progress``    is told of every evaluation.
     ``prompt, negative_prompt, guidance``  of a pipeline, which is driven as ``from_pipeline`` says. With them, a name
@@ -131,7 +134,7 @@ class Session:
         model: Model | str | Path | object = DEFAULT_MODEL,
         *,
         device: str = "auto",
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = 16,
         max_nfe: int = 10_000,
         progress: Listener | None = None,
         prompt: str | None = None,
@@ -142,13 +145,14 @@ class Session:
         dtype: str | None = None,
         compile: bool = False,
     ) -> None:
-        if not 1 <= batch_size <= MOST_IN_A_BATCH:
-            raise ValueError(f"batch_size must be from 1 to {MOST_IN_A_BATCH}, but it is {batch_size}")
+        if batch_size != AUTO_BATCH and not (isinstance(batch_size, int) and 1 <= batch_size <= MOST_IN_A_BATCH):
+            allowed = f"'{AUTO_BATCH}' or from 1 to {MOST_IN_A_BATCH}"
+            raise ValueError(f"batch_size must be {allowed}, but it is {batch_size!r}")
         if size is not None and (len(size) != 2 or not all(type(side) is int and side > 0 for side in size)):
             raise ValueError(f"size must be (height, width), two positive integers, but it is {size}")
         texts = Texts(prompt, negative_prompt, guidance, *(size or ()))
         self.model = open_model(model, device, texts, config=config, dtype=dtype, compile=compile)
-        self.batch_size = batch_size
+        self.batch_size: int = find_batch_size(self.model) if batch_size == AUTO_BATCH else batch_size
         self.max_nfe = max_nfe
         self._worker = Worker(self.model, max_nfe, progress, tf32=dtype == "tf32")
         self._worker.walker(())  # which refuses a wrong limit before any work
@@ -448,7 +452,8 @@ class Session:
                     raise
                 raise LatentError(f"'{source}': {error}") from error
 
-        jobs = (LatentJob(index, *job) for index, job in each(latents, load, on_error))
+        loaded = each(latents, load, on_error, ahead=self.batch_size)
+        jobs = (LatentJob(index, *job) for index, job in loaded)
         batches = batched(jobs, self.batch_size, alike)
         done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.decode, _name, on_error))
         return (decoded for part in done for decoded in part)
@@ -493,11 +498,13 @@ class Session:
         def read(picture: Readable, own: Plan) -> tuple[Read, Plan]:
             return self.model.space.read(picture), own
 
+        ahead = self.batch_size if self.model.space.beside else 0
         if request is None or isinstance(request, Request):
             common = plan(request or Request())
-            read_all = each(pictures, lambda picture: read(picture, common), on_error)
+            read_all = each(pictures, lambda picture: read(picture, common), on_error, ahead=ahead)
         else:
-            read_all = each(_paired(pictures, request), lambda pair: read(pair[0], plan(pair[1])), on_error)
+            paired = _paired(pictures, request)
+            read_all = each(paired, lambda pair: read(pair[0], plan(pair[1])), on_error, ahead=ahead)
         return batched((PictureJob(index, *found, own) for index, (found, own) in read_all), self.batch_size, alike)
 
     def _check_condition(self, request: Request, latent: Latent) -> None:

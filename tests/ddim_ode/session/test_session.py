@@ -188,7 +188,7 @@ def test_progress_is_told_of_every_evaluation(tiny_model: Path, picture: Path) -
 def test_what_is_wrong_is_a_value_error(tiny_model: Path, session: Session, picture: Path) -> None:
     with pytest.raises(ModelError, match="there is no model folder 'nowhere'"):
         Session("nowhere")
-    with pytest.raises(ValueError, match="batch_size must be from 1 to 1000000, but it is 0"):
+    with pytest.raises(ValueError, match="batch_size must be 'auto' or from 1 to 1000000, but it is 0"):
         Session(tiny_model, batch_size=0)
     with pytest.raises(ValueError, match="max_nfe must be at least 1, but it is 0"):
         Session(tiny_model, max_nfe=0)
@@ -215,7 +215,7 @@ def test_a_companion_of_another_solver_is_left_behind(session: Session, picture:
 
 
 def test_a_thousand_pictures_take_no_more_memory_than_a_few(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No more than a batch of them is alive at any time: counted, and in bytes."""
+    """No more than a batch of them and the next are alive at any time: counted, and in bytes."""
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     most = 0
     read = PixelSpace.read
@@ -245,7 +245,7 @@ def test_a_thousand_pictures_take_no_more_memory_than_a_few(tiny_model: Path, mo
                 peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         assert i == 999
         assert peaks[1] - peaks[0] < 4 * 1024, "kilobytes"
-    assert most <= 2 * 8 + 1
+    assert most <= 3 * 8 + 1
 
 
 def test_a_session_is_not_needed_to_know_what_a_solver_was(session: Session, picture: Path) -> None:
