@@ -7,12 +7,10 @@ picture is read, and goes to other processes with its name.
 
 from __future__ import annotations
 
-import lzma
 import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -104,7 +102,7 @@ def _members(
                 tar.members = []  # type: ignore[attr-defined]  # or else it keeps them all
                 if member.isreg() and not member.issparse() and is_picture(member.name):
                     yield make(tar, member)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"cannot read the tar file '{path}': {error}") from error
 
 

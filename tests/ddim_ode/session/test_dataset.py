@@ -249,9 +249,11 @@ def test_compressed_tar_files_that_are_damaged(
         tar.add(pictures, "p")
     run = partial(encode_dataset, tmp_path / "p.tgz", tmp_path / "out", *encode.args[2:], workers=0)
     content = (tmp_path / "p.tgz").read_bytes()
-    (tmp_path / "p.tgz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"^cannot read the tar file '.*p.tgz': "):
-        run()
+    parts = bz2.compress(gzip.decompress(content)[:3000]) + bz2.compress(gzip.decompress(content)[3000:])
+    for wrong in (content[: len(content) // 2], content[:300] + b"\xff" * 300 + content[600:], parts):
+        (tmp_path / "p.tgz").write_bytes(wrong)
+        with pytest.raises(DataError, match=r"^cannot read the tar file '.*p.tgz': "):
+            run()
     (tmp_path / "p.tgz").write_bytes(content)
     most = (pictures / "p0.png").stat().st_size
     monkeypatch.setattr(sources, "_LARGEST_MEMBER", most - 1)
