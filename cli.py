@@ -5,7 +5,7 @@ Only click is imported here, and what is cheap of the project: torch and the res
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from importlib import import_module
 from math import ceil, sqrt
@@ -25,6 +25,7 @@ from ddim_ode.console import (
     Writer,
     check_outputs,
     device_option,
+    find_dataset_targets,
     find_frames,
     find_targets,
     save,
@@ -33,6 +34,7 @@ from ddim_ode.console import (
     warn_of,
 )
 from ddim_ode.predictions import PREDICTIONS
+from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from ddim_ode.latents import Latent
     from ddim_ode.models import Model
     from ddim_ode.session.results import Sample
+    from ddim_ode.session.session import Session
     from ddim_ode.training.checkpoint import Checkpoint
 
 # The sheet of samples that training leaves at every save.
@@ -154,16 +157,41 @@ def encode(
     show_default=True,
     help="Processes with a model each, on GPUs in turn; 0 is none but this one.",
 )
-def dataset(run: Run, pictures: Path, label: str | None, output: Path, shard_size: int, workers: int) -> None:
+@click.option(
+    "--format",
+    type=click.Choice(sorted(FORMATS)),
+    help=f"Format of the shards. [default: that of those that are there, or {DEFAULT_FORMAT}]",
+)
+@click.option("--check", is_flag=True, help="Decode a few of the latents in the end, and say how pictures come back.")
+def dataset(
+    run: Run,
+    pictures: Path,
+    label: str | None,
+    output: Path,
+    shard_size: int,
+    workers: int,
+    format: str | None,
+    check: bool,
+) -> None:
     """Encode a data set of pictures, named by a folder, a zip or tar file, or a text file, to shards of latents.
 
     Run it again to go on after an interruption, or with pictures that are new or changed: what is done stays. A latent
     of it is taken out, as a file, by 'take'.
     """
+    from ddim_ode.session.dataset.check import CHECKED
     from ddim_ode.session.dataset.run import encode_dataset
 
     request = run.request(label=label)
-    done = encode_dataset(pictures, output, run.opener(), request, shard_size=shard_size, workers=workers)
+    done = encode_dataset(
+        pictures,
+        output,
+        run.opener(),
+        request,
+        shard_size=shard_size,
+        workers=workers,
+        format=format,
+        check=CHECKED if check else 0,
+    )
     say(done.report())
     if line := done.failure():
         raise click.ClickException(line)
@@ -175,16 +203,22 @@ def dataset(run: Run, pictures: Path, label: str | None, output: Path, shard_siz
 @output_option
 @existing_options
 def take(latents: Path, names: tuple[str, ...], output: Path | None, existing: Existing) -> None:
-    """Take latents out of a data set by the names of their pictures, as latent files, NAME.latent.pt, to decode."""
+    """Take latents out of a data set by the names of their pictures, as latent files, NAME.latent.pt, to decode.
+
+    They lie in folders as their pictures do.
+    """
     from ddim_ode.session.dataset.load import load_dataset
 
     failures = Failures()
-    found = load_dataset(latents)
-    jobs = find_targets([Path(name) for name in names], output or Path(), ".latent.pt", existing, failures)
-    for path, target in jobs:
+    found, stems = load_dataset(latents), dict[str, Path]()
+    for name in names:
         with failures.caught():
-            save(found[str(path)], target, overwrite=existing.overwrite)
-            say(f"{path} -> {target}")
+            stems[name] = found.stem(name)
+    jobs = find_dataset_targets(stems, output, ".latent.pt", existing, failures, one=len(names) == 1)
+    for name, target in jobs:
+        with failures.caught():
+            save(found[name], target, overwrite=existing.overwrite)
+            say(f"{name} -> {target}")
     failures.exit()
 
 
@@ -206,24 +240,30 @@ def decode(
     """Decode latent files to pictures, NAME.decoded.png.
 
     Each is decoded with the solver, on the grid and as the class or the prompt that it was encoded with, unless the
-    options name others, and in its own size. All of a data set are decoded where one is named.
+    options name others, and in its own size. All of a data set are decoded where one is named, into folders as those of
+    its pictures.
     """
     from ddim_ode.session.dataset.load import TEMPLATE, is_dataset, load_dataset
 
     failures = Failures()
     found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
-    if found:
-        latents, output = tuple(map(Path, found.names)), output or Path()
-    targets = dict(find_targets(latents, output, ".decoded.png", existing, failures))
-    paths = list(targets)
-    alike = [(run.session([found.folder / TEMPLATE]), paths)] if found else run.sessions(paths)
+    groups: Iterable[tuple[Session, Iterable[Path | Latent], Sequence[Path]]]
+    if found is not None:
+        if not found:
+            raise ValueError(f"there are no latents in '{latents[0]}'; 'manifest.jsonl' in it says why")
+        stems = {name: found.stem(name) for name in found.names}
+        jobs = find_dataset_targets(stems, output, ".decoded.png", existing, failures, one=False)
+        of_found = (found[name] for name, _ in jobs)
+        groups = [(run.session([found.folder / TEMPLATE]), of_found, [target for _, target in jobs])]
+    else:
+        paths = dict(find_targets(latents, output, ".decoded.png", existing, failures))
+        groups = ((own, members, [paths[path] for path in members]) for own, members in run.sessions(list(paths)))
     with Writer(failures) as writer:
-        for session, members in alike:
+        for session, sources, targets in groups:
             request = Request(**run.wishes(session.model), label=label)
-            sources = (found[str(path)] if found else path for path in members)
             for decoded in session.decode_all(sources, request, any_model=any_model, on_error=failures.report):
                 warn_of(decoded.walk, decoded.member)
-                target = targets[members[decoded.index]]
+                target = targets[decoded.index]
                 text = f"{decoded.latent.source.name} -> {target} ({decoded.report()})"
                 writer.write(decoded.picture, target, text, overwrite=existing.overwrite)
     failures.exit()

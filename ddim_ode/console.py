@@ -6,12 +6,12 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ddim_ode.latents import Latent
     from ddim_ode.session.results import Picture
     from ddim_ode.session.walks import Progress, Walk
+
+T = TypeVar("T")
 
 _WRITERS, _MOST_WAITING = 4, 64
 
@@ -234,32 +236,70 @@ def find_targets(
 
     Inputs whose files exist are left out, if so asked for, and counted. Nothing is made yet, not even a folder.
     """
+    folder = output if output and (output.is_dir() or len(paths) > 1) else None
+    _check_folder(folder)
+    wanted: list[tuple[Path, Path]] = []
+    for path in paths:
+        with failures.caught():
+            beside = _beside(path, suffix)
+            wanted.append((path, folder / beside.name if folder else output or beside))
+    return _free_targets(wanted, suffix, existing, failures, inputs=paths, new_folders=folder is not None)
+
+
+def find_dataset_targets(
+    stems: Mapping[str, Path], output: Path | None, suffix: str, existing: Existing, failures: Failures, *, one: bool
+) -> list[tuple[str, Path]]:
+    """Each name with the file to write: its stem and the ``suffix``, here or in ``output``, with the stem's folders.
+
+    ``one``  there is a single name, and ``output`` is its file unless it is a folder.
+
+    The rest is as ``find_targets`` says.
+    """
+    file = output if one and output and not output.is_dir() else None
+    folder = Path() if file else output or Path()
+    _check_folder(folder)
+    wanted = [(name, file or folder / stem.with_name(stem.name + suffix)) for name, stem in stems.items()]
+    return _free_targets(wanted, suffix, existing, failures, inputs=(), new_folders=file is None)
+
+
+def _check_folder(path: Path | None) -> None:
+    if path and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"'{path}' is a file; name a folder for several inputs")
+
+
+def _free_targets(
+    wanted: Sequence[tuple[T, Path]],
+    suffix: str,
+    existing: Existing,
+    failures: Failures,
+    *,
+    inputs: Sequence[Path],
+    new_folders: bool,
+) -> list[tuple[T, Path]]:
+    """Those of the inputs and targets ``wanted`` that can be written, and are none of the ``inputs``.
+
+    ``new_folders``  whether folders are made for them.
+    """
     from ddim_ode.files import check_writable
     from ddim_ode.images import check_image_path
 
     check = check_image_path if suffix.endswith(".png") else check_writable
-    into_folder = output is not None and (output.is_dir() or len(paths) > 1)
-    if output and into_folder and output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"'{output}' is a file; name a folder for several inputs")
-    targets: dict[Path, Path] = {}
-    taken, skipped = _identities(paths), 0
-    for path in paths:
+    targets: dict[Path, T] = {}
+    taken, skipped = _identities(inputs), 0
+    for source, target in wanted:
         with failures.caught():
-            target = _beside(path, suffix)
-            if output:
-                target = output / target.name if into_folder else output
             _check_output(target, taken)
             if target in targets:
-                raise ValueError(f"'{path}' would be written to '{target}' like another input; run it by itself")
+                raise ValueError(f"'{source}' would be written to '{target}' like another input; run it by itself")
             if existing.skip and target.is_file():
                 skipped += 1
                 continue
-            if not into_folder or target.parent.is_dir():
+            if not new_folders or target.parent.is_dir():
                 check(target, overwrite=existing.overwrite)
-            targets[target] = path
+            targets[target] = source
     if skipped:
-        say(f"{skipped} of {len(paths)} files exist already, and are left as they are")
-    return [(path, target) for target, path in targets.items()]
+        say(f"{skipped} of {len(wanted)} files exist already, and are left as they are")
+    return [(source, target) for target, source in targets.items()]
 
 
 def _beside(path: Path, suffix: str) -> Path:

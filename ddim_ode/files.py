@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from threading import Lock
 
 # In bytes, on all common file systems.
 _LONGEST_NAME = 255
@@ -109,10 +110,14 @@ def _place(temporary: str, target: str) -> None:
 
 
 def _umask() -> int:
-    """What new files are not allowed; to read it is to set it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
+    """What new files are not allowed; to read it is to set it, which two threads must not do at once."""
+    with _READING_UMASK:
+        mask = os.umask(0o077)
+        os.umask(mask)
     return mask
+
+
+_READING_UMASK = Lock()
 
 
 def _exists(path: Path) -> FileExistsError:

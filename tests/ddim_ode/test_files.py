@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,15 @@ def test_reading_takes_ordinary_files_alone(tmp_path: Path) -> None:
     for name, words in (("pipe", "is no ordinary file"), ("none", "does not exist"), (".", "is a folder, not a thing")):
         with pytest.raises(ValueError, match=words):
             read_file(tmp_path / name, "thing", ValueError)
+
+
+def test_files_that_are_written_at_once_have_the_rights_that_new_files_have(tmp_path: Path) -> None:
+    """Their mask can be read only by setting it, for all threads."""
+    before = os.umask(0o022)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: write_file(tmp_path / f"{i}", b"a"), range(400)))
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}

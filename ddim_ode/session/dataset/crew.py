@@ -52,10 +52,11 @@ class Task:
     request: Request
     source: Path
     output: Path
+    format: str
 
     def encoder(self) -> ShardEncoder:
         """What does it."""
-        return ShardEncoder(self.opener, self.request, self.source, self.output)
+        return ShardEncoder(self.opener, self.request, self.source, self.output, self.format)
 
 
 def _work(pipe: Connection, task: Task, number: int) -> None:
@@ -244,6 +245,7 @@ class Alone:
         return self._encoder
 
     def close(self) -> None:
-        """Close the source."""
+        """Close the source, and let go of the model."""
         if self._encoder is not None:
             self._encoder.close()
+            self._encoder = None

@@ -57,17 +57,19 @@ def key_of(session: Session, plan: Plan) -> str:
 
 
 class ShardEncoder:
-    """What makes shards of the pictures in ``source``, in the folder ``output``.
+    """What makes shards of the pictures in ``source``, in the folder ``output``, in a ``format`` of ``FORMATS``.
 
     Raises:
         ValueError, OSError: if there is no such model, wishes do not go together, or the source cannot be read.
     """
 
-    def __init__(self, opener: Callable[[], Session], request: Request, source: Path, output: Path) -> None:
+    def __init__(
+        self, opener: Callable[[], Session], request: Request, source: Path, output: Path, format: str
+    ) -> None:
         self._session = opener()
         # The guidance of a pipeline is one of the model's.
         self._request = request if self._session.model.asked is None else replace(request, guidance=None)
-        self._output = output
+        self._output, self._format = output, format
         plan = plan_encoding(self._request, self._session.model)
         check_cost(plan.solver, plan.grid, self._session.max_nfe)
         self.key = key_of(self._session, plan)
@@ -84,7 +86,7 @@ class ShardEncoder:
             OSError: if the file cannot be written.
             WorkError: if it is there, and damaged.
         """
-        name = shard_name([job.identity for job in jobs])
+        name = shard_name([job.identity for job in jobs], self._format)
         if (self._output / name).exists():
             head = Shard(self._output / name).head
             if not any(failed.again for failed in head.failed):

@@ -1,4 +1,4 @@
-"""What a data set says of itself as a whole: the key of its settings, and what somebody wished who made it."""
+"""What a data set says of itself as a whole: the key of its settings, the format of its shards, what was wished."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ddim_ode.files import write_file
 from ddim_ode.latents import Latent, load_latent
 from ddim_ode.models import DEFAULT_MODEL, EMBEDDED
 from ddim_ode.session.dataset.encoder import TEMPLATE
+from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.dataset.shards import list_shards
 from ddim_ode.session.request import Request
 from ddim_ode.session.session import Session
@@ -37,12 +38,33 @@ def read_home(folder: Path) -> dict[str, Any]:
         raise WorkError(f"'{path}' is not of a {FORMAT} of version {VERSION}; name another folder")
     if content and not isinstance(content.get("key"), str):
         raise WorkError(f"'{path}' is damaged: it holds no key; name another folder")
+    if content and content.setdefault("shards", DEFAULT_FORMAT) not in list(FORMATS):
+        known = ", ".join(sorted(FORMATS))
+        raise WorkError(f"'{path}' is damaged: its shards must be one of: {known}; name another folder")
     return content
 
 
-def write_home(folder: Path, key: str, wishes: str | None) -> None:
-    """Begin a data set of the settings of this ``key``, which came of these ``wishes``."""
-    content = {"format": FORMAT, "version": VERSION, "key": key, "wishes": wishes}
+def pick_format(folder: Path, home: dict[str, Any], wished: str | None) -> str:
+    """The format of the shards of the data set in ``folder``: that of its ``home``, or else the one that is wished.
+
+    Raises:
+        ValueError: if there is no such format, or a package that it needs is not installed.
+        WorkError: if the two differ.
+    """
+    if wished is not None and wished not in FORMATS:
+        raise ValueError(f"unknown format '{wished}'; choose one of: {', '.join(sorted(FORMATS))}")
+    found: str = home["shards"] if home else wished or DEFAULT_FORMAT
+    if wished not in (None, found):
+        raise WorkError(
+            f"'{folder}' holds shards in the format '{found}', not '{wished}'; go on in that, or name another folder"
+        )
+    FORMATS[found].kind()  # which refuses before any work
+    return found
+
+
+def write_home(folder: Path, key: str, wishes: str | None, format: str) -> None:
+    """Begin a data set of the settings of this ``key``, which came of these ``wishes``, with shards in this format."""
+    content = {"format": FORMAT, "version": VERSION, "key": key, "wishes": wishes, "shards": format}
     write_file(folder / HOME, json.dumps(content, indent=1).encode() + b"\n")
 
 

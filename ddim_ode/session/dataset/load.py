@@ -31,7 +31,7 @@ class LatentDataset:
         self.folder = Path(folder)
         if not is_dataset(self.folder):
             raise WorkError(f"'{folder}' is no data set: there is no '{HOME}' in it; make one with: dataset")
-        read_home(self.folder)
+        self._format: str = read_home(self.folder)["shards"]
         self._lines = {line.name: line for line in read_lines(self.folder)}
         self._done = {name: line for name, line in self._lines.items() if line.shard is not None}
         self._shard = lru_cache(_OPEN)(lambda name: Shard(self.folder / name))
@@ -62,13 +62,36 @@ class LatentDataset:
         Raises:
             WorkError: if there is none, or its shard is damaged.
         """
+        return self._latent(self._line(name))
+
+    def stem(self, name: str) -> Path:
+        """What to call files that are made of the latent of the picture ``name``, but for their endings.
+
+        It is the name without its ending, or with it where others differ from it in nothing else; relative, and never
+        above the folder that it is put in: an absolute name becomes a relative one, and '..' is written 'up'.
+
+        Raises:
+            WorkError: if there is no such latent.
+        """
+        self._line(name)
+        whole = _downwards(name)
+        stem = whole.with_suffix("")
+        return stem if self._stems[stem] == 1 else whole
+
+    @cached_property
+    def _stems(self) -> Counter[Path]:
+        """How many of the names would be called so, with their endings and without."""
+        wholes = [_downwards(name) for name in self._done]
+        return Counter(path for whole in wholes for path in {whole, whole.with_suffix("")})
+
+    def _line(self, name: str) -> Line:
         line = self._lines.get(name)
         if line is None:
             some = ", ".join(f"'{other}'" for other in [*self._lines][:3])
             raise WorkError(f"there is no picture '{name}' in '{self.folder}'; there are {len(self)}, such as {some}")
         if line.reason is not None:
             raise WorkError(f"there is no latent of '{name}' in '{self.folder}': {line.reason}")
-        return self._latent(line)
+        return line
 
     def _latent(self, line: Line) -> Latent:
         shard, index = self._shard(line.shard), line.row or 0
@@ -87,12 +110,18 @@ class LatentDataset:
         lines = [
             f"data set '{self.folder}'",
             f"  pictures   {len(self._lines)}, {len(self.failed)} of them without a latent",
-            f"  latents    {latents} in {len(shards)} shards",
+            f"  latents    {latents} in {len(shards)} shards, {self._format}",
         ]
         if self._done:
             own = self._template.summary().splitlines()[1:]
             lines += [line for line in own if not line.startswith("  x_T")]
         return "\n".join(lines)
+
+
+def _downwards(name: str) -> Path:
+    """The path ``name``, made relative, and without leading up."""
+    path = Path(name)
+    return Path(*("up" if part == ".." else part for part in path.relative_to(path.anchor).parts))
 
 
 def is_dataset(folder: Path) -> bool:

@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from ddim_ode.images import ImageFileError
 from ddim_ode.latents import LatentError
+from ddim_ode.session.dataset.check import Checked, check_dataset
 from ddim_ode.session.dataset.crew import Alone, Crew, Lost, Task
 from ddim_ode.session.dataset.encoder import Job, identity_of
-from ddim_ode.session.dataset.home import read_home, read_template, wishes_of, write_home
+from ddim_ode.session.dataset.home import pick_format, read_home, read_template, wishes_of, write_home
 from ddim_ode.session.dataset.manifest import MANIFEST, Line, Manifest
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
 from ddim_ode.session.dataset.sources import Pictures, open_pictures
@@ -47,6 +48,7 @@ class Summary:
     ``encoded``  by this run; ``kept`` those that were done before.
     ``again``    pictures with the same bytes as another, whose latent is also theirs.
     ``failed``   pictures without a latent; ``reason`` says why, of the first.
+    ``checked``  what came back of some latents, if that was asked for.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Summary:
     failed: int = 0
     reason: str | None = None
     seconds: float = 0.0
+    checked: Checked | None = None
 
     def report(self) -> str:
         """That in a line."""
@@ -64,16 +67,22 @@ class Summary:
         return (
             f"{self.pictures} pictures -> {self.folder} ({self.encoded} encoded, {self.kept} were there, "
             f"{self.again} the same as others, {self.failed} failed; {self.seconds:.1f} s{rate})"
+            f"{f'; {self.checked.report()}' if self.checked else ''}"
         )
 
     def failure(self) -> str | None:
-        """A line about the pictures without a latent, if there are any."""
-        if not self.failed:
-            return None
-        return (
-            f"{self.failed} of {self.pictures} pictures have no latent, and '{self.folder / MANIFEST}' says why; the "
-            f"first: {self.reason}"
-        )
+        """A line about the pictures without a latent, and about latents that could not be checked, if there are any."""
+        parts = list[str]()
+        if self.failed:
+            parts.append(
+                f"{self.failed} of {self.pictures} pictures have no latent, and '{self.folder / MANIFEST}' says why; "
+                f"the first: {self.reason}"
+            )
+        if self.checked and self.checked.failed:
+            parts.append(
+                f"{len(self.checked.failed)} latents could not be checked; the first: {self.checked.failed[0]}"
+            )
+        return "; ".join(parts) or None
 
 
 def encode_dataset(
@@ -84,6 +93,8 @@ def encode_dataset(
     *,
     shard_size: int = SHARD_SIZE,
     workers: int = 1,
+    format: str | None = None,
+    check: int = 0,
 ) -> Summary:
     """Encode all ``pictures``, in a folder, a zip or tar file, or named by a text file, into the data set ``output``.
 
@@ -92,10 +103,12 @@ def encode_dataset(
     ``opener``      makes the session, in each process once: ``partial(Session, model, device=..., ...)``.
     ``shard_size``  as many pictures are one file, and are done again together if their process dies.
     ``workers``     number of processes, each with a model, on GPUs in turn; 0 is this process itself.
+    ``format``      of the shards, a key of ``formats.FORMATS``; that of those that are there, or 'safetensors'.
+    ``check``       so many latents at most are decoded in the end, in this process, and compared with their pictures.
 
     Raises:
         ValueError: if there are no pictures or no such model, wishes do not go together, or the data set is damaged, at
-            work elsewhere, or of other settings.
+            work elsewhere, or of other settings or another format.
         OSError: if it cannot be written.
         RuntimeError: if processes die before they have a model.
     """
@@ -103,15 +116,21 @@ def encode_dataset(
         raise ValueError(f"shard_size must be from 1 to {_ROWS}, but it is {shard_size}")
     if workers < 0:
         raise ValueError(f"workers must be at least 0, but it is {workers}")
+    if check < 0:
+        raise ValueError(f"check must be at least 0, but it is {check}")
     source, folder, begin = Path(pictures), Path(output), time.perf_counter()
     request = request or Request()
     with closing(open_pictures(source)) as files:
         if next(files.entries(), None) is None:
             raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
-        task = Task(opener, request, source.resolve(), folder.resolve())
-        with _own(folder), closing(Crew(task, workers) if workers else Alone(task)) as crew:
-            summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size).go()
-    summary.seconds = time.perf_counter() - begin
+        with _own(folder):
+            kind = pick_format(folder, read_home(folder), format)
+            task = Task(opener, request, source.resolve(), folder.resolve(), kind)
+            with closing(Crew(task, workers) if workers else Alone(task)) as crew:
+                summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size, kind).go()
+            summary.seconds = time.perf_counter() - begin
+            if check:
+                summary.checked = check_dataset(folder, files, opener(), check)
     return summary
 
 
@@ -139,6 +158,7 @@ class _Run:
     crew: Crew | Alone
     wishes: str | None
     size: int
+    format: str
     done: dict[bytes, int | str] = field(default_factory=dict)
     shards: list[str] = field(default_factory=list)
     waiting: dict[str, list[str]] = field(default_factory=dict)
@@ -176,7 +196,7 @@ class _Run:
         self.key = home["key"] if home else found
         self._check(found)
         if not home:
-            write_home(self.folder, self.key, self.wishes)
+            write_home(self.folder, self.key, self.wishes, self.format)
         return True
 
     def _check(self, found: str) -> None:

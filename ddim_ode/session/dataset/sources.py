@@ -1,7 +1,8 @@
 """Where the pictures of a data set come from: a folder, a zip or tar file, or a text file that lists them.
 
 Each can be read in any process, one picture at a time, and none of them is listed as a whole in memory but a folder's
-own names, which are sorted.
+own names, which are sorted. A tar file that is compressed can only be read from its beginning: where it is listed, each
+picture is read, and goes to other processes with its name.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ddim_ode.files import read_file
 from ddim_ode.images import ImageFileError
@@ -20,15 +21,18 @@ from ddim_ode.training.data import DataError, PictureZip, is_picture
 
 # What begins a compressed file: gzip, bzip2, xz, zstd.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# No picture in one is larger, in bytes.
+_LARGEST_MEMBER = 1 << 28
 _LONGEST_LINE = 1 << 16
 
 
 class Entry(NamedTuple):
-    """A picture by its ``name``; in a tar file with its first byte and its length."""
+    """A picture by its ``name``; in a tar file with its first byte and its length, or with its ``content``."""
 
     name: str
     start: int = 0
     size: int = 0
+    content: bytes | None = None
 
 
 class Pictures(Protocol):
@@ -88,20 +92,27 @@ class _Zip:
         self._zip.close()
 
 
+def _members(
+    path: Path, mode: Literal["r:", "r|*"], make: Callable[[tarfile.TarFile, tarfile.TarInfo], Entry]
+) -> Iterator[Entry]:
+    """What ``make`` makes of each picture in a tar file, before the next one is read."""
+    try:
+        with tarfile.open(path, mode) as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # or else it keeps them all
+                if member.isreg() and not member.issparse() and is_picture(member.name):
+                    yield make(tar, member)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"cannot read the tar file '{path}': {error}") from error
+
+
 class _Tar:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("rb")
 
     def entries(self) -> Iterator[Entry]:
-        with tarfile.open(self._path, "r:") as tar:
-            try:
-                for member in tar:
-                    tar.members = []  # type: ignore[attr-defined]  # or else it keeps them all
-                    if member.isreg() and not member.issparse() and is_picture(member.name):
-                        yield Entry(member.name, member.offset_data, member.size)
-            except (tarfile.TarError, OSError) as error:
-                raise DataError(f"cannot read the tar file '{self._path}': {error}") from error
+        return _members(self._path, "r:", lambda _, member: Entry(member.name, member.offset_data, member.size))
 
     def read(self, entry: Entry) -> bytes:
         self._file.seek(entry.start)
@@ -112,6 +123,31 @@ class _Tar:
 
     def close(self) -> None:
         self._file.close()
+
+
+class _CompressedTar:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            next(self.entries(), None)  # which refuses what is none
+        except DataError as error:
+            raise DataError(f"{error}; if it is compressed in another way than by gzip, uncompress it first") from None
+
+    def entries(self) -> Iterator[Entry]:
+        return _members(self._path, "r|*", self._entry)
+
+    @staticmethod
+    def _entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
+        file = tar.extractfile(member) if member.size <= _LARGEST_MEMBER else None
+        return Entry(member.name, size=member.size, content=file.read() if file else None)
+
+    def read(self, entry: Entry) -> bytes:
+        if entry.content is None:
+            raise ImageFileError(f"'{entry.name}' has {entry.size} bytes, and {_LARGEST_MEMBER} are the most here")
+        return entry.content
+
+    def close(self) -> None:
+        pass
 
 
 class _List:
@@ -162,7 +198,7 @@ def _open_file(path: Path) -> Pictures:
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(_COMPRESSED):
-        raise DataError(f"'{path}' is compressed, and cannot be read in any order; uncompress it first")
+        return _CompressedTar(path)
     if zipfile.is_zipfile(path):
         try:
             return _Zip(path)

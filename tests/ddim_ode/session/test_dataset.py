@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
+import pickle
 import shutil
 import tarfile
 import zipfile
@@ -17,6 +21,7 @@ import torch
 from PIL import Image
 
 from ddim_ode import Request, Session, encode_dataset, load_dataset
+from ddim_ode.session.dataset import sources
 from ddim_ode.session.dataset.encoder import Job, ShardEncoder
 from ddim_ode.session.dataset.manifest import MANIFEST, read_lines
 from ddim_ode.session.dataset.run import Summary
@@ -209,8 +214,11 @@ def test_pictures_in_a_zip_a_tar_and_a_list(encode: Encode, pictures: Path, tmp_
             archive.write(pictures / name, name)
             tar.add(pictures / name, name)
         tar.addfile(tarfile.TarInfo("notes.txt"), io.BytesIO())
+    for compress in (gzip, bz2, lzma):
+        (tmp_path / f"p.tar.{compress.__name__}").write_bytes(compress.compress((tmp_path / "p.tar").read_bytes()))
     (tmp_path / "p.txt").write_text("\n".join(f"pictures/{name}" for name in names))
-    for source, prefix in (("p.zip", ""), ("p.tar", ""), ("p.txt", "pictures/")):
+    archives = ("p.zip", "p.tar", "p.tar.gzip", "p.tar.bz2", "p.tar.lzma")
+    for source, prefix in (*((name, "") for name in archives), ("p.txt", "pictures/")):
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
         assert counts(encode_dataset(tmp_path / source, tmp_path / "other", *encode.args[2:], workers=0)) == (
             5,
@@ -223,6 +231,35 @@ def test_pictures_in_a_zip_a_tar_and_a_list(encode: Encode, pictures: Path, tmp_
         assert sorted(other.names) == sorted(prefix + name for name in names)
         torch.testing.assert_close(other[f"{prefix}p0.png"].x_T, found["p0.png"].x_T, rtol=1e-6, atol=1e-6)
         assert set(rows(tmp_path / "other")) == set(rows(tmp_path / "out"))
+
+
+def test_a_picture_of_a_compressed_tar_file_goes_to_another_process(pictures: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as tar:
+        tar.add(pictures, "")
+    sent = pickle.dumps([*sources.open_pictures(tmp_path / "p.tgz").entries()])
+    there = sources.open_pictures(tmp_path / "p.tgz")
+    read = {entry.name: there.read(entry) for entry in reversed(pickle.loads(sent))}
+    assert read == {str(path.relative_to(pictures)): path.read_bytes() for path in pictures.rglob("*.png")}
+
+
+def test_compressed_tar_files_that_are_damaged(
+    encode: Encode, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as tar:
+        tar.add(pictures, "p")
+    run = partial(encode_dataset, tmp_path / "p.tgz", tmp_path / "out", *encode.args[2:], workers=0)
+    content = (tmp_path / "p.tgz").read_bytes()
+    parts = bz2.compress(gzip.decompress(content)[:3000]) + bz2.compress(gzip.decompress(content)[3000:])
+    for wrong in (content[: len(content) // 2], content[:300] + b"\xff" * 300 + content[600:], parts):
+        (tmp_path / "p.tgz").write_bytes(wrong)
+        with pytest.raises(DataError, match=r"^cannot read the tar file '.*p.tgz': "):
+            run()
+    (tmp_path / "p.tgz").write_bytes(content)
+    most = (pictures / "p0.png").stat().st_size
+    monkeypatch.setattr(sources, "_LARGEST_MEMBER", most - 1)
+    done = run()
+    assert done.failed > 0
+    assert f"has {most} bytes, and {most - 1} are the most here" in str(done.reason)
 
 
 def test_an_interrupted_run_is_resumed(
