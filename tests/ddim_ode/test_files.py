@@ -165,11 +165,13 @@ def test_reading_takes_ordinary_files_alone(tmp_path: Path) -> None:
 
 def test_files_that_are_written_at_once_have_the_rights_that_new_files_have(tmp_path: Path) -> None:
     """Their mask can be read only by setting it, for all threads."""
-    before = os.umask(0o022)
+    before, interval = os.umask(0o022), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda i: write_file(tmp_path / f"{i}", b"a"), range(400)))
+            list(pool.map(lambda i: write_file(tmp_path / f"{i}", b"a"), range(1000)))
         assert os.umask(0o022) == 0o022
     finally:
+        sys.setswitchinterval(interval)
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
