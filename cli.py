@@ -32,6 +32,7 @@ from ddim_ode.console import (
     warn_of,
 )
 from ddim_ode.predictions import PREDICTIONS
+from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.options import Run, class_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER
@@ -147,13 +148,22 @@ def encode(
     "--shard-size", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Latents in a file."
 )
 @click.option(
+    "--engine",
+    type=click.Choice(sorted(ENGINES)),
+    default=DEFAULT_ENGINE,
+    show_default=True,
+    help=f"Where to encode: {'; '.join(f'{name}, {kind.text}' for name, kind in sorted(ENGINES.items()))}.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
     help="Processes with a model each, on GPUs in turn; 0 is none but this one.",
 )
-def dataset(run: Run, pictures: Path, label: str | None, output: Path, shard_size: int, workers: int) -> None:
+def dataset(
+    run: Run, pictures: Path, label: str | None, output: Path, shard_size: int, engine: str, workers: int
+) -> None:
     """Encode a data set of pictures, named by a folder, a zip or tar file, or a text file, to shards of latents.
 
     Run it again to go on after an interruption, or with pictures that are new or changed: what is done stays. A latent
@@ -162,8 +172,11 @@ def dataset(run: Run, pictures: Path, label: str | None, output: Path, shard_siz
     from ddim_ode.session.dataset.run import encode_dataset
 
     request = run.request(label=label)
-    done = encode_dataset(pictures, output, run.opener(), request, shard_size=shard_size, workers=workers)
-    say(done.report())
+    done = encode_dataset(
+        pictures, output, run.opener(), request, shard_size=shard_size, engine=engine, workers=workers
+    )
+    if done.pictures:  # not of a rank that only served
+        say(done.report())
     if line := done.failure():
         raise click.ClickException(line)
 

@@ -22,10 +22,13 @@ from tqdm import tqdm
 
 from ddim_ode.images import ImageFileError
 from ddim_ode.latents import LatentError
-from ddim_ode.session.dataset.crew import Alone, Crew, Lost, Task
+from ddim_ode.session.dataset.crew import Crew, Lost
 from ddim_ode.session.dataset.encoder import Job, identity_of
+from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.home import read_home, read_template, wishes_of, write_home
+from ddim_ode.session.dataset.local import Alone
 from ddim_ode.session.dataset.manifest import MANIFEST, Line, Manifest
+from ddim_ode.session.dataset.serving import Task
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
 from ddim_ode.session.dataset.sources import Pictures, open_pictures
 from ddim_ode.session.request import Request
@@ -83,6 +86,7 @@ def encode_dataset(
     request: Request | None = None,
     *,
     shard_size: int = SHARD_SIZE,
+    engine: str = DEFAULT_ENGINE,
     workers: int = 1,
 ) -> Summary:
     """Encode all ``pictures``, in a folder, a zip or tar file, or named by a text file, into the data set ``output``.
@@ -91,11 +95,13 @@ def encode_dataset(
 
     ``opener``      makes the session, in each process once: ``partial(Session, model, device=..., ...)``.
     ``shard_size``  as many pictures are one file, and are done again together if their process dies.
+    ``engine``      where the processes run: one of ``ENGINES``. With 'torchrun' each rank calls this alike, and all
+                    but rank 0 only serve it: what they return says 0 pictures.
     ``workers``     number of processes, each with a model, on GPUs in turn; 0 is this process itself.
 
     Raises:
-        ValueError: if there are no pictures or no such model, wishes do not go together, or the data set is damaged, at
-            work elsewhere, or of other settings.
+        ValueError: if there are no pictures or no such model or engine, wishes do not go together, or the data set is
+            damaged, at work elsewhere, or of other settings.
         OSError: if it cannot be written.
         RuntimeError: if processes die before they have a model.
     """
@@ -103,13 +109,18 @@ def encode_dataset(
         raise ValueError(f"shard_size must be from 1 to {_ROWS}, but it is {shard_size}")
     if workers < 0:
         raise ValueError(f"workers must be at least 0, but it is {workers}")
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine '{engine}'; choose one of: {', '.join(sorted(ENGINES))}")
     source, folder, begin = Path(pictures), Path(output), time.perf_counter()
     request = request or Request()
+    task = Task(opener, request, source.resolve(), folder.resolve())
+    kind = ENGINES[engine]
+    if kind.serve is not None and kind.serve(task):
+        return Summary(folder)
     with closing(open_pictures(source)) as files:
         if next(files.entries(), None) is None:
             raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
-        task = Task(opener, request, source.resolve(), folder.resolve())
-        with _own(folder), closing(Crew(task, workers) if workers else Alone(task)) as crew:
+        with _own(folder), closing(kind.crew(task, workers)) as crew:
             summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size).go()
     summary.seconds = time.perf_counter() - begin
     return summary
