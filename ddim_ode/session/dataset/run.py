@@ -121,7 +121,7 @@ def encode_dataset(
         if next(files.entries(), None) is None:
             raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
         with _own(folder), closing(kind.crew(task, workers)) as crew:
-            summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size).go()
+            summary = Run(folder, files, crew, wishes_of(opener, request), shard_size).go()
     summary.seconds = time.perf_counter() - begin
     return summary
 
@@ -142,8 +142,11 @@ def _own(folder: Path) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class _Run:
-    """``done`` are places by identities, or reasons why there is none; ``waiting`` names by identities not done yet."""
+class Run:
+    """A run over ``files`` with a ``crew``, in shards of ``size``; ``wishes`` are those of the key, as ``home`` says.
+
+    ``done`` are places by identities, or reasons why there is none; ``waiting`` names by identities not done yet.
+    """
 
     folder: Path
     files: Pictures

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_sets import check_latents, counts, draw, rows
 from PIL import Image
 
 from ddim_ode import Request, Session, encode_dataset, load_dataset
 from ddim_ode.session.dataset.encoder import Job, ShardEncoder
-from ddim_ode.session.dataset.manifest import MANIFEST, read_lines
+from ddim_ode.session.dataset.manifest import MANIFEST
 from ddim_ode.session.dataset.run import Summary
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
 from ddim_ode.training.data import DataError
@@ -28,23 +29,8 @@ REQUEST = Request(solver="heun", steps=2)
 Encode = Callable[..., Summary]
 
 
-def draw(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 200, (10, 12, 3), dtype=np.uint8)).save(path)
-    return path
-
-
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.iterdir())}
-
-
-def counts(done: Summary) -> tuple[int, int, int, int, int]:
-    return done.pictures, done.encoded, done.kept, done.again, done.failed
-
-
-def rows(folder: Path) -> list[str]:
-    """The identities of all rows of all shards."""
-    return [row.identity for path in list_shards(folder) for row in Shard(path).head.rows]
 
 
 @pytest.fixture
@@ -73,22 +59,6 @@ def mortal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> partial[Session]:
     return partial(Session, "killed_networks:make", device="cpu")
 
 
-def check_latents(folder: Path, pictures: Path, session: Session, request: Request = REQUEST) -> None:
-    """Each latent is the one of its picture, but for rounding, and there is one row for each."""
-    found = load_dataset(folder)
-    assert (
-        len(set(rows(folder))) == len(rows(folder)) == len({line.identity for line in read_lines(folder) if line.shard})
-    )
-    for name, latent in zip(found.names, found, strict=True):
-        alone = session.encode(pictures / name, solver=request.solver, steps=request.steps)
-        torch.testing.assert_close(latent.x_T, alone.x_T, rtol=1e-6, atol=1e-6)
-        if alone.companion is not None:
-            torch.testing.assert_close(latent.companion, alone.companion, rtol=1e-6, atol=1e-6)
-        same = ("grid", "solver", "model", "fingerprint", "nfe", "condition", "family")
-        assert all(getattr(latent, part) == getattr(alone, part) for part in same)
-        assert (latent.source.name, latent.source.size) == (name, (12, 10))
-
-
 @pytest.fixture(scope="module")
 def session(tiny_model: Path) -> Session:
     return Session(tiny_model, device="cpu")
@@ -103,7 +73,7 @@ def test_each_latent_is_there_once_and_the_one_of_its_picture(
     found = load_dataset(tmp_path / "out")
     assert found.names == ("p0.png", "p2.png", "p4.png", "sub/p1.png", "sub/p3.png")
     assert len(list_shards(tmp_path / "out")) == 3
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
     assert session.decode(found["p4.png"]).image.shape == (3, 8, 8)
 
 
@@ -137,7 +107,7 @@ def test_added_changed_and_missing_pictures(encode: Encode, pictures: Path, tmp_
     assert counts(encode()) == (6, 1, 5, 0, 0)
     after = files(tmp_path / "out")
     assert all(after[name] == before[name] for name in before if name != MANIFEST)
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
     draw(pictures / "p4.png", 14)
     (pictures / "p0.png").unlink()
     assert counts(encode()) == (5, 1, 4, 0, 0)
@@ -197,7 +167,7 @@ def test_a_picture_that_changes_meanwhile_is_tried_another_time(
     monkeypatch.undo()
     (pictures / "p0.png").write_bytes(first)
     assert counts(encode(shard_size=size)) == (5, 1, 4, 0, 0)
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
 
 
 def test_pictures_in_a_zip_a_tar_and_a_list(encode: Encode, pictures: Path, tmp_path: Path) -> None:
@@ -247,7 +217,7 @@ def test_an_interrupted_run_is_resumed(
     (tmp_path / "out" / ".ddim-ode-killed.tmp").write_bytes(b"part")
     assert len(load_dataset(tmp_path / "out")) == 3
     assert counts(encode()) == (5, 1, 4, 0, 0)
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
@@ -337,7 +307,7 @@ def test_processes_that_are_killed(pictures: Path, tmp_path: Path, mortal: parti
     assert counts(done) == (6, 5, 0, 0, 1)
     assert done.reason == "its process died with signal 9, 3 times"
     assert list(load_dataset(tmp_path / "out").failed) == ["white.png"]
-    check_latents(tmp_path / "out", pictures, mortal())
+    check_latents(tmp_path / "out", pictures, mortal(), REQUEST)
     (pictures / "white.png").unlink()
     assert counts(run()) == (5, 0, 5, 0, 0)
 
@@ -354,7 +324,7 @@ def test_a_shard_that_fails_is_tried_three_times(
     assert done.reason == "no memory left, 3 times"
     monkeypatch.delenv("OUT_OF_MEMORY")
     assert counts(run()) == (6, 2, 4, 0, 0)
-    check_latents(tmp_path / "out", pictures, mortal())
+    check_latents(tmp_path / "out", pictures, mortal(), REQUEST)
 
 
 def test_processes_that_never_begin(pictures: Path, tmp_path: Path, mortal: partial[Session]) -> None:
