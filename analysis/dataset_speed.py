@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import click
+import psutil
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -59,14 +58,14 @@ class DatasetRow:
     """One run over so many ``pictures``.
 
     ``seconds``   for those pictures: wall time; of ``driver``, processor time of the driver.
-    ``peak_mib``  what the driver's memory grew by at most, in MiB; 0 where that is not measured.
+    ``memory_mib``  what the driver's memory grew by, in MiB; 0 where that is not measured.
     """
 
     task: str
     pictures: int
     repeat: int
     seconds: float
-    peak_mib: float
+    memory_mib: float
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,24 @@ class _StubTask(Task):
 def drive(folder: Path, count: int) -> tuple[float, float, float]:
     """A run over ``count`` stubs in this process: its processor and wall time in seconds, and its memory in MiB."""
     task = _StubTask(Session, Request(), folder, folder)
-    before, begin, busy = _peak(), time.perf_counter(), time.process_time()
+    before, begin, busy = _memory(), time.perf_counter(), time.process_time()
     with closing(Crew(Processes(task, [0]))) as crew:
-        Run(folder, Pictures(count), crew, "stubs", SHARD_SIZE).go()
-    return time.process_time() - busy, time.perf_counter() - begin, _peak() - before
+        run = Run(folder, Pictures(count), crew, "stubs", SHARD_SIZE)
+        run.go()
+        # All that a run remembers is still there.
+        return time.process_time() - busy, time.perf_counter() - begin, _memory() - before
 
 
-def _peak() -> float:
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+def _memory() -> float:
+    return float(psutil.Process().memory_info().rss / 2**20)
 
 
 def driver_rows(count: int, repeat: int) -> list[DatasetRow]:
     """A run over ``count`` stubs, and a second one that does nothing."""
     with TemporaryDirectory() as folder:
-        busy, _, peak = _alone(drive, Path(folder), count)
+        busy, _, grown = _alone(drive, Path(folder), count)
         _, wall, again = _alone(drive, Path(folder), count)
-    return [DatasetRow("driver", count, repeat, busy, peak), DatasetRow("again", count, repeat, wall, again)]
+    return [DatasetRow("driver", count, repeat, busy, grown), DatasetRow("again", count, repeat, wall, again)]
 
 
 def _alone(function: Callable[..., T], *arguments: object) -> T:
@@ -216,7 +216,7 @@ def table(rows: Sequence[DatasetRow]) -> str:
         (
             count,
             f"{1e6 * _median(rows, 'driver', count, 'seconds') / count:.1f}",
-            f"{_median(rows, 'driver', count, 'peak_mib'):.0f}",
+            f"{_median(rows, 'driver', count, 'memory_mib'):.0f}",
             f"{_median(rows, 'again', count, 'seconds'):.2f}",
         )
         for count in counts(rows)
@@ -244,7 +244,7 @@ def plot(rows: Sequence[DatasetRow]) -> Figure:
     for number, (task, words) in enumerate((("driver", "run, processor time"), ("again", "second run"))):
         style = {"marker": MARKERS[number], "color": COLOURS[number], "label": words}
         left.loglog(xs, [1e6 * _median(rows, task, count, "seconds") / count for count in xs], **style)
-        right.loglog(xs, [max(_median(rows, task, count, "peak_mib"), 0.1) for count in xs], **style)
+        right.loglog(xs, [max(_median(rows, task, count, "memory_mib"), 0.1) for count in xs], **style)
     left.axhline(DRIVER_GOAL, color="0.6", linewidth=1, linestyle="-.", label="goal")
     left.set_ylabel("driver's time, microseconds a picture")
     right.set_ylabel("driver's memory grows by, MiB")
