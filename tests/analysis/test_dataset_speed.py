@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from analysis import dataset_speed
 from analysis.dataset_speed import DatasetRow, drive, main, ratio, table
 from analysis.rows import load_rows
 from ddim_ode.session.dataset.manifest import read_lines
@@ -23,7 +24,8 @@ def test_the_driver_is_measured_over_a_whole_data_set(tmp_path: Path) -> None:
         assert len({line.identity for line in read_lines(tmp_path)}) == 600
 
 
-def test_rows_figure_and_table(tiny_model: Path, tmp_path: Path) -> None:
+def test_rows_figure_and_table(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_speed, "_alone", lambda function, *arguments: function(*arguments))
     options = ["--model", str(tiny_model), "--out", str(tmp_path), "--count", "0", "--size", "100", "--repeats", "1"]
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 0, result.output
