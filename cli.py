@@ -34,6 +34,7 @@ from ddim_ode.console import (
     warn_of,
 )
 from ddim_ode.predictions import PREDICTIONS
+from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
@@ -151,6 +152,13 @@ def encode(
     "--shard-size", type=click.IntRange(1, 1 << 20), default=256, show_default=True, help="Latents in a file."
 )
 @click.option(
+    "--engine",
+    type=click.Choice(sorted(ENGINES)),
+    default=DEFAULT_ENGINE,
+    show_default=True,
+    help=f"Where to encode: {'; '.join(f'{name}, {kind.text}' for name, kind in sorted(ENGINES.items()))}.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=1,
@@ -169,6 +177,7 @@ def dataset(
     label: str | None,
     output: Path,
     shard_size: int,
+    engine: str,
     workers: int,
     format: str | None,
     check: bool,
@@ -188,11 +197,13 @@ def dataset(
         run.opener(),
         request,
         shard_size=shard_size,
+        engine=engine,
         workers=workers,
         format=format,
         check=CHECKED if check else 0,
     )
-    say(done.report())
+    if done.pictures:  # not of a rank that only served
+        say(done.report())
     if line := done.failure():
         raise click.ClickException(line)
 

@@ -2,13 +2,14 @@
 
 # The registry: modules of this package by name, and in a few words what each shows; a list of them needs no import.
 # Each has a command ``main``, with the options --model and --out among others. All are in the report but 'quality',
-# which needs thousands of pictures, 'precision' and 'speed', and 'round_trips', which is of pipelines.
+# which needs thousands of pictures, 'precision', 'speed' and 'dataset_speed', and 'round_trips', which is of pipelines.
 ANALYSES: dict[str, str] = {
     "comparison": "What is gained over diffusers: there and back, latents, few-step decoding.",
     "consistency": "One latent, decoded with more and more steps.",
     "convergence": "The order of each solver, on paper and on the network.",
     "cross_solver": "Encode with one solver, decode with another.",
     "curvature": "Where the trajectory bends, and where each grid puts its steps.",
+    "dataset_speed": "Data sets: two workers against two encoders, and what the driver takes.",
     "decode_error": "Few steps: our solvers against the schedulers of diffusers.",
     "euler_time": "Euler in sigma against Euler in the time of the score SDE's ODE.",
     "overhead": "What solver and ODE cost beside the network.",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ddim_ode import Flow, Model, from_module
+from ddim_ode import Flow, Model, Session, from_module
 
 
 class _Mortal(nn.Module):
@@ -42,3 +43,25 @@ def die() -> Model:
     """No model: the process ends at once."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+class _Slow(nn.Module):
+    """A network that takes a fifth of a second, until there is a file 'go' in ``folder``; and leaves there another,
+    named by its process's parent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self._folder = folder
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        (self._folder / str(os.getppid())).touch()
+        if not (self._folder / "go").exists():
+            time.sleep(0.2)
+        return self.weight * x
+
+
+def slow_session(folder: Path) -> Session:
+    """A session of a slow network, whose processes can be seen in ``folder``."""
+    return Session(from_module(_Slow(folder), process=Flow(), shape=(3, 8, 8)), device="cpu", batch_size=1)

@@ -1,251 +1,154 @@
-"""A crew of processes that encode shards: one that dies is replaced, and its shard is done again, but not for ever."""
+"""What a driver knows of its workers and their shards, whichever engine runs them.
+
+A worker that dies is replaced, and its shard is done again by another, but not for ever.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import torch
-
-from ddim_ode.session.dataset.encoder import Job, ShardEncoder
+from ddim_ode.session.dataset.encoder import Job
+from ddim_ode.session.dataset.serving import Failed, Ready, Refused
 from ddim_ode.session.dataset.shards import Head
-from ddim_ode.session.request import PlanError, Request
 
-# So often a shard is begun, and so often a process is started that says nothing.
+# So often a shard is begun, and so often a worker is started that says nothing.
 TRIES = 3
 
 
 class Lost(NamedTuple):
-    """A shard that no process could make, and why."""
+    """A shard that no worker could make, and why."""
 
     jobs: Sequence[Job]
     reason: str
 
 
-class _Ready(NamedTuple):
-    key: str
+class Died(NamedTuple):
+    """A worker is no more; ``how`` goes on after 'its process died'."""
+
+    how: str
 
 
-class _Refused(NamedTuple):
-    """What no other process will do better: wrong wishes, no such model, no room on the disk."""
-
-    error: Exception
+Said = Ready | Refused | Failed | Died | Head
 
 
-class _Failed(NamedTuple):
-    reason: str
+class Engine(Protocol):
+    """Where workers run: each says first that it is ``Ready``, then what became of each shard that it was sent."""
 
+    def may_start(self) -> bool:
+        """Whether another worker can be started."""
 
-@dataclass(frozen=True)
-class Task:
-    """What every process of a crew is told; all of it can be sent to one."""
+    def start(self) -> Hashable:
+        """Start one, and say which."""
 
-    opener: Callable[[], Any]
-    request: Request
-    source: Path
-    output: Path
-    format: str
+    def send(self, worker: Any, jobs: Sequence[Job]) -> None:
+        """Give a shard to a worker. If it has died, that is heard."""
 
-    def encoder(self) -> ShardEncoder:
-        """What does it."""
-        return ShardEncoder(self.opener, self.request, self.source, self.output, self.format)
+    def hear(self) -> Sequence[tuple[Hashable, Said]]:
+        """What workers say, once any does."""
 
-
-def _work(pipe: Connection, task: Task, number: int) -> None:
-    """The life of a process: it makes the shards that come through ``pipe``, until that is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the driver answers
-    if (devices := torch.cuda.device_count()) > 1:
-        torch.cuda.set_device(number % devices)
-    with suppress(EOFError, BrokenPipeError), warnings.catch_warnings():  # of a driver that has gone
-        warnings.simplefilter("ignore")
-        _serve(pipe, task)
-
-
-def _serve(pipe: Connection, task: Task) -> None:
-    try:
-        encoder = task.encoder()
-    except Exception as error:
-        pipe.send(_Refused(_plain(error)))
-        return
-    pipe.send(_Ready(encoder.key))
-    while True:
-        jobs = pipe.recv()
-        try:
-            pipe.send(encoder.encode_shard(jobs))
-        except OSError as error:
-            pipe.send(_Refused(_plain(error)))
-        except Exception as error:  # whatever a network may run into: no memory, a fault of a device
-            pipe.send(_Failed(" ".join(str(error).split()) or type(error).__name__))
-
-
-def _plain(error: Exception) -> Exception:
-    """``error`` as one that can be sent to any process."""
-    kinds = (PlanError, ValueError, OSError)
-    return next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)(str(error))
-
-
-@dataclass(eq=False)
-class _Member:
-    process: Any
-    pipe: Connection
-    number: int
-    ready: bool = False
-    jobs: Sequence[Job] | None = None
+    def close(self) -> None:
+        """End all workers."""
 
 
 @dataclass(eq=False)
 class Crew:
-    """Up to ``size`` processes for one ``task``, which are started when there is work for them."""
+    """Workers of an ``engine``, which are started when there is work for them.
 
-    task: Task
-    size: int
-    _members: list[_Member] = field(default_factory=list)
-    _again: deque[Sequence[Job]] = field(default_factory=deque)
-    _deaths: dict[str, int] = field(default_factory=dict)
+    Shards are given to workers that are ready. One that waits for a worker to begin may be done by another meanwhile.
+    """
+
+    engine: Engine
+    _idle: list[Hashable] = field(default_factory=list)
+    _busy: dict[Hashable, Sequence[Job]] = field(default_factory=dict)
+    _waiting: deque[Sequence[Job]] = field(default_factory=deque)
+    _failures: dict[str, int] = field(default_factory=dict)
+    _starting: set[Hashable] = field(default_factory=set)
     _silent: int = 0
     _key: str | None = None
 
     def key(self) -> str:
-        """The key of the settings, as the first process says it.
+        """The key of the settings, as the first worker says it.
 
         Raises:
             ValueError, OSError: as ``ShardEncoder`` does.
-            RuntimeError: if processes die before they say anything.
+            RuntimeError: if workers die before they say anything.
         """
         while self._key is None:
-            if not self._members:
-                self._start()
+            if not self._starting:
+                self._starting.add(self.engine.start())
             self._hear()
         return self._key
 
     def run(self, shards: Iterator[Sequence[Job]]) -> Iterator[Head | Lost]:
-        """What becomes of each of the ``shards``, which are taken as there are processes for them.
+        """What becomes of each of the ``shards``, which are taken as there are workers for them.
 
         Errors are those of ``key``.
         """
         while True:
             self._give_out(shards)
-            if all(member.jobs is None for member in self._members):
+            if not self._busy and not self._waiting:
                 return
             yield from self._hear()
 
     def _give_out(self, shards: Iterator[Sequence[Job]]) -> None:
-        """Find work for those who have none, and someone new for work, as long as there is any."""
-        while True:
-            idle = next((member for member in self._members if member.jobs is None), None)
-            if idle is None and len(self._members) == self.size:
-                return
-            jobs = self._again.popleft() if self._again else next(shards, None)
+        """Find work for those who have none, and start someone for work that nobody has."""
+        while self._idle and self._ahead(shards, 1):
+            worker, jobs = self._idle.pop(), self._waiting.popleft()
+            self._busy[worker] = jobs
+            self.engine.send(worker, jobs)
+        while self.engine.may_start() and self._ahead(shards, len(self._starting) + 1):
+            self._starting.add(self.engine.start())
+
+    def _ahead(self, shards: Iterator[Sequence[Job]], count: int) -> bool:
+        """Whether so many shards wait, with some of the ``shards`` among them if need be."""
+        while len(self._waiting) < count:
+            jobs = next(shards, None)
             if jobs is None:
-                return
-            member = idle or self._start()
-            member.jobs = jobs
-            if member.ready:
-                self._send(member)
+                return False
+            self._waiting.append(jobs)
+        return True
 
-    def _send(self, member: _Member) -> None:
-        with suppress(OSError):  # it has died, as will be heard
-            member.pipe.send(member.jobs)
+    def _hear(self) -> list[Head | Lost]:
+        return [found for worker, said in self.engine.hear() for found in self._heard(worker, said)]
 
-    def _start(self) -> _Member:
-        context = multiprocessing.get_context("spawn")
-        taken = {member.number for member in self._members}
-        number = next(number for number in range(self.size) if number not in taken)
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self.task, number), daemon=True)
-        process.start()
-        theirs.close()
-        self._members.append(_Member(process, ours, number))
-        return self._members[-1]
-
-    def _hear(self) -> Iterator[Head | Lost]:
-        """What those say that have something to say, once there are any."""
-        by_pipe = {member.pipe: member for member in self._members}
-        found = list[Head | Lost]()
-        for pipe in wait([*by_pipe]):
-            member = by_pipe[pipe]  # type: ignore[index]
-            try:
-                said = member.pipe.recv()
-            except (EOFError, OSError):
-                found += self._died(member)
-            else:
-                found += self._heard(member, said)
-        return iter(found)
-
-    def _heard(self, member: _Member, said: Any) -> list[Head | Lost]:
-        if isinstance(said, _Refused):
+    def _heard(self, worker: Hashable, said: Said) -> list[Head | Lost]:
+        if isinstance(said, Refused):
             raise said.error
-        if isinstance(said, _Ready):
-            self._key, self._silent, member.ready = said.key, 0, True
-            if member.jobs is not None:
-                self._send(member)
+        if isinstance(said, Ready):
+            self._key, self._silent = said.key, 0
+            self._starting.discard(worker)
+            self._idle.append(worker)
             return []
-        jobs, member.jobs = member.jobs or (), None
-        return self._failed(jobs, said.reason) if isinstance(said, _Failed) else [said]
+        if isinstance(said, Died):
+            return self._died(worker, said.how)
+        jobs = self._busy.pop(worker)
+        self._idle.append(worker)
+        return self._failed(jobs, said.reason) if isinstance(said, Failed) else [said]
 
-    def _died(self, member: _Member) -> list[Head | Lost]:
-        member.process.join()
-        member.pipe.close()
-        self._members.remove(member)
-        code = member.process.exitcode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        if member.ready:
-            return self._failed(member.jobs, f"its process died with {how}") if member.jobs else []
+    def _died(self, worker: Hashable, how: str) -> list[Head | Lost]:
+        if worker in self._busy:
+            return self._failed(self._busy.pop(worker), f"its process died {how}")
+        if worker in self._idle:
+            self._idle.remove(worker)
+            return []
+        self._starting.discard(worker)
         self._silent += 1
         if self._silent == TRIES:
-            raise RuntimeError(f"{TRIES} processes one after another died with {how} before they had a model to use")
-        if member.jobs:
-            self._again.append(member.jobs)
+            raise RuntimeError(f"{TRIES} processes one after another died {how} before they had a model to use")
         return []
 
     def _failed(self, jobs: Sequence[Job], reason: str) -> list[Head | Lost]:
         """Do a shard again, or give it up."""
         first = jobs[0].identity
-        self._deaths[first] = self._deaths.get(first, 0) + 1
-        if self._deaths[first] < TRIES:
-            self._again.append(jobs)
+        self._failures[first] = self._failures.get(first, 0) + 1
+        if self._failures[first] < TRIES:
+            self._waiting.append(jobs)
             return []
         return [Lost(jobs, f"{reason}, {TRIES} times")]
 
     def close(self) -> None:
-        """End all processes."""
-        for member in self._members:
-            member.process.terminate()
-            member.process.join()
-            member.process.close()
-            member.pipe.close()
-        self._members.clear()
-
-
-@dataclass(eq=False)
-class Alone:
-    """The same work in this process, where a debugger can follow it; if the process dies, the run ends."""
-
-    task: Task
-    _encoder: ShardEncoder | None = None
-
-    def key(self) -> str:
-        """The key of the settings. Errors are those of ``ShardEncoder``."""
-        return self._ready().key
-
-    def run(self, shards: Iterator[Sequence[Job]]) -> Iterator[Head | Lost]:
-        """What becomes of each of the ``shards``."""
-        return (self._ready().encode_shard(jobs) for jobs in shards)
-
-    def _ready(self) -> ShardEncoder:
-        self._encoder = self._encoder or self.task.encoder()
-        return self._encoder
-
-    def close(self) -> None:
-        """Close the source, and let go of the model."""
-        if self._encoder is not None:
-            self._encoder.close()
-            self._encoder = None
+        """End all workers."""
+        self.engine.close()

@@ -23,10 +23,13 @@ from tqdm import tqdm
 from ddim_ode.images import ImageFileError
 from ddim_ode.latents import LatentError
 from ddim_ode.session.dataset.check import Checked, check_dataset
-from ddim_ode.session.dataset.crew import Alone, Crew, Lost, Task
+from ddim_ode.session.dataset.crew import Crew, Lost
 from ddim_ode.session.dataset.encoder import Job, identity_of
+from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.home import pick_format, read_home, read_template, wishes_of, write_home
+from ddim_ode.session.dataset.local import Alone
 from ddim_ode.session.dataset.manifest import MANIFEST, Line, Manifest
+from ddim_ode.session.dataset.serving import Task
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
 from ddim_ode.session.dataset.sources import Pictures, open_pictures
 from ddim_ode.session.request import Request
@@ -92,6 +95,7 @@ def encode_dataset(
     request: Request | None = None,
     *,
     shard_size: int = SHARD_SIZE,
+    engine: str = DEFAULT_ENGINE,
     workers: int = 1,
     format: str | None = None,
     check: int = 0,
@@ -102,13 +106,15 @@ def encode_dataset(
 
     ``opener``      makes the session, in each process once: ``partial(Session, model, device=..., ...)``.
     ``shard_size``  as many pictures are one file, and are done again together if their process dies.
+    ``engine``      where the processes run: one of ``ENGINES``. With 'torchrun' each rank calls this alike, and all
+                    but rank 0 only serve it: what they return says 0 pictures.
     ``workers``     number of processes, each with a model, on GPUs in turn; 0 is this process itself.
     ``format``      of the shards, a key of ``formats.FORMATS``; that of those that are there, or 'safetensors'.
     ``check``       so many latents at most are decoded in the end, in this process, and compared with their pictures.
 
     Raises:
-        ValueError: if there are no pictures or no such model, wishes do not go together, or the data set is damaged, at
-            work elsewhere, or of other settings or another format.
+        ValueError: if there are no pictures or no such model or engine, wishes do not go together, or the data set is
+            damaged, at work elsewhere, or of other settings or another format.
         OSError: if it cannot be written.
         RuntimeError: if processes die before they have a model.
     """
@@ -118,16 +124,20 @@ def encode_dataset(
         raise ValueError(f"workers must be at least 0, but it is {workers}")
     if check < 0:
         raise ValueError(f"check must be at least 0, but it is {check}")
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine '{engine}'; choose one of: {', '.join(sorted(ENGINES))}")
     source, folder, begin = Path(pictures), Path(output), time.perf_counter()
     request = request or Request()
+    kind, crews = pick_format(folder, read_home(folder), format), ENGINES[engine]
+    task = Task(opener, request, source.resolve(), folder.resolve(), kind)
+    if crews.serve is not None and crews.serve(task):
+        return Summary(folder)
     with closing(open_pictures(source)) as files:
         if next(files.entries(), None) is None:
             raise DataError(f"there are no pictures in '{source}'; it should hold files such as .jpg or .png")
         with _own(folder):
-            kind = pick_format(folder, read_home(folder), format)
-            task = Task(opener, request, source.resolve(), folder.resolve(), kind)
-            with closing(Crew(task, workers) if workers else Alone(task)) as crew:
-                summary = _Run(folder, files, crew, wishes_of(opener, request), shard_size, kind).go()
+            with closing(crews.crew(task, workers)) as crew:
+                summary = Run(folder, files, crew, wishes_of(opener, request), shard_size, kind).go()
             summary.seconds = time.perf_counter() - begin
             if check:
                 summary.checked = check_dataset(folder, files, opener(), check)
@@ -150,8 +160,11 @@ def _own(folder: Path) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class _Run:
-    """``done`` are places by identities, or reasons why there is none; ``waiting`` names by identities not done yet."""
+class Run:
+    """A run over ``files`` with a ``crew``, in shards of ``size``; ``wishes`` are those of the key, as ``home`` says.
+
+    ``done`` are places by identities, or reasons why there is none; ``waiting`` names by identities not done yet.
+    """
 
     folder: Path
     files: Pictures

@@ -7,20 +7,27 @@ picture is read, and goes to other processes with its name.
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ddim_ode.files import read_file
 from ddim_ode.images import ImageFileError
 from ddim_ode.training.data import DataError, PictureZip, is_picture
 
-# What begins a compressed file: gzip, bzip2, xz, zstd.
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# What begins a compressed file, and what opens it.
+_COMPRESSED: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_ZSTD = b"\x28\xb5\x2f\xfd"
 # No picture in one is larger, in bytes.
 _LARGEST_MEMBER = 1 << 28
 _LONGEST_LINE = 1 << 16
@@ -92,17 +99,32 @@ class _Zip:
         self._zip.close()
 
 
+class _Watched(io.BufferedReader):
+    """A file that keeps what was read last."""
+
+    last = b""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.last = super().read(size)
+        return self.last
+
+
 def _members(
-    path: Path, mode: Literal["r:", "r|*"], make: Callable[[tarfile.TarFile, tarfile.TarInfo], Entry]
+    path: Path, opened: Callable[..., Any], make: Callable[[tarfile.TarFile, tarfile.TarInfo], Entry]
 ) -> Iterator[Entry]:
-    """What ``make`` makes of each picture in a tar file, before the next one is read."""
+    """What ``make`` makes of each picture in a tar file, ``opened``, before the next one is read."""
     try:
-        with tarfile.open(path, mode) as tar:
+        with opened(path) as raw, _Watched(raw) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # or else it keeps them all
                 if member.isreg() and not member.issparse() and is_picture(member.name):
                     yield make(tar, member)
-    except (tarfile.TarError, EOFError, OSError) as error:
+            # tarfile takes whatever is no header for the end, which is zeros, or where the file ends.
+            if file.last.strip(b"\0"):
+                raise tarfile.ReadError("what follows the last of its files is damaged")
+            while file.read(1 << 20):  # up to the sum that a compressed one ends with
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"cannot read the tar file '{path}': {error}") from error
 
 
@@ -112,7 +134,9 @@ class _Tar:
         self._file = path.open("rb")
 
     def entries(self) -> Iterator[Entry]:
-        return _members(self._path, "r:", lambda _, member: Entry(member.name, member.offset_data, member.size))
+        return _members(
+            self._path, partial(open, mode="rb"), lambda _, member: Entry(member.name, member.offset_data, member.size)
+        )
 
     def read(self, entry: Entry) -> bytes:
         self._file.seek(entry.start)
@@ -126,15 +150,12 @@ class _Tar:
 
 
 class _CompressedTar:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            next(self.entries(), None)  # which refuses what is none
-        except DataError as error:
-            raise DataError(f"{error}; if it is compressed in another way than by gzip, uncompress it first") from None
+    def __init__(self, path: Path, opened: Callable[..., Any]) -> None:
+        self._path, self._opened = path, opened
+        next(self.entries(), None)  # which refuses what is none
 
     def entries(self) -> Iterator[Entry]:
-        return _members(self._path, "r|*", self._entry)
+        return _members(self._path, self._opened, self._entry)
 
     @staticmethod
     def _entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
@@ -197,8 +218,11 @@ def open_pictures(source: Path) -> Pictures:
 def _open_file(path: Path) -> Pictures:
     with path.open("rb") as file:
         start = file.read(8)
-    if start.startswith(_COMPRESSED):
-        return _CompressedTar(path)
+    if start.startswith(_ZSTD):
+        raise DataError(f"'{path}' is compressed with zstd, which is not read here; uncompress it first")
+    for begin, opened in _COMPRESSED.items():
+        if start.startswith(begin):
+            return _CompressedTar(path, opened)
     if zipfile.is_zipfile(path):
         try:
             return _Zip(path)

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -18,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_sets import check_latents, counts, draw, rows
 from PIL import Image
 
 from ddim_ode import Request, Session, encode_dataset, load_dataset
 from ddim_ode.session.dataset import sources
 from ddim_ode.session.dataset.encoder import Job, ShardEncoder
-from ddim_ode.session.dataset.manifest import MANIFEST, read_lines
+from ddim_ode.session.dataset.manifest import MANIFEST
 from ddim_ode.session.dataset.run import Summary
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
 from ddim_ode.training.data import DataError
@@ -33,23 +35,8 @@ REQUEST = Request(solver="heun", steps=2)
 Encode = Callable[..., Summary]
 
 
-def draw(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 200, (10, 12, 3), dtype=np.uint8)).save(path)
-    return path
-
-
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in sorted(folder.iterdir())}
-
-
-def counts(done: Summary) -> tuple[int, int, int, int, int]:
-    return done.pictures, done.encoded, done.kept, done.again, done.failed
-
-
-def rows(folder: Path) -> list[str]:
-    """The identities of all rows of all shards."""
-    return [row.identity for path in list_shards(folder) for row in Shard(path).head.rows]
 
 
 @pytest.fixture
@@ -78,22 +65,6 @@ def mortal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> partial[Session]:
     return partial(Session, "killed_networks:make", device="cpu")
 
 
-def check_latents(folder: Path, pictures: Path, session: Session, request: Request = REQUEST) -> None:
-    """Each latent is the one of its picture, but for rounding, and there is one row for each."""
-    found = load_dataset(folder)
-    assert (
-        len(set(rows(folder))) == len(rows(folder)) == len({line.identity for line in read_lines(folder) if line.shard})
-    )
-    for name, latent in zip(found.names, found, strict=True):
-        alone = session.encode(pictures / name, solver=request.solver, steps=request.steps)
-        torch.testing.assert_close(latent.x_T, alone.x_T, rtol=1e-6, atol=1e-6)
-        if alone.companion is not None:
-            torch.testing.assert_close(latent.companion, alone.companion, rtol=1e-6, atol=1e-6)
-        same = ("grid", "solver", "model", "fingerprint", "nfe", "condition", "family")
-        assert all(getattr(latent, part) == getattr(alone, part) for part in same)
-        assert (latent.source.name, latent.source.size) == (name, (12, 10))
-
-
 @pytest.fixture(scope="module")
 def session(tiny_model: Path) -> Session:
     return Session(tiny_model, device="cpu")
@@ -108,7 +79,7 @@ def test_each_latent_is_there_once_and_the_one_of_its_picture(
     found = load_dataset(tmp_path / "out")
     assert found.names == ("p0.png", "p2.png", "p4.png", "sub/p1.png", "sub/p3.png")
     assert len(list_shards(tmp_path / "out")) == 3
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
     assert session.decode(found["p4.png"]).image.shape == (3, 8, 8)
 
 
@@ -142,7 +113,7 @@ def test_added_changed_and_missing_pictures(encode: Encode, pictures: Path, tmp_
     assert counts(encode()) == (6, 1, 5, 0, 0)
     after = files(tmp_path / "out")
     assert all(after[name] == before[name] for name in before if name != MANIFEST)
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
     draw(pictures / "p4.png", 14)
     (pictures / "p0.png").unlink()
     assert counts(encode()) == (5, 1, 4, 0, 0)
@@ -202,7 +173,7 @@ def test_a_picture_that_changes_meanwhile_is_tried_another_time(
     monkeypatch.undo()
     (pictures / "p0.png").write_bytes(first)
     assert counts(encode(shard_size=size)) == (5, 1, 4, 0, 0)
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
 
 
 def test_pictures_in_a_zip_a_tar_and_a_list(encode: Encode, pictures: Path, tmp_path: Path) -> None:
@@ -245,21 +216,46 @@ def test_a_picture_of_a_compressed_tar_file_goes_to_another_process(pictures: Pa
 def test_compressed_tar_files_that_are_damaged(
     encode: Encode, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Wherever that is; and those in several parts are whole."""
     with tarfile.open(tmp_path / "p.tgz", "w:gz") as tar:
         tar.add(pictures, "p")
     run = partial(encode_dataset, tmp_path / "p.tgz", tmp_path / "out", *encode.args[2:], workers=0)
     content = (tmp_path / "p.tgz").read_bytes()
-    parts = bz2.compress(gzip.decompress(content)[:3000]) + bz2.compress(gzip.decompress(content)[3000:])
-    for wrong in (content[: len(content) // 2], content[:300] + b"\xff" * 300 + content[600:], parts):
-        (tmp_path / "p.tgz").write_bytes(wrong)
+    for size in range(len(content) - 1, 20, -29):
+        (tmp_path / "p.tgz").write_bytes(content[:size])
         with pytest.raises(DataError, match=r"^cannot read the tar file '.*p.tgz': "):
-            run()
+            list(sources.open_pictures(tmp_path / "p.tgz").entries())
+    for place in range(20, len(content), 29):
+        (tmp_path / "p.tgz").write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        with pytest.raises(DataError, match=r"^cannot read the tar file '.*p.tgz': "):
+            list(sources.open_pictures(tmp_path / "p.tgz").entries())
     (tmp_path / "p.tgz").write_bytes(content)
+    whole = [*sources.open_pictures(tmp_path / "p.tgz").entries()]
+    for compress in (gzip, bz2, lzma):
+        parts = [gzip.decompress(content)[:3000], gzip.decompress(content)[3000:]]
+        (tmp_path / "parts").write_bytes(b"".join(map(compress.compress, parts)))
+        assert [*sources.open_pictures(tmp_path / "parts").entries()] == whole
     most = (pictures / "p0.png").stat().st_size
     monkeypatch.setattr(sources, "_LARGEST_MEMBER", most - 1)
     done = run()
     assert done.failed > 0
     assert f"has {most} bytes, and {most - 1} are the most here" in str(done.reason)
+
+
+def test_tar_files_that_are_damaged(pictures: Path, tmp_path: Path) -> None:
+    """In a header that is not the first, which tarfile takes for the end."""
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        tar.add(pictures, "p")
+    content = (tmp_path / "p.tar").read_bytes()
+    headers = [match.start() for match in re.finditer(rb"p/[a-z0-9/]*\.png\0", content)]
+    assert len(headers) > 2
+    for place in headers[1:]:
+        (tmp_path / "p.tar").write_bytes(content[:place] + b"q" + content[place + 1 :])
+        with pytest.raises(DataError, match="what follows the last of its files is damaged"):
+            list(sources.open_pictures(tmp_path / "p.tar").entries())
+    end = content[: len(content.rstrip(b"\0")) // 512 * 512 + 512]  # as some programs leave it
+    (tmp_path / "p.tar").write_bytes(end)
+    assert len([*sources.open_pictures(tmp_path / "p.tar").entries()]) == len(headers)
 
 
 def test_an_interrupted_run_is_resumed(
@@ -284,7 +280,7 @@ def test_an_interrupted_run_is_resumed(
     (tmp_path / "out" / ".ddim-ode-killed.tmp").write_bytes(b"part")
     assert len(load_dataset(tmp_path / "out")) == 3
     assert counts(encode()) == (5, 1, 4, 0, 0)
-    check_latents(tmp_path / "out", pictures, session)
+    check_latents(tmp_path / "out", pictures, session, REQUEST)
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
 
 
@@ -346,11 +342,13 @@ def test_other_settings_need_another_folder(
 def test_sources_that_are_none(encode: Encode, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b" + bytes(20))
+    (tmp_path / "a.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(20))
     (tmp_path / "bytes").write_bytes(bytes(range(256)))
     for name, words in (
         ("nowhere", "there is no folder or file"),
         ("empty", "there are no pictures in"),
-        ("a.tar.gz", "uncompress it first"),
+        ("a.tar.gz", "cannot read the tar file '.*': Unknown compression method"),
+        ("a.tar.zst", "is compressed with zstd, which is not read here; uncompress it first"),
         ("bytes", "neither a folder, a zip or tar file"),
     ):
         with pytest.raises(DataError, match=words):
@@ -374,7 +372,7 @@ def test_processes_that_are_killed(pictures: Path, tmp_path: Path, mortal: parti
     assert counts(done) == (6, 5, 0, 0, 1)
     assert done.reason == "its process died with signal 9, 3 times"
     assert list(load_dataset(tmp_path / "out").failed) == ["white.png"]
-    check_latents(tmp_path / "out", pictures, mortal())
+    check_latents(tmp_path / "out", pictures, mortal(), REQUEST)
     (pictures / "white.png").unlink()
     assert counts(run()) == (5, 0, 5, 0, 0)
 
@@ -391,7 +389,7 @@ def test_a_shard_that_fails_is_tried_three_times(
     assert done.reason == "no memory left, 3 times"
     monkeypatch.delenv("OUT_OF_MEMORY")
     assert counts(run()) == (6, 2, 4, 0, 0)
-    check_latents(tmp_path / "out", pictures, mortal())
+    check_latents(tmp_path / "out", pictures, mortal(), REQUEST)
 
 
 def test_processes_that_never_begin(pictures: Path, tmp_path: Path, mortal: partial[Session]) -> None:
