@@ -13,6 +13,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -244,18 +245,22 @@ def test_compressed_tar_files_that_are_damaged(
 
 def test_tar_files_that_are_damaged(pictures: Path, tmp_path: Path) -> None:
     """In a header that is not the first, which tarfile takes for the end."""
-    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+    with tarfile.open(tmp_path / "p.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         tar.add(pictures, "p")
     content = (tmp_path / "p.tar").read_bytes()
     headers = [match.start() for match in re.finditer(rb"p/[a-z0-9/]*\.png\0", content)]
     assert len(headers) > 2
     for place in headers[1:]:
         (tmp_path / "p.tar").write_bytes(content[:place] + b"q" + content[place + 1 :])
-        with pytest.raises(DataError, match="what follows the last of its files is damaged"):
-            list(sources.open_pictures(tmp_path / "p.tar").entries())
+        with (
+            closing(sources.open_pictures(tmp_path / "p.tar")) as damaged,
+            pytest.raises(DataError, match="what follows the last of its files is damaged"),
+        ):
+            list(damaged.entries())
     end = content[: len(content.rstrip(b"\0")) // 512 * 512 + 512]  # as some programs leave it
     (tmp_path / "p.tar").write_bytes(end)
-    assert len([*sources.open_pictures(tmp_path / "p.tar").entries()]) == len(headers)
+    with closing(sources.open_pictures(tmp_path / "p.tar")) as whole:
+        assert len([*whole.entries()]) == len(headers)
 
 
 def test_an_interrupted_run_is_resumed(
