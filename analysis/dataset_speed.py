@@ -164,6 +164,7 @@ def crew_row(
 
 def encode_half(marks: Path, opener: partial[Session], paths: Sequence[Path], request: Request) -> float:
     """Encode pictures once all others of ``marks`` have a model too; how long it takes, in seconds."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))  # as workers of a crew share the cores
     session = opener()
     while len(list(marks.iterdir())) < WORKERS:
         time.sleep(0.001)

@@ -105,8 +105,8 @@ class Bench:
                 model.network(x, t)
 
         plan = plan_encoding(Request(DEFAULT_SOLVER, steps=STEPS), model)
-        for task, work in (("network", bare), ("ours", lambda: self._decode(x_T, plan))):
-            seconds, peak = self._time(work, repeats)
+        found = self._times((bare, lambda: self._decode(x_T, plan)), repeats)
+        for task, (seconds, peak) in zip(("network", "ours"), found, strict=True):
             yield self._row(task, DEFAULT_SOLVER if task == "ours" else "", batch, 0.0, STEPS, seconds, 0.0, peak)
 
     def _decode(self, x_T: Tensor, plan: Plan) -> Tensor:
@@ -149,7 +149,7 @@ class Bench:
                     self._reached[key] = inf
             reached = self._reached[key]
             if reached <= target:
-                seconds, peak = self._time(partial(self.solve, task, way, x, budget), repeats)
+                ((seconds, peak),) = self._times((partial(self.solve, task, way, x, budget),), repeats)
                 nfe = budget if task == "decode" else 2 * budget
                 return self._row(task, way, len(x), target, nfe, seconds, reached, peak)
         return self._row(task, way, len(x), target, 0, inf, inf, 0.0)
@@ -159,20 +159,31 @@ class Bench:
     ) -> SpeedRow:
         return SpeedRow(task, way, self._dtype, int(self._compiled), batch, target, nfe, seconds, error, peak)
 
-    def _time(self, work: Callable[[], object], repeats: int) -> tuple[float, float]:
-        """The median time of ``work`` in seconds, after a first one, and the most memory in MiB."""
-        device, times = self.model.device, []
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    def _times(self, works: Sequence[Callable[[], object]], repeats: int) -> list[tuple[float, float]]:
+        """For each of the ``works`` the median time in seconds, after a first one, and the most memory in MiB.
+
+        They take turns, so that a machine that grows slower is as slow for all.
+        """
+        times, peaks = [list[float]() for _ in works], [0.0 for _ in works]
         with torch.no_grad(), products(tf32=self._dtype == "tf32"):
             for _ in range(repeats + 1):
-                synchronize(device)
-                begin = time.perf_counter()
-                work()
-                synchronize(device)
-                times.append(time.perf_counter() - begin)
-        peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
-        return median(times[1:]), peak
+                for i, work in enumerate(works):
+                    seconds, peak = self._once(work)
+                    times[i].append(seconds)
+                    peaks[i] = max(peaks[i], peak)
+        return [(median(own[1:]), peak) for own, peak in zip(times, peaks, strict=True)]
+
+    def _once(self, work: Callable[[], object]) -> tuple[float, float]:
+        """The time of ``work`` in seconds, and the most memory in MiB."""
+        device = self.model.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        synchronize(device)
+        begin = time.perf_counter()
+        work()
+        synchronize(device)
+        seconds = time.perf_counter() - begin
+        return seconds, torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
 
 
 def measure(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from PIL import Image
 from ddim_ode import Request, Session, load_dataset
 from ddim_ode.session.dataset.manifest import read_lines
 from ddim_ode.session.dataset.run import Summary
+from ddim_ode.session.dataset.serving import Task
 from ddim_ode.session.dataset.shards import Shard, list_shards
 
 
@@ -43,3 +46,10 @@ def check_latents(folder: Path, pictures: Path, session: Session, request: Reque
         same = ("grid", "solver", "model", "fingerprint", "nfe", "condition", "family")
         assert all(getattr(latent, part) == getattr(alone, part) for part in same)
         assert (latent.source.name, latent.source.size) == (name, (12, 10))
+
+
+class CountingThreads(Task):
+    """A task whose key is how many threads torch has in the process."""
+
+    def encoder(self) -> Any:
+        return SimpleNamespace(key=str(torch.get_num_threads()))

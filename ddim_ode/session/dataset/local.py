@@ -58,7 +58,7 @@ class Processes:
         taken = {number for _, number in self._running.values()}
         number = next(number for number in self.numbers if number not in taken)
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, self.task, number), daemon=True)
+        process = context.Process(target=work, args=(theirs, self.task, number, len(self.numbers)), daemon=True)
         process.start()
         theirs.close()
         self._running[ours] = process, number

@@ -51,9 +51,14 @@ class Task:
         return ShardEncoder(self.opener, self.request, self.source, self.output, self.format)
 
 
-def work(pipe: Connection, task: Task, number: int) -> None:
-    """The life of a process, on the GPU of its ``number``: it makes shards that ``pipe`` brings, until that closes."""
+def work(pipe: Connection, task: Task, number: int, beside: int = 1) -> None:
+    """The life of a process, on the GPU of its ``number``: it makes shards that ``pipe`` brings, until that closes.
+
+    ``beside``  so many of them share the cores of this machine: threads of several that wait for each other are many
+                times slower than one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the driver answers
+    torch.set_num_threads(max(1, torch.get_num_threads() // beside))
     if (devices := torch.cuda.device_count()) > 1:
         torch.cuda.set_device(number % devices)
     with suppress(EOFError, ConnectionError), warnings.catch_warnings():  # of a driver that has gone

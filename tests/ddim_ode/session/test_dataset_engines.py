@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from data_sets import check_latents, counts, draw, rows
+from data_sets import CountingThreads, check_latents, counts, draw, rows
 from killed_networks import slow_session
 from PIL import Image
 
@@ -27,6 +28,8 @@ from ddim_ode.session.dataset import ray_actors
 from ddim_ode.session.dataset.crew import TRIES, Crew, Died, Lost, Said
 from ddim_ode.session.dataset.encoder import Job
 from ddim_ode.session.dataset.engines import ENGINES
+from ddim_ode.session.dataset.formats import DEFAULT_FORMAT
+from ddim_ode.session.dataset.local import Processes
 from ddim_ode.session.dataset.run import Summary
 from ddim_ode.session.dataset.serving import Failed, Ready, Refused
 from ddim_ode.session.dataset.shards import Head, list_shards
@@ -232,6 +235,13 @@ def test_engines_that_cannot_begin(
     with pytest.raises(ValueError, match=words):
         encode_dataset(pictures, tmp_path / "out", Session, REQUEST, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    task = CountingThreads(Session, REQUEST, tmp_path, tmp_path, DEFAULT_FORMAT)
+    with closing(Crew(Processes(task, range(2)))) as crew:
+        assert crew.key() == "2"
 
 
 @dataclass
