@@ -312,13 +312,13 @@ def reconstruct(
         jobs = [jobs[i] for i in session.readable([path for path, _ in jobs], on_error=failures.report)]
         if jobs:
             request = session.cheapest([path for path, _ in jobs], target_psnr, request, tried=say)
-    for found in session.reconstruct_all([path for path, _ in jobs], request, on_error=failures.report):
-        warn_of(found.there, found.member)
-        warn_of(found.back, found.member)
-        with failures.caught():
+    with Writer(failures) as writer:
+        for found in session.reconstruct_all([path for path, _ in jobs], request, on_error=failures.report):
+            warn_of(found.there, found.member)
+            warn_of(found.back, found.member)
             target = jobs[found.index][1]
-            save(found.picture, target, overwrite=existing.overwrite)
-            say(f"{found.name}: {found.report()} -> {target}")
+            text = f"{found.name}: {found.report()} -> {target}"
+            writer.write(found.picture, target, text, overwrite=existing.overwrite)
     failures.exit()
 
 

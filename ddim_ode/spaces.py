@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -31,14 +32,30 @@ class Read(NamedTuple):
     pixels: Tensor
 
 
+class Space(ABC):
+    """What the state of the ODE is of a picture."""
+
+    @abstractmethod
+    def pixels(self, picture: Readable) -> tuple[Tensor, Source]:
+        """Those of the ``picture``, as ``Read`` has them, and where it came from; any thread may ask.
+
+        Raises:
+            ImageFileError: if it cannot be read as a picture.
+        """
+
+    @abstractmethod
+    def state(self, pixels: Tensor) -> Tensor:
+        """What the state is of ``pixels``, ``(1, channels, height, width)``: float64 on the CPU, ``(1, C, H, W)``."""
+
+    def read(self, picture: Readable) -> Read:
+        """The ``picture`` as a state. Errors are those of ``pixels``."""
+        pixels, source = self.pixels(picture)
+        return Read(self.state(pixels), source, pixels)
+
+
 @dataclass(frozen=True)
-class PixelSpace:
-    """The state is the image itself: ``channels`` x ``height`` x ``width`` pixels in [-1, 1].
-
-    ``beside``  whether threads may read pictures while the network is at work.
-    """
-
-    beside: ClassVar[bool] = True
+class PixelSpace(Space):
+    """The state is the image itself: ``channels`` x ``height`` x ``width`` pixels in [-1, 1]."""
 
     channels: int
     height: int
@@ -49,14 +66,11 @@ class PixelSpace:
         """(C, H, W) of one state."""
         return self.channels, self.height, self.width
 
-    def read(self, picture: Readable) -> Read:
-        """The ``picture`` as a state.
+    def pixels(self, picture: Readable) -> tuple[Tensor, Source]:
+        return _read(picture, *self.shape)
 
-        Raises:
-            ImageFileError: if it cannot be read as a picture.
-        """
-        pixels, source = _read(picture, *self.shape)
-        return Read(pixels, source, pixels)
+    def state(self, pixels: Tensor) -> Tensor:
+        return pixels
 
     def picture(self, states: Tensor) -> Tensor:
         """What ``states`` look like, both ``(B, C, H, W)``: pixels in [-1, 1]."""
@@ -64,14 +78,11 @@ class PixelSpace:
 
 
 @dataclass(frozen=True, eq=False)
-class AutoencoderSpace:
+class AutoencoderSpace(Space):
     """The state is what an ``autoencoder`` of diffusers makes of a picture of ``factor`` times its height and width.
 
     ``channels, height, width``  those of the state.
     """
-
-    # Its autoencoder is a network too, and would be in the way of the other.
-    beside: ClassVar[bool] = False
 
     autoencoder: Any
     channels: int
@@ -89,18 +100,17 @@ class AutoencoderSpace:
         """Height and width of a picture, in pixels."""
         return self.height * self.factor, self.width * self.factor
 
-    def read(self, picture: Readable) -> Read:
-        """The ``picture`` as a state: the middle of what the autoencoder says, so that nothing is random.
+    def pixels(self, picture: Readable) -> tuple[Tensor, Source]:
+        return _read(picture, 3, *self.size)
 
-        Raises:
-            ImageFileError: if it cannot be read as a picture.
-        """
-        pixels, source = _read(picture, 3, *self.size)
+    def state(self, pixels: Tensor) -> Tensor:
+        """What the autoencoder makes of ``pixels``, ``(1, 3, height, width)``: the middle of what it says, so that
+        nothing is random."""
         with torch.no_grad(), self._computing() as where:
             found = self.autoencoder.encode(pixels.to(*where))
             z = found.latent_dist.mode() if hasattr(found, "latent_dist") else _first(found, ("latents", "latent"))
             shift, scale = self._numbers(z)
-            return Read(((z - shift) * scale).cpu().double(), source, pixels)
+            return ((z - shift) * scale).cpu().double()
 
     def picture(self, states: Tensor) -> Tensor:
         """What ``states``, ``(B, C, H, W)``, decode to: ``(B, 3, H, W)``, pixels in [-1, 1]; in their dtype, there."""

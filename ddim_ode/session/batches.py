@@ -27,13 +27,20 @@ class MemberError(ValueError):
 
 
 def each(
-    inputs: Iterable[Item], make: Callable[[Item], T], on_error: OnError | None, *, ahead: int = 0
+    inputs: Iterable[Item],
+    make: Callable[[Item], T],
+    on_error: OnError | None,
+    *,
+    ahead: int = 0,
+    anywhere: Callable[[Item], bool] = lambda item: True,
 ) -> Iterator[tuple[int, T]]:
     """What ``make`` makes of each of the ``inputs``, with its number; those that fail are left out and reported.
 
-    ``ahead``  so many more are made by threads while the caller is at work; the inputs are taken by the caller's own.
+    ``ahead``     so many more are made by threads while the caller is at work, in whose own the inputs are taken.
+    ``anywhere``  whether threads may make it of an input; else that is done as it is taken.
     """
-    for index, finish in enumerate(_ahead(inputs, make, ahead) if ahead else (partial(make, item) for item in inputs)):
+    made_ahead = _ahead(inputs, make, ahead, anywhere) if ahead else (partial(make, item) for item in inputs)
+    for index, finish in enumerate(made_ahead):
         try:
             made = finish()
         except (ValueError, OSError) as error:
@@ -48,14 +55,16 @@ def each(
 _THREADS = 4
 
 
-def _ahead(inputs: Iterable[Item], make: Callable[[Item], T], count: int) -> Iterator[Callable[[], T]]:
+def _ahead(
+    inputs: Iterable[Item], make: Callable[[Item], T], count: int, anywhere: Callable[[Item], bool]
+) -> Iterator[Callable[[], T]]:
     """What waits for each thing made, in order; ``count`` more are under way."""
     waiting, failure = deque[Future[T]](), None
     pool = ThreadPoolExecutor(_THREADS)
     try:
         try:
             for item in inputs:
-                waiting.append(pool.submit(make, item))
+                waiting.append(pool.submit(make, item) if anywhere(item) else _done(make, item))
                 if len(waiting) > count:
                     yield waiting.popleft().result
         except Exception as error:  # of the inputs, after those that came before it
@@ -66,6 +75,16 @@ def _ahead(inputs: Iterable[Item], make: Callable[[Item], T], count: int) -> Ite
             raise failure
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _done(make: Callable[[Item], T], item: Item) -> Future[T]:
+    """What ``make`` makes of ``item``, or its error, now."""
+    future = Future[T]()
+    try:
+        future.set_result(make(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda item: None) -> Iterator[Sequence[T]]:

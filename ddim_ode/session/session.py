@@ -25,6 +25,7 @@ from torch import Tensor
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import stream_latents
 from ddim_ode.conditions import Label
+from ddim_ode.images import Source
 from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, LatentError, load_latent
 from ddim_ode.models import DEFAULT_MODEL, Model
@@ -66,7 +67,7 @@ from ddim_ode.session.results import (
 from ddim_ode.session.search import cheapest
 from ddim_ode.session.walks import Listener
 from ddim_ode.session.worker import LatentJob, PictureJob, Worker, alike, plan_settings
-from ddim_ode.spaces import Read, Readable
+from ddim_ode.spaces import Readable
 
 # A latent to decode: a file's path, its content, or the latent itself.
 LatentLike = str | Path | bytes | Latent
@@ -91,6 +92,11 @@ def _each_label(label: Labels, count: int) -> list[Label | None]:
     if len(label) != count:
         raise ValueError(f"there must be one class, or one for each of {count}, but there are {len(label)}")
     return list(label)
+
+
+def _is_open(picture: Readable) -> bool:
+    """Whether it is neither the name of a file nor its content."""
+    return not isinstance(picture, str | Path | bytes)
 
 
 def _paired(pictures: Iterable[Readable], requests: Iterable[Request]) -> Iterator[tuple[Readable, Request]]:
@@ -446,19 +452,23 @@ class Session:
         """
         wishes = request or Request()
 
-        def load(source: LatentLike) -> tuple[Latent, Plan]:
-            latent = source if isinstance(source, Latent) else load_latent(source)
+        def load(source: LatentLike) -> tuple[LatentLike, Latent]:
+            return source, source if isinstance(source, Latent) else load_latent(source)
+
+        def plan(found: tuple[int, tuple[LatentLike, Latent]]) -> LatentJob:
+            index, (source, latent) = found
             try:
                 latent.check_fits(self.model, any_model=any_model)
                 self._check_condition(wishes, latent)
-                return latent, self._affordable(plan_decoding(wishes, latent, self.model))
+                return LatentJob(index, latent, self._affordable(plan_decoding(wishes, latent, self.model)))
             except ValueError as error:
                 if isinstance(error, PlanError) or not isinstance(source, str | Path):
                     raise
                 raise LatentError(f"'{source}': {error}") from error
 
+        # Threads ask nothing of a model, which is at work meanwhile.
         loaded = each(latents, load, on_error, ahead=self.batch_size)
-        jobs = (LatentJob(index, *job) for index, job in loaded)
+        jobs = (job for _, job in each(loaded, plan, on_error))
         batches = batched(jobs, self.batch_size, alike)
         done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.decode, _name, on_error))
         return (decoded for part in done for decoded in part)
@@ -496,21 +506,29 @@ class Session:
         self, pictures: Iterable[Readable], request: Requests, on_error: OnError | None
     ) -> Iterator[Sequence[PictureJob]]:
         """The ``pictures``, read and planned for, in batches that go through the network together."""
+        space = self.model.space
 
         def plan(wishes: Request) -> Plan:
             return self._affordable(plan_encoding(wishes, self.model))
 
-        def read(picture: Readable, own: Plan) -> tuple[Read, Plan]:
-            return self.model.space.read(picture), own
+        def look(pair: tuple[Readable, Request | Plan]) -> tuple[tuple[Tensor, Source], Request | Plan]:
+            return space.pixels(pair[0]), pair[1]
 
-        ahead = self.batch_size if self.model.space.beside else 0
+        def job(found: tuple[int, tuple[tuple[Tensor, Source], Request | Plan]]) -> PictureJob:
+            index, ((pixels, source), own) = found
+            own = plan(own) if isinstance(own, Request) else own
+            return PictureJob(index, space.state(pixels), source, pixels, own)
+
+        pairs: Iterable[tuple[Readable, Request | Plan]]
         if request is None or isinstance(request, Request):
             common = plan(request or Request())
-            read_all = each(pictures, lambda picture: read(picture, common), on_error, ahead=ahead)
+            pairs = ((picture, common) for picture in pictures)
         else:
-            paired = _paired(pictures, request)
-            read_all = each(paired, lambda pair: read(pair[0], plan(pair[1])), on_error, ahead=ahead)
-        return batched((PictureJob(index, *found, own) for index, (found, own) in read_all), self.batch_size, alike)
+            pairs = _paired(pictures, request)
+        # Threads ask nothing of a model, which is at work meanwhile; and a picture of Pillow is the caller's, who may
+        # change it once it is taken.
+        looked = each(pairs, look, on_error, ahead=self.batch_size, anywhere=lambda pair: not _is_open(pair[0]))
+        return batched((own for _, own in each(looked, job, on_error)), self.batch_size, alike)
 
     def _check_condition(self, request: Request, latent: Latent) -> None:
         """Raise LatentError if the request asks for guidance, and neither it nor the latent for a class."""

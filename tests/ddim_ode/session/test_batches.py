@@ -6,12 +6,21 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageSequence
 
-from ddim_ode import Latent, Session
+from ddim_ode import Latent, Request, Session
 from ddim_ode.console import Failures, Writer
+from ddim_ode.session import session as module
 from ddim_ode.session.batches import each
-from ddim_ode.spaces import AutoencoderSpace, PixelSpace
+from ddim_ode.spaces import PixelSpace
+
+
+def write_picture(path: Path, seed: int) -> Path:
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return path
 
 
 def refuse_threes(item: int) -> int:
@@ -71,22 +80,58 @@ def test_threads_that_make_things_end_with_their_caller() -> None:
     assert threading.active_count() == before
 
 
-def test_pictures_are_read_ahead_but_not_where_that_takes_a_network(tiny_model: Path) -> None:
-    assert PixelSpace.beside
-    assert not AutoencoderSpace.beside
-    readers = set[threading.Thread]()
+def test_pictures_are_read_ahead_and_all_that_asks_the_model_is_not(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An autoencoder makes states of pixels, and a pipeline says where its nodes are: one thread alone may ask them."""
+    asked: dict[str, set[threading.Thread]] = {}
 
-    class Watching(bytes):
-        def __len__(self) -> int:
-            readers.add(threading.current_thread())
-            return super().__len__()
+    def watch(where: object, name: str) -> None:
+        original = getattr(where, name)
 
+        def watched(*arguments: object, **named: object) -> object:
+            asked.setdefault(name, set()).add(threading.current_thread())
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(where, name, watched)
+
+    for where, name in (
+        (PixelSpace, "pixels"),
+        (PixelSpace, "state"),
+        (module, "plan_encoding"),
+        (module, "load_latent"),
+        (Latent, "check_fits"),
+        (module, "plan_decoding"),
+    ):
+        watch(where, name)
     session = Session(tiny_model, batch_size=2)
-    failed: list[Exception] = []
-    list(session.encode_all([Watching(b"no picture")], on_error=failed.append))
-    assert len(failed) == 1
-    assert readers
-    assert threading.current_thread() not in readers
+    paths = [write_picture(tmp_path / f"{i}.png", seed=i) for i in range(5)]
+    for i, encoded in enumerate(session.encode_all(paths, [Request(steps=1)] * 5)):
+        encoded.latent.save(tmp_path / f"{i}.latent.pt")
+    assert len(list(session.decode_all(sorted(tmp_path.glob("*.latent.pt"))))) == 5
+    here = threading.current_thread()
+    assert {name for name, threads in asked.items() if threads == {here}} == {
+        "state",
+        "plan_encoding",
+        "check_fits",
+        "plan_decoding",
+    }
+    assert all(here not in asked[name] for name in ("pixels", "load_latent"))
+
+
+def test_a_picture_that_its_owner_changes_is_taken_as_it_was(tiny_model: Path, tmp_path: Path) -> None:
+    """The frames of an animation are one picture of Pillow, which is moved on."""
+    frames = [np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8) for seed in range(6)]
+    first, *others = map(Image.fromarray, frames)
+    first.save(tmp_path / "a.png", save_all=True, append_images=others)
+    session = Session(tiny_model, batch_size=2)
+    with Image.open(tmp_path / "a.png") as animation:
+        found = [encoded.latent for encoded in session.encode_all(ImageSequence.Iterator(animation), Request(steps=1))]
+    alone = [session.encode(Image.fromarray(frame), steps=1) for frame in frames]
+    for one, other in zip(found, alone, strict=True):
+        torch.testing.assert_close(one.x_T, other.x_T, rtol=1e-5, atol=1e-5)
+    with Image.open(tmp_path / "a.png") as same:
+        assert len(list(session.encode_all([same] * 4, Request(steps=1)))) == 4
 
 
 def test_files_are_written_beside_the_work_and_told_of_in_order(
@@ -137,22 +182,3 @@ def test_what_waits_to_be_written_is_bounded(tmp_path: Path, monkeypatch: pytest
             most = max(most, alive)
     assert most <= 5
     assert alive == 0
-
-
-def test_latents_are_loaded_ahead(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ddim_ode.session import session as module
-
-    session = Session(tiny_model, batch_size=2)
-    (sample,) = session.sample(1, steps=1)
-    sample.picture.save(tmp_path / "a.png")
-    session.encode(tmp_path / "a.png", steps=1).save(tmp_path / "a.latent.pt")
-    readers = set[threading.Thread]()
-    load = module.load_latent
-
-    def watched(source: str | Path | bytes) -> Latent:
-        readers.add(threading.current_thread())
-        return load(source)
-
-    monkeypatch.setattr(module, "load_latent", watched)
-    assert len(list(session.decode_all([tmp_path / "a.latent.pt"]))) == 1
-    assert threading.current_thread() not in readers

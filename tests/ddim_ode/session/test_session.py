@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from cli import main
 from ddim_ode import Latent, PlanError, Progress, Request, Session, load_latent
-from ddim_ode.images import load_image, to_picture
+from ddim_ode.images import Source, load_image, to_picture
 from ddim_ode.models import Model, ModelError
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.batches import MemberError
-from ddim_ode.spaces import PixelSpace, Read
+from ddim_ode.spaces import PixelSpace
 from solvers import SOLVERS, SolverError
 
 # Cheap, and enough to tell one solver from another.
@@ -218,16 +218,16 @@ def test_a_thousand_pictures_take_no_more_memory_than_a_few(tiny_model: Path, mo
     """No more than a batch of them and the next are alive at any time: counted, and in bytes."""
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     most = 0
-    read = PixelSpace.read
+    read = PixelSpace.pixels
 
-    def counting(space: PixelSpace, source: bytes) -> Read:
+    def counting(space: PixelSpace, source: bytes) -> tuple[Tensor, Source]:
         nonlocal most
         found = read(space, source)
-        alive.add(found.state)
+        alive.add(found[0])
         most = max(most, len(alive))
         return found
 
-    monkeypatch.setattr(PixelSpace, "read", counting)
+    monkeypatch.setattr(PixelSpace, "pixels", counting)
     session = Session(tiny_model, batch_size=8)
     noise = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 3), dtype=np.uint8)
 
