@@ -42,7 +42,7 @@ from ddim_ode.session.dataset.formats import DEFAULT_FORMAT
 from ddim_ode.session.dataset.local import Processes
 from ddim_ode.session.dataset.run import SHARD_SIZE, Run, encode_dataset
 from ddim_ode.session.dataset.serving import Task
-from ddim_ode.session.dataset.shards import Head, Row, list_shards, shard_name, write_shard
+from ddim_ode.session.dataset.shards import Head, Row, Shard, list_shards, shard_name, write_shard
 from ddim_ode.session.dataset.sources import Entry
 from ddim_ode.session.request import Request
 from ddim_ode.session.session import Session
@@ -153,13 +153,15 @@ def crew_row(
         out = Path(output) / "out"
         encode_dataset(folder, out, opener, request, shard_size=size, workers=WORKERS)
         begin = max(path.stat().st_mtime_ns for path in marks.iterdir())
-        done = sorted(path.stat().st_mtime_ns for path in list_shards(out))
-    times = [moment for moment in done if moment > begin]
+        done = sorted((path.stat().st_mtime_ns, len(Shard(path).head.rows)) for path in list_shards(out))
+    times = [moment for moment, _ in done if moment > begin]
     if len(times) < 2 * WORKERS or len(list(marks.iterdir())) < WORKERS:
         raise ValueError(
             f"{len(done)} shards are too few to tell how fast they are made; take more pictures with --count"
         )
-    return DatasetRow("crew", size * (len(times) - 1), repeat, (times[-1] - times[0]) / 1e9, 0.0)
+    # The first one only says since when the others are counted.
+    made = sum(rows for moment, rows in done if moment > times[0])
+    return DatasetRow("crew", made, repeat, (times[-1] - times[0]) / 1e9, 0.0)
 
 
 def encode_half(marks: Path, opener: partial[Session], paths: Sequence[Path], request: Request) -> float:

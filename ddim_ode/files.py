@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
-import tempfile
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 
 # In bytes, on all common file systems.
 _LONGEST_NAME = 255
@@ -78,9 +78,8 @@ def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     target = os.path.realpath(path)
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=".ddim-ode-", suffix=".tmp", dir=os.path.dirname(target))
+        descriptor, temporary = _temporary(os.path.dirname(target))
         with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o666 & ~_umask())
             file.write(content)
             file.flush()
             os.fsync(descriptor)
@@ -109,15 +108,12 @@ def _place(temporary: str, target: str) -> None:
         os.replace(temporary, target)
 
 
-def _umask() -> int:
-    """What new files are not allowed; to read it is to set it, which two threads must not do at once."""
-    with _READING_UMASK:
-        mask = os.umask(0o077)
-        os.umask(mask)
-    return mask
-
-
-_READING_UMASK = Lock()
+def _temporary(folder: str) -> tuple[int, str]:
+    """A new file in ``folder``, open for writing, with the rights that new files have; and its name."""
+    while True:
+        name = os.path.join(folder, f".ddim-ode-{secrets.token_hex(8)}.tmp")
+        with suppress(FileExistsError):
+            return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), name
 
 
 def _exists(path: Path) -> FileExistsError:

@@ -13,6 +13,7 @@ from itertools import groupby, islice
 from typing import TypeVar
 
 from ddim_ode.driven import PipelineError
+from ddim_ode.ode import EvaluationLimitError
 from solvers import SolverError
 
 # What is told of an input that fails, while the others go on.
@@ -97,14 +98,15 @@ def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda
 def together_or_alone(
     batch: Sequence[Item], work: Callable[[Sequence[Item]], T], name: Callable[[Item], str], on_error: OnError | None
 ) -> Iterator[T]:
-    """What ``work`` makes of the ``batch``; if solver or pipeline fail, what it makes of each member by itself.
+    """What ``work`` makes of the ``batch``; if solver or pipeline fail, or it takes more
+    evaluations than it may, what it makes of each member by itself.
 
     So one member that cannot be done loses no other. It is reported by its ``name``, as a MemberError; without
     ``on_error`` the error is raised as it is.
     """
     try:
         done = work(batch)
-    except (SolverError, PipelineError) as error:
+    except (SolverError, PipelineError, EvaluationLimitError) as error:
         if on_error is None:
             raise
         if len(batch) > 1:

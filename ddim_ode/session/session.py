@@ -158,6 +158,7 @@ class Session:
             raise ValueError(f"size must be (height, width), two positive integers, but it is {size}")
         texts = Texts(prompt, negative_prompt, guidance, *(size or ()))
         self.model = open_model(model, device, texts, config=config, dtype=dtype, compile=compile)
+        self._wished_batch = batch_size
         self.batch_size: int = find_batch_size(self.model) if batch_size == AUTO_BATCH else batch_size
         self.max_nfe = max_nfe
         self._worker = Worker(self.model, max_nfe, progress, tf32=dtype == "tf32")
@@ -183,6 +184,8 @@ class Session:
         )
         session = copy(self)
         session.model, session._worker = model, replace(self._worker, model=model)
+        if self._wished_batch == AUTO_BATCH:  # as many of another size, or with guidance, may not fit
+            session.batch_size = find_batch_size(model)
         return session
 
     def encode(

@@ -8,12 +8,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from ddim_ode.files import _umask, check_writable, read_file, write_file
+from ddim_ode.files import check_writable, read_file, write_file
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
@@ -161,16 +160,3 @@ def test_reading_takes_ordinary_files_alone(tmp_path: Path) -> None:
     for name, words in (("pipe", "is no ordinary file"), ("none", "does not exist"), (".", "is a folder, not a thing")):
         with pytest.raises(ValueError, match=words):
             read_file(tmp_path / name, "thing", ValueError)
-
-
-def test_threads_that_read_the_mask_of_new_files_at_once_read_the_same() -> None:
-    """It can be read only by setting it, for all threads."""
-    before, interval = os.umask(0o022), sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            read = pool.map(lambda _: {_umask() for _ in range(10_000)}, range(4))
-            assert set().union(*read) == {0o022}
-    finally:
-        sys.setswitchinterval(interval)
-        os.umask(before)

@@ -99,7 +99,7 @@ class Crew:
             worker, jobs = self._idle.pop(), self._waiting.popleft()
             self._busy[worker] = jobs
             self.engine.send(worker, jobs)
-        while self.engine.may_start() and self._ahead(shards, len(self._starting) + 1):
+        while self._silent < TRIES and self.engine.may_start() and self._ahead(shards, len(self._starting) + 1):
             self._starting.add(self.engine.start())
 
     def _ahead(self, shards: Iterator[Sequence[Job]], count: int) -> bool:
@@ -118,6 +118,11 @@ class Crew:
         if isinstance(said, Refused):
             raise said.error
         if isinstance(said, Ready):
+            if self._key not in (None, said.key):
+                raise ValueError(
+                    "a worker has another model, or settings of other meaning, than the first one; let all of them "
+                    "see the same files, and run it again"
+                )
             self._key, self._silent = said.key, 0
             self._starting.discard(worker)
             self._idle.append(worker)
@@ -129,6 +134,8 @@ class Crew:
         return self._failed(jobs, said.reason) if isinstance(said, Failed) else [said]
 
     def _died(self, worker: Hashable, how: str) -> list[Head | Lost]:
+        if worker not in self._starting:
+            self._silent = 0  # it had a model, and another may have one again
         if worker in self._busy:
             return self._failed(self._busy.pop(worker), f"its process died {how}")
         if worker in self._idle:
@@ -136,8 +143,8 @@ class Crew:
             return []
         self._starting.discard(worker)
         self._silent += 1
-        if self._silent == TRIES:
-            raise RuntimeError(f"{TRIES} processes one after another died {how} before they had a model to use")
+        if self._silent >= TRIES and not self._busy and not self._idle:
+            raise RuntimeError(f"{TRIES} processes died {how} before they had a model to use")
         return []
 
     def _failed(self, jobs: Sequence[Job], reason: str) -> list[Head | Lost]:

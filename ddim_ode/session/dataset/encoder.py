@@ -51,6 +51,7 @@ def key_of(session: Session, plan: Plan) -> str:
         "clean_end": grid.clean_end,
         "sigmas": grid.sigmas,
         "timesteps": grid.timesteps,
+        "dtype": next((str(parameter.dtype) for parameter in model.network.parameters()), None),
         "tf32": session.tf32,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -66,9 +67,10 @@ class ShardEncoder:
     def __init__(
         self, opener: Callable[[], Session], request: Request, source: Path, output: Path, format: str
     ) -> None:
-        self._session = opener()
-        # The guidance of a pipeline is one of the model's.
-        self._request = request if self._session.model.asked is None else replace(request, guidance=None)
+        self._session, self._request = opener(), request
+        if self._session.model.asked is not None and request.guidance is not None:  # which is one of the model's
+            self._session = self._session.asked_for(guidance=request.guidance)
+            self._request = replace(request, guidance=None)
         self._output, self._format = output, format
         plan = plan_encoding(self._request, self._session.model)
         check_cost(plan.solver, plan.grid, self._session.max_nfe)

@@ -86,6 +86,8 @@ def wishes_of(opener: Callable[..., object], request: Request) -> str | None:
     if made.func is not Session:
         return None
     names = {"model": DEFAULT_MODEL} | dict(zip(("model",), made.args, strict=False)) | made.keywords
+    if not isinstance(names["model"], str | Path):  # but in memory
+        return None
     places = [EMBEDDED.get(str(names["model"]), Path(str(names["model"]))), Path(str(names.get("config")))]
     if not places[0].exists():
         return None

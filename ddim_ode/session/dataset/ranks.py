@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener, Pipe
+from multiprocessing.connection import Client, Connection, Listener, Pipe, answer_challenge, deliver_challenge
 from queue import SimpleQueue
 from typing import Any
 
@@ -98,7 +98,7 @@ class _Ranks:
         self._own = Processes(self.task, [_number("LOCAL_RANK")])
         secret = secrets.token_bytes(32)
         host = _LOOPBACK if _one_machine() else ""
-        self._listener = Listener((host, 0), backlog=_number("WORLD_SIZE"), authkey=secret)
+        self._secret, self._listener = secret, Listener((host, 0), backlog=_number("WORLD_SIZE"))
         self._port = self._listener.address[1]
         self._arrived = SimpleQueue[Connection]()
         self._bell, self._ringer = Pipe(duplex=False)
@@ -118,9 +118,21 @@ class _Ranks:
 
     def _accept(self) -> None:
         while not self._closed:
-            with suppress(AuthenticationError, EOFError, OSError):  # of a stranger, or of one that is gone
-                self._arrived.put(self._listener.accept())
-                self._ringer.send(None)
+            pipe = self._listener.accept()
+            # One that says nothing holds up none of the others.
+            threading.Thread(target=self._greet, args=(pipe,), daemon=True).start()
+
+    def _greet(self, pipe: Connection) -> None:
+        """Let in who knows the secret, and show that this side does, too: what ``Client`` expects of a listener."""
+        try:
+            deliver_challenge(pipe, self._secret)
+            answer_challenge(pipe, self._secret)
+        except (AuthenticationError, EOFError, OSError):  # of a stranger, or of one that is gone
+            pipe.close()
+            return
+        self._arrived.put(pipe)
+        with suppress(OSError):  # of a run that is over
+            self._ringer.send(None)
 
     def send(self, worker: Connection, jobs: Sequence[Job]) -> None:
         """Give it a shard."""

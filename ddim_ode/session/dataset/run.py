@@ -299,5 +299,8 @@ class Run:
 
 def _bar(files: Pictures) -> Any:
     """A progress bar on a terminal, with how many pictures there are."""
-    total = sum(1 for _ in files.entries()) if sys.stderr.isatty() else None
+    first = next(files.entries(), None)
+    # Those that come with their content take as long to count as to read.
+    counted = sys.stderr.isatty() and first is not None and first.content is None
+    total = sum(1 for _ in files.entries()) if counted else None
     return tqdm(total=total, desc="pictures", unit=" pictures", leave=False, disable=None)

@@ -398,7 +398,7 @@ def test_a_shard_that_fails_is_tried_three_times(
 
 
 def test_processes_that_never_begin(pictures: Path, tmp_path: Path, mortal: partial[Session]) -> None:
-    with pytest.raises(RuntimeError, match="3 processes one after another died with signal 9"):
+    with pytest.raises(RuntimeError, match="3 processes died with signal 9"):
         encode_dataset(pictures, tmp_path / "out", partial(Session, "killed_networks:die"), REQUEST, workers=2)
     assert not (tmp_path / "out").exists()
 
@@ -407,3 +407,16 @@ def test_a_process_says_what_is_wrong(pictures: Path, tmp_path: Path, opener: pa
     with pytest.raises(ValueError, match=r"solver 'heun' takes .*network evaluations"):
         encode_dataset(pictures, tmp_path / "out", partial(opener, max_nfe=1), REQUEST)
     assert not (tmp_path / "out").exists()
+
+
+def test_networks_of_other_dtypes_make_other_latents(pictures: Path, tmp_path: Path, tiny_model: Path) -> None:
+    encode_dataset(pictures, tmp_path / "out", partial(Session, tiny_model, device="cpu"), REQUEST, workers=0)
+    half = partial(Session, tiny_model, device="cpu", dtype="bfloat16")
+    with pytest.raises(WorkError, match="of other settings"):
+        encode_dataset(pictures, tmp_path / "out", half, REQUEST, workers=0)
+
+
+def test_a_model_in_memory_encodes_in_this_process(pictures: Path, tmp_path: Path, tiny_model: Path) -> None:
+    model = Session(tiny_model, device="cpu").model
+    done = encode_dataset(pictures, tmp_path / "out", partial(Session, model), REQUEST, workers=0)
+    assert counts(done) == (5, 5, 0, 0, 0)

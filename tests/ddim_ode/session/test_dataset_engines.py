@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,7 +28,7 @@ from killed_networks import slow_session
 from PIL import Image
 
 from ddim_ode import Request, Session, encode_dataset, load_dataset
-from ddim_ode.session.dataset import ray_actors
+from ddim_ode.session.dataset import ranks, ray_actors
 from ddim_ode.session.dataset.crew import TRIES, Crew, Died, Lost, Said
 from ddim_ode.session.dataset.encoder import Job
 from ddim_ode.session.dataset.engines import ENGINES
@@ -238,10 +242,13 @@ def test_engines_that_cannot_begin(
 
 
 def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     task = CountingThreads(Session, REQUEST, tmp_path, tmp_path, DEFAULT_FORMAT)
-    with closing(Crew(Processes(task, range(2)))) as crew:
-        assert crew.key() == "2"
+    threads = []
+    for workers in (1, 2):
+        with closing(Crew(Processes(task, range(workers)))) as crew:
+            threads.append(int(crew.key()))
+    assert threads[1] == max(1, threads[0] // 2)
 
 
 @dataclass
@@ -331,9 +338,51 @@ def test_no_more_workers_are_started_than_there_are_shards() -> None:
 
 def test_workers_that_never_begin_and_those_that_refuse_end_the_run() -> None:
     mute = Scripted(2, lambda worker, jobs: Died("at once"))
-    with pytest.raises(RuntimeError, match="3 processes one after another died at once before they had a model to use"):
+    with pytest.raises(RuntimeError, match="3 processes died at once before they had a model to use"):
         outcome(Crew(mute), "ab")
     assert mute.started <= 4
     late = Scripted(1, lambda worker, jobs: Ready("key") if jobs is None else Refused(PlanError("no room")))
     with pytest.raises(PlanError, match="no room"):
         outcome(Crew(late), "ab")
+
+
+def test_workers_that_cannot_begin_do_not_end_the_work_of_one_that_can() -> None:
+    """As on a node that is lost while they start; when the last one dies as well, others are tried again."""
+
+    def says(worker: int, jobs: Sequence[Job] | None) -> Said:
+        if worker in (2, 3, 4):
+            return Died("at once")
+        if worker == 1 and jobs is not None and jobs[0].identity == "e":
+            return Died("too")
+        return Ready("key") if jobs is None else head(jobs)
+
+    engine = Scripted(2, says)
+    assert outcome(Crew(engine), "abcdefg") == list("abcdefg")
+    assert engine.started >= 5
+
+
+def test_a_worker_with_another_model_gets_no_work() -> None:
+    engine = Scripted(2, lambda worker, jobs: Ready(f"key {worker}") if jobs is None else head(jobs))
+    with pytest.raises(ValueError, match="a worker has another model"):
+        outcome(Crew(engine), "abcdef")
+
+
+def test_a_stranger_who_says_nothing_holds_up_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    told = dict[str, str]()
+    monkeypatch.setattr(ranks, "_store", lambda: SimpleNamespace(set=told.__setitem__))
+    engine = ranks._Ranks(CountingThreads(Session, REQUEST, tmp_path, tmp_path, DEFAULT_FORMAT))
+    monkeypatch.setattr(engine, "_own", SimpleNamespace(start=lambda: None, pipes=list, close=lambda: None))
+    engine.start()
+    port, secret = next(iter(told.values())).split()
+    with socket.create_connection(("127.0.0.1", int(port))), closing(engine):
+        rank = Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(secret))
+        rank.send(Ready("key"))
+        assert engine.hear() == []  # it is let in
+        ((_, said),) = engine.hear()
+        assert said == Ready("key")
+        with pytest.raises(AuthenticationError):
+            Client(("127.0.0.1", int(port)), authkey=b"wrong")
