@@ -39,7 +39,7 @@ def stamp(module: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} {changes};".encode())
         samples[value.device, value.dtype].append(_some(value.detach()))
     for parts in samples.values():
-        digest.update(_here(torch.cat(parts)).double().numpy().data)
+        digest.update(_here(torch.cat(parts)).double().numpy().data)  # some devices have no float64
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from limited_device import limited_device
 from PIL import Image
 
 from ddim_ode import Request, Session, codec, load_model
+from ddim_ode.fingerprints import stamp
 from ddim_ode.models import Model
 from solvers import SOLVERS, Solver, torchdiffeq_adapter
 
@@ -80,6 +81,12 @@ def test_every_kind_of_solver_encodes_and_decodes_there(
     if not SOLVERS[name].adaptive:  # a step that is chosen in the other dtype is another one
         assert relative_error(found.x_T.double(), expected.x_T) < 2e-3
         assert name == "edict" or relative_error(image.double(), Session(here).decode(expected).image) < 2e-3
+
+
+def test_weights_that_somebody_else_holds_are_stamped_there(here: Model, there: Model) -> None:
+    """Their stamp is that on the CPU."""
+    assert replace(there, shared=True).fingerprint == here.fingerprint
+    assert stamp(there.network) == stamp(here.network)
 
 
 def test_all_that_a_session_does(here: Model, there: Model, pictures: list[Path]) -> None:
