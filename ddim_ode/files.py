@@ -6,7 +6,6 @@ import errno
 import os
 import secrets
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 # In bytes, on all common file systems.
@@ -78,11 +77,12 @@ def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     target = os.path.realpath(path)
     temporary = None
     try:
-        descriptor, temporary = _temporary(os.path.dirname(target))
-        with open(descriptor, "wb") as file:
+        name = os.path.join(os.path.dirname(target), f".ddim-ode-{secrets.token_hex(8)}.tmp")
+        with open(name, "xb") as file:
+            temporary = name
             file.write(content)
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
         if overwrite:
             os.replace(temporary, target)
         else:
@@ -106,14 +106,6 @@ def _place(temporary: str, target: str) -> None:
         # A file system without links: take the name first, then put the file in its place.
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(temporary, target)
-
-
-def _temporary(folder: str) -> tuple[int, str]:
-    """A new file in ``folder``, open for writing, with the rights that new files have; and its name."""
-    while True:
-        name = os.path.join(folder, f".ddim-ode-{secrets.token_hex(8)}.tmp")
-        with suppress(FileExistsError):
-            return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), name
 
 
 def _exists(path: Path) -> FileExistsError:

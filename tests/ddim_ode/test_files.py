@@ -31,6 +31,14 @@ def test_the_permissions_are_those_of_any_new_file(tmp_path: Path, umask: int) -
     assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_the_mask_is_left_alone_for_threads_that_make_files_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be read only by setting it, for all threads."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the mask was set"))
+    write_file(tmp_path / "a.bin", b"content")
+
+
 def test_an_existing_file_stays_unless_told(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"precious")
