@@ -192,14 +192,21 @@ class DrivenPipeline(nn.Module):
                 "a pipeline is asked for one timestep at a time, but members of the batch are at several; take a "
                 "solver with steps for all, or a batch of one"
             )
+        return self.all_at(x, t[0])
+
+    def all_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)``, all at the pipeline's timestep t, ``()``; returns ``(B, C, H, W)``.
+
+        No device is waited for, as ``forward`` has to. Errors are those of ``forward``.
+        """
         if self._walk is not None and self._walk.owner != threading.get_ident():
             raise PipelineError(f"the pipeline is at work for another thread; {_WAIT}")
         packed = self._pack(x)
         try:
             if self._walk is None:
-                answer = self._begin(packed, t[0])
+                answer = self._begin(packed, t)
             else:
-                self._walk.ask(packed, t[0])
+                self._walk.ask(packed, t)
                 answer = self._walk.answer()
             return self._unpack(answer)
         except BaseException:

@@ -32,6 +32,14 @@ class Closing(Protocol):
         """End it; the next evaluation begins anew."""
 
 
+@runtime_checkable
+class OneLabel(Protocol):
+    """A network that is told one label for all members of a batch, as a pipeline is."""
+
+    def all_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """What it says of x, ``(B, C, H, W)``, at the label t, ``()``; like x in shape."""
+
+
 class Predictor(nn.Module):
     """eps as a function of sigma and x_bar.
 
@@ -90,6 +98,8 @@ class Predictor(nn.Module):
         # float32 holds every timestep to 1e-4 of an index; half precision would not.
         exact = torch.float32 if dtype.itemsize < 8 else dtype
         if isinstance(label, float):  # filled in on the device, which then waits for no copy
+            if isinstance(self.network, OneLabel):
+                return self.network.all_at(x.to(dtype), torch.full((), label, dtype=exact, device=x.device)).to(x.dtype)
             t = torch.full((len(x),), label, dtype=exact, device=x.device)
         else:
             t = label.to(exact).to(x.device)

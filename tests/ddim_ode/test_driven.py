@@ -24,6 +24,7 @@ from flows import relative_error
 from PIL import Image
 from tiny_pipelines import PIPELINES, SIDE, build, mask, picture
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_ode import Session, from_pipeline, load_latent
 from ddim_ode.codec import decode, encode
@@ -218,6 +219,26 @@ def test_two_walks_of_one_pipeline_are_refused() -> None:
 
     assert bool(decode(model.ode(), noise(1), grid, meanwhile).isfinite().all())
     assert bool(decode(model.ode(), noise(1), grid, get_solver("euler")).isfinite().all())
+
+
+def test_where_all_are_at_one_timestep_no_device_is_waited_for() -> None:
+    """In the thread that asks: whether they are is known without a look at a tensor on the device."""
+    ode = model_of(build("SD 1.5"), "SD 1.5", 1.0).ode()
+    looked: list[torch.dtype] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                looked.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    sigma = torch.tensor(1.0, dtype=torch.float64)
+    with Watching(), torch.no_grad():
+        ode(sigma, noise(2))
+        looked.clear()
+        ode(sigma, noise(2))
+    ode.close()
+    assert looked == [torch.float64]  # sigma, on the CPU
 
 
 def test_members_with_steps_of_their_own_are_refused_in_a_batch_alone() -> None:
