@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,15 @@ def _here(value: Tensor) -> Tensor:
         ) from error
 
 
+# One for all, since a model that holds a lock could not be copied or sent to another process.
+_FINDING = Lock()
+
+
 class Fingerprints:
-    """Fingerprints by name, found out once; anew where weights have changed since, if they are ``watched``."""
+    """Fingerprints by name, found out once; anew where weights have changed since, if they are ``watched``.
+
+    Threads may ask at the same time; the work is done by one of them.
+    """
 
     def __init__(self, *, watched: bool) -> None:
         self._watched = watched
@@ -68,10 +76,11 @@ class Fingerprints:
 
     def of(self, name: str, module: nn.Module) -> str:
         """That of ``module``, called ``name``. Errors are those of ``fingerprint``."""
-        now, known = self._stamp(module), self._known.get(name)
-        if known is None or known[0] != now:
-            known = self._known[name] = (now, fingerprint(module))
-        return known[1]
+        with _FINDING:
+            now, known = self._stamp(module), self._known.get(name)
+            if known is None or known[0] != now:
+                known = self._known[name] = (now, fingerprint(module))
+            return known[1]
 
     def of_others(self, modules: Mapping[str, nn.Module]) -> Fingerprints:
         """Those known here for ``modules``, by name, which hold the same weights in another form."""

@@ -120,13 +120,13 @@ class Latent:
                 f"but model '{model.name}' has '{model.schedule.name}', up to {model.schedule.sigma_max:.6g}; "
                 f"decode it with the model it names: '{self.model}'"
             )
-        weights, beside = model.fingerprint, model.fingerprints
+        weights, parts = model.fingerprint, model.fingerprints  # each time all weights are looked at
         if self.fingerprint != weights:
             raise LatentError(
                 f"the latent was encoded with model '{self.model}' (weights {self.fingerprint[:12]}), but "
                 f"'{model.name}' has other weights ({weights[:12]}); decode it with the model it names"
             )
-        changed = [part for part, own in self.fingerprints.items() if beside.get(part) != own]
+        changed = [part for part, own in self.fingerprints.items() if parts.get(part) != own]
         if changed:
             raise LatentError(
                 f"the latent was encoded with another {' and '.join(changed)} than model '{model.name}' has now; "

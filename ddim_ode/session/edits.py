@@ -28,7 +28,7 @@ def edit(worker: Worker, to: Worker, picture: Read, own: Condition, plans: Mappi
     edits = [_edit(worker, to, x_0, own, strength, plan) for strength, plan in plans.items()]
     last = edits[-1]
     was, became = what_is_asked(worker.model, own), what_is_asked(to.model, last.plan.condition)
-    settings = plan_settings(to.model, last.plan, last.plan.back, picture.source.name) | {
+    settings = plan_settings(to.model, to.model.fingerprint, last.plan, last.plan.back, picture.source.name) | {
         "from": was,
         "to": became,
         "strengths": list(plans),

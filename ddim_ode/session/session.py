@@ -370,7 +370,7 @@ class Session:
         images = [*self._worker.pictures(torch.stack(images))]
         errors = corner_errors(corners, torch.stack(images), self._worker.pictures)
         names = [corner.name for corner in corners]
-        common = plan_settings(self.model, plan, plan.back, ", ".join(names))
+        common = plan_settings(self.model, self.model.fingerprint, plan, plan.back, ", ".join(names))
         settings = {name: value for name, value in common.items() if name not in ("class", "guidance")} | {
             "between": names,
             "conditions": [str(condition) for condition in conditions],

@@ -67,12 +67,15 @@ def alike(job: Job) -> tuple[Solver, Solver, Grid, bool]:
     return plan.solver, plan.back, plan.grid, plan.exact
 
 
-def plan_settings(model: Model, plan: Plan, solver: Solver, source: str) -> dict[str, object]:
-    """What made a picture of ``source``, by ``solver`` of the ``plan``, to be written into its file."""
+def plan_settings(model: Model, fingerprint: str, plan: Plan, solver: Solver, source: str) -> dict[str, object]:
+    """What made a picture of ``source``, by ``solver`` of the ``plan``, to be written into its file.
+
+    ``fingerprint``  that of the ``model``, which takes time to find: once for a batch.
+    """
     return {
         "source": source,
         "model": model.name,
-        "fingerprint": model.fingerprint,
+        "fingerprint": fingerprint,
         "solver": solver.settings,
         "grid": plan.grid.name,
         "clean_end": plan.grid.clean_end,
@@ -204,10 +207,10 @@ class Worker:
         companion = self.states(companions) if companions else None
         walker = self.walker([job.plan.condition for job in jobs])
         solution, walk = walker.decode(x_T, plan.grid, plan.back, companion=companion)
-        images, found = self.pictures(solution.x), []
+        images, fingerprint, found = self.pictures(solution.x), self.model.fingerprint, []
         for member, job in enumerate(jobs):
             own = self.having_told(job.plan, [job.latent])
-            settings = plan_settings(self.model, own, own.back, job.latent.source.name)
+            settings = plan_settings(self.model, fingerprint, own, own.back, job.latent.source.name)
             picture = Picture(images[member], settings)
             found.append(Decoded(job.index, member, picture, job.latent, own, walk))
         return found
@@ -230,6 +233,7 @@ class Worker:
         there, walk_there = walker.encode(x_0, plan.grid, plan.solver)
         back, walk_back = walker.decode(there.x, plan.grid, plan.back, companion=there.companion)
         pixels, decoded = torch.cat([job.pixels for job in jobs]), self.pictures(back.x)
+        fingerprint = self.model.fingerprint
         parts = self._parts(x_0, back.x, pixels, self.pictures(x_0), decoded)
         errors = pixel_mse(pixels, decoded).tolist()
         alone: list[float | None] = [None] * len(jobs)
@@ -249,7 +253,8 @@ class Worker:
                 plan=job.plan,
                 there=walk_there,
                 back=walk_back,
-                settings=plan_settings(self.model, job.plan, plan.solver, job.name) | {"mse": errors[member]},
+                settings=plan_settings(self.model, fingerprint, job.plan, plan.solver, job.name)
+                | {"mse": errors[member]},
             )
             for member, job in enumerate(jobs)
         ]
@@ -273,7 +278,8 @@ class Worker:
             x_T = self.states(x[None] for x, _ in batch)
             label = f"sample {first + 1}-{members.stop} of {count}"
             solution, walk = walker.sample(x_T, plan.grid, plan.solver, noise and noise(members), label=label)
+            fingerprint = self.model.fingerprint
             for image, (_, own) in zip(self.pictures(solution.x), batch, strict=True):
-                made = plan_settings(self.model, own, own.solver, "samples") | settings
+                made = plan_settings(self.model, fingerprint, own, own.solver, "samples") | settings
                 yield Sample(Picture(image, made), own, walk)
             first = members.stop

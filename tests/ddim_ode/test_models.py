@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,22 @@ def test_a_network_with_a_number_among_its_weights_has_a_fingerprint() -> None:
     before = model.fingerprint
     network.num_batches_tracked.add_(1)
     assert Model("norm", network, VariancePreserving(make_schedule(), "epsilon"), 3, 4, 4).fingerprint != before
+
+
+def test_threads_that_ask_at_once_have_weights_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[nn.Module] = []
+
+    def slow(module: nn.Module) -> str:
+        hashed.append(module)
+        time.sleep(0.05)
+        return "found"
+
+    monkeypatch.setattr("ddim_ode.fingerprints.fingerprint", slow)
+    model = Model("norm", nn.BatchNorm2d(3), VariancePreserving(make_schedule(), "epsilon"), 3, 4, 4)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: model.fingerprint, range(4))) == ["found"] * 4
+    assert hashed == [model.network]
+    assert copy.deepcopy(model).fingerprint == "found"
 
 
 @pytest.mark.parametrize(("size", "shape"), [(8, (8, 8)), ((8, 16), (8, 16)), ([16, 8], (16, 8))])

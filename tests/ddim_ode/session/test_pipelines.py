@@ -10,7 +10,7 @@ import torch
 from tiny_pipelines import build, picture
 from torch import nn
 
-from ddim_ode import Session, from_pipeline
+from ddim_ode import Request, Session, fingerprints, from_pipeline
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.model import Model
 
@@ -94,6 +94,27 @@ def test_weights_that_stay_are_hashed_once(pipeline: Any, monkeypatch: pytest.Mo
         pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.unet.to(memory_format=torch.contiguous_format)
     assert hashed == [model.network]
+
+
+def test_weights_are_looked_at_once_for_a_latent_and_for_a_batch(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the network, the autoencoder and the text encoder; that each time is a pass over all of them."""
+    session = Session(pipeline, prompt="a cat")
+    latents = [encoded.latent for encoded in session.encode_all([picture()] * 3, Request(**QUICK))]
+    looked: list[nn.Module] = []
+    stamp = fingerprints.stamp
+    monkeypatch.setattr(fingerprints, "stamp", lambda module: looked.append(module) or stamp(module))
+    latents[0].check_fits(session.model)
+    assert len(looked) == 3
+    for work in (
+        lambda: session.decode_all(latents, any_model=True),
+        lambda: session.reconstruct_all([picture()] * 3, Request(**QUICK)),
+        lambda: session.sample(3, **QUICK),
+    ):
+        looked.clear()
+        assert len(list(work())) == 3
+        assert looked == [session.model.network]
 
 
 @pytest.mark.parametrize(("name", "one"), [("SD 1.5", True), ("SD3", True), ("SDXL", False)])
