@@ -98,8 +98,9 @@ def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda
 def together_or_alone(
     batch: Sequence[Item], work: Callable[[Sequence[Item]], T], name: Callable[[Item], str], on_error: OnError | None
 ) -> Iterator[T]:
-    """What ``work`` makes of the ``batch``; if solver or pipeline fail, or it takes more
-    evaluations than it may, what it makes of each member by itself.
+    """What ``work`` makes of the ``batch``; if that fails, what it makes of each member by itself.
+
+    It fails where solver or pipeline do, or where more evaluations are taken than are allowed.
 
     So one member that cannot be done loses no other. It is reported by its ``name``, as a MemberError; without
     ``on_error`` the error is raised as it is.

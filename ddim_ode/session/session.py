@@ -94,6 +94,11 @@ def _each_label(label: Labels, count: int) -> list[Label | None]:
     return list(label)
 
 
+def _load(model: Model) -> tuple[object, ...]:
+    """What of what a pipeline is asked for decides how much a call takes."""
+    return model.space.shape, model.asked and model.asked["guidance"]
+
+
 def _is_open(picture: Readable) -> bool:
     """Whether it is neither the name of a file nor its content."""
     return not isinstance(picture, str | Path | bytes)
@@ -184,7 +189,8 @@ class Session:
         )
         session = copy(self)
         session.model, session._worker = model, replace(self._worker, model=model)
-        if self._wished_batch == AUTO_BATCH:  # as many of another size, or with guidance, may not fit
+        # As many of another size, or with other guidance, may not fit; a prompt alone changes nothing.
+        if self._wished_batch == AUTO_BATCH and _load(model) != _load(self.model):
             session.batch_size = find_batch_size(model)
         return session
 

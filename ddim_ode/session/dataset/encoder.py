@@ -57,6 +57,14 @@ def key_of(session: Session, plan: Plan) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def open_for(opener: Callable[[], Session], request: Request) -> tuple[Session, Request]:
+    """The session that does the ``request``, and what is left to ask of it: guidance of a pipeline is its model's."""
+    session = opener()
+    if session.model.asked is None or request.guidance is None:
+        return session, request
+    return session.asked_for(guidance=request.guidance), replace(request, guidance=None)
+
+
 class ShardEncoder:
     """What makes shards of the pictures in ``source``, in the folder ``output``, in a ``format`` of ``FORMATS``.
 
@@ -67,10 +75,7 @@ class ShardEncoder:
     def __init__(
         self, opener: Callable[[], Session], request: Request, source: Path, output: Path, format: str
     ) -> None:
-        self._session, self._request = opener(), request
-        if self._session.model.asked is not None and request.guidance is not None:  # which is one of the model's
-            self._session = self._session.asked_for(guidance=request.guidance)
-            self._request = replace(request, guidance=None)
+        self._session, self._request = open_for(opener, request)
         self._output, self._format = output, format
         plan = plan_encoding(self._request, self._session.model)
         check_cost(plan.solver, plan.grid, self._session.max_nfe)

@@ -24,7 +24,7 @@ from ddim_ode.images import ImageFileError
 from ddim_ode.latents import LatentError
 from ddim_ode.session.dataset.check import Checked, check_dataset
 from ddim_ode.session.dataset.crew import Crew, Lost
-from ddim_ode.session.dataset.encoder import Job, identity_of
+from ddim_ode.session.dataset.encoder import Job, identity_of, open_for
 from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.home import pick_format, read_home, read_template, wishes_of, write_home
 from ddim_ode.session.dataset.local import Alone
@@ -140,7 +140,7 @@ def encode_dataset(
                 summary = Run(folder, files, crew, wishes_of(opener, request), shard_size, kind).go()
             summary.seconds = time.perf_counter() - begin
             if check:
-                summary.checked = check_dataset(folder, files, opener(), check)
+                summary.checked = check_dataset(folder, files, open_for(opener, request)[0], check)
     return summary
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from ddim_ode.networks import KnowingClasses
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session import capacity
+from ddim_ode.session import session as module
 from ddim_ode.session.capacity import find_batch_size
 
 
@@ -83,3 +87,20 @@ def test_a_session_of_a_compiled_network_tries_it_as_it_was(tiny_model: Path, mo
     """Each size would be compiled anew."""
     monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *_: pytest.fail("it was called compiled"))
     assert Session(tiny_model, compile=True, batch_size="auto").batch_size >= 1
+
+
+def test_it_is_found_anew_only_where_calls_grow(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another guidance, or in another size; a prompt alone changes nothing."""
+    found = list[Model]()
+    monkeypatch.setattr(module, "find_batch_size", lambda model: found.append(model) or len(found))
+    session = Session(tiny_model, batch_size="auto")
+
+    def ask(changes: Mapping[str, Any]) -> Model:
+        asked = {**(session.model.asked or {}), **changes}
+        return replace(session.model, asked=asked, height=changes.get("height", session.model.height))
+
+    session.model = replace(session.model, ask=ask, asked={"prompt": "", "guidance": 1.0})
+    assert session.asked_for(prompt="a cat").batch_size == 1
+    assert session.asked_for(guidance=1.0).batch_size == 1
+    assert session.asked_for(guidance=7.5).batch_size == 2
+    assert session.asked_for(height=16).batch_size == 3

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from PIL import Image
 
 from ddim_ode import Request, Session, encode_dataset, load_dataset
 from ddim_ode.session.dataset import sources
-from ddim_ode.session.dataset.encoder import Job, ShardEncoder
+from ddim_ode.session.dataset.encoder import Job, ShardEncoder, open_for
 from ddim_ode.session.dataset.manifest import MANIFEST
 from ddim_ode.session.dataset.run import Summary
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
@@ -420,3 +422,15 @@ def test_a_model_in_memory_encodes_in_this_process(pictures: Path, tmp_path: Pat
     model = Session(tiny_model, device="cpu").model
     done = encode_dataset(pictures, tmp_path / "out", partial(Session, model), REQUEST, workers=0)
     assert counts(done) == (5, 5, 0, 0, 0)
+
+
+def test_guidance_of_a_pipeline_is_its_models_wherever_a_data_set_asks_for_it() -> None:
+    def opened(asked: object) -> Any:
+        model = SimpleNamespace(asked=asked)
+        return SimpleNamespace(model=model, asked_for=lambda guidance: f"the same with {guidance}")
+
+    wished = Request(steps=2, guidance=5.0)
+    assert open_for(lambda: opened({"prompt": ""}), wished) == ("the same with 5.0", Request(steps=2))
+    plain, pipeline = opened(None), opened({"prompt": ""})
+    assert open_for(lambda: plain, wished) == (plain, wished)
+    assert open_for(lambda: pipeline, REQUEST) == (pipeline, REQUEST)
