@@ -268,7 +268,8 @@ def decode(
         groups = [(run.session([found.folder / TEMPLATE]), of_found, [target for _, target in jobs])]
     else:
         paths = dict(find_targets(latents, output, ".decoded.png", existing, failures))
-        groups = ((own, members, [paths[path] for path in members]) for own, members in run.sessions(list(paths)))
+        sessions = run.sessions(list(paths), failures.report)
+        groups = ((own, members, [paths[path] for path in members]) for own, members in sessions)
     with Writer(failures) as writer:
         for session, sources, targets in groups:
             request = Request(**run.wishes(session.model), label=label)

@@ -25,6 +25,7 @@ from solvers import AUTO, DEFAULT_SOLVER, SOLVERS
 if TYPE_CHECKING:
     from ddim_ode.asked import AskedFor
     from ddim_ode.models import Model
+    from ddim_ode.session.batches import OnError
     from ddim_ode.session.session import Session
 
 T = TypeVar("T")
@@ -80,16 +81,34 @@ class Run:
             raise ValueError(f"the latents were encoded as several things: {several}; say what to ask for: --prompt")
         return session.asked_for(**self._wanted(told[0], session.model)) if told else session
 
-    def sessions(self, latents: Sequence[Path]) -> Iterator[tuple[Session, list[Path]]]:
+    def sessions(self, latents: Sequence[Path], on_error: OnError) -> Iterator[tuple[Session, list[Path]]]:
         """The model, ready to work, with those of the ``latents`` in turn that a pipeline is asked for alike.
 
-        What the options leave open each latent says for itself, and its size. Errors are those of ``session``.
+        What the options leave open each latent says for itself, and its size. One that says too little, or what the
+        pipeline refuses, is reported to ``on_error``, and the others go on.
+
+        Raises:
+            ValueError: if there is no such model.
         """
+        from ddim_ode.session.batches import MemberError
+
         told = [_told(path) for path in latents]
         session = self._open([found for found in told if found])
-        wanted = [self._wanted(found, session.model) if found else {} for found in told]
-        for wishes, members in groupby(zip(wanted, latents, strict=True), itemgetter(0)):
-            yield session.asked_for(**wishes) if wishes else session, [path for _, path in members]
+        wanted = list[tuple[dict[str, Any], Path]]()
+        for path, found in zip(latents, told, strict=True):
+            try:
+                wanted.append((self._wanted(found, session.model) if found else {}, path))
+            except ValueError as error:
+                on_error(MemberError(f"'{path.name}': {error}"))
+        for wishes, members in groupby(wanted, itemgetter(0)):
+            paths = [path for _, path in members]
+            try:
+                own = session.asked_for(**wishes) if wishes else session
+            except ValueError as error:
+                for path in paths:
+                    on_error(MemberError(f"'{path.name}': {error}"))
+            else:
+                yield own, paths
 
     def _open(self, told: Sequence[_Told]) -> Session:
         if told and self.model == "default":

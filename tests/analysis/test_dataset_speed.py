@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from analysis import dataset_speed
-from analysis.dataset_speed import DatasetRow, drive, main, ratio, table
+from analysis.dataset_speed import DatasetRow, compared, drive, main, ratio, table
+from analysis.options import ModelChoice
 from analysis.rows import load_rows
 from ddim_ode.session.dataset.manifest import read_lines
 from ddim_ode.session.dataset.shards import Shard, list_shards
@@ -37,6 +38,21 @@ def test_rows_figure_and_table(tiny_model: Path, tmp_path: Path, monkeypatch: py
     assert "| 100 |" in result.output
     again = CliRunner().invoke(main, options)
     assert again.output == result.output
+
+
+def test_a_crew_and_processes_apart_encode_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of the network takes a fifth of a second, and so do pictures of either."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.setenv("SEEN", str(tmp_path))
+    choice = ModelChoice("killed_networks:slow", "cpu")
+    apart, crew = compared(choice, 60, 2, 2, repeat=3)
+    assert (apart.task, apart.pictures, apart.repeat) == ("apart", 60, 3)
+    assert (crew.task, crew.repeat) == ("crew", 3)
+    assert 8 <= crew.pictures <= 58
+    assert apart.seconds / apart.pictures == pytest.approx(0.1, rel=0.3)
+    assert crew.seconds / crew.pictures == pytest.approx(0.1, rel=0.3)
+    with pytest.raises(ValueError, match="2 shards are too few to tell how fast they are made"):
+        list(compared(choice, 4, 2, 2, repeat=3))
 
 
 def test_the_ratio_is_of_rates() -> None:

@@ -204,7 +204,13 @@ def test_a_latent_without_its_prompt(cli: Cli, picture: Path, folder: Path, tmp_
     assert "and model 'default' is none; name the pipeline with --model" in nowhere.output
     refused = cli("decode", latent, "--model", folder)
     assert refused.exit_code != 0
-    assert "the latent does not say its prompt, which was left out of it; pass --prompt" in refused.output
+    assert "'a.latent.pt': the latent does not say its prompt, which was left out of it; pass" in refused.output
+    open_one = tmp_path / "b.latent.pt"
+    assert cli("encode", picture, *words, "--prompt", "a cat", "-o", open_one).exit_code == 0
+    others = cli("decode", latent, open_one, "--model", folder, "-o", tmp_path / "both")
+    assert others.exit_code == 1
+    assert "'a.latent.pt': the latent does not say its prompt" in others.output
+    assert [path.name for path in (tmp_path / "both").iterdir()] == ["b.decoded.png"]
     known = cli("decode", latent, "--model", folder, "--prompt", "a secret", "-o", tmp_path / "known.png")
     assert known.exit_code == 0, known.output
     assert "another prompt" not in known.output

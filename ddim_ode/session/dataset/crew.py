@@ -83,7 +83,7 @@ class Crew:
         return self._key
 
     def run(self, shards: Iterator[Sequence[Job]]) -> Iterator[Head | Lost]:
-        """What becomes of each of the ``shards``, which are taken as there are workers for them.
+        """What becomes of each of the ``shards``, which are taken as there are workers for them, and one more.
 
         Errors are those of ``key``.
         """
@@ -91,6 +91,7 @@ class Crew:
             self._give_out(shards)
             if not self._busy and not self._waiting:
                 return
+            self._ahead(shards, 1)  # it is listed while they work, and nobody waits for it
             yield from self._hear()
 
     def _give_out(self, shards: Iterator[Sequence[Job]]) -> None:

@@ -81,13 +81,23 @@ def begin(task: Task) -> ShardEncoder | Refused:
 
 
 def answer(encoder: ShardEncoder, jobs: Sequence[Job]) -> Head | Failed | Refused:
-    """What becomes of a shard."""
+    """What becomes of a shard.
+
+    Raises:
+        SystemExit: if the device has failed, which does no more work for this process, but may for another.
+    """
     try:
         return encoder.encode_shard(jobs)
+    except torch.AcceleratorError as error:
+        raise SystemExit(f"Error: a process ends, since its device failed: {_line(error)}") from error
     except OSError as error:
         return Refused(_plain(error))
     except Exception as error:  # whatever a network may run into: no memory, a fault of a device
-        return Failed(" ".join(str(error).split()) or type(error).__name__)
+        return Failed(_line(error))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _plain(error: Exception) -> Exception:

@@ -399,6 +399,18 @@ def test_a_shard_that_fails_is_tried_three_times(
     check_latents(tmp_path / "out", pictures, mortal(), REQUEST)
 
 
+def test_a_device_that_fails_takes_no_other_shards_with_it(
+    pictures: Path, tmp_path: Path, mortal: partial[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU that met an illegal access: whatever its process asks of it later fails too, and another must go on."""
+    monkeypatch.setenv("BROKEN", "1")
+    Image.new("RGB", (12, 10), "black").save(pictures / "ablack.png")
+    done = encode_dataset(pictures, tmp_path / "out", mortal, REQUEST, shard_size=1)
+    assert counts(done) == (6, 5, 0, 0, 1)
+    assert done.reason == "its process died with exit status 1, 3 times"
+    check_latents(tmp_path / "out", pictures, mortal(), REQUEST)
+
+
 def test_processes_that_never_begin(pictures: Path, tmp_path: Path, mortal: partial[Session]) -> None:
     with pytest.raises(RuntimeError, match="3 processes died with signal 9"):
         encode_dataset(pictures, tmp_path / "out", partial(Session, "killed_networks:die"), REQUEST, workers=2)

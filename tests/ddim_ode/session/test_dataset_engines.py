@@ -173,6 +173,36 @@ def test_two_thousand_pictures_while_workers_are_killed(tmp_path: Path, monkeypa
     assert time.perf_counter() - begin < 5
 
 
+def test_a_driver_that_is_killed_leaves_no_process_behind(pictures: Path, tmp_path: Path) -> None:
+    """And the next run goes on where it was."""
+    for seed in range(5, 40):
+        draw(pictures / f"p{seed}.png", seed)
+    seen, out = tmp_path / "seen", tmp_path / "out"
+    seen.mkdir()
+    program = (
+        "from functools import partial; from pathlib import Path; from killed_networks import slow_session;"
+        "from ddim_ode import Request, encode_dataset;"
+        f"encode_dataset('{pictures}', '{out}', partial(slow_session, Path('{seen}')),"
+        "Request(solver='heun', steps=2), shard_size=1, workers=2)"
+    )
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    driver = psutil.Popen([sys.executable, "-c", program], env=paths)
+    while driver.poll() is None and len(list_shards(out)) < 3:
+        time.sleep(0.05)
+    children = driver.children(recursive=True)
+    driver.kill()
+    driver.wait()
+    before = len(list_shards(out))
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert (len(gone) >= 2, alive) == (True, [])
+    assert 3 <= before < 35
+    (seen / "go").touch()
+    done = encode_dataset(pictures, out, partial(slow_session, seen), REQUEST, shard_size=1, workers=0)
+    assert done.encoded + done.kept == 40
+    assert done.kept >= before
+    check_latents(out, pictures, slow_session(seen), REQUEST)
+
+
 @WITH_RAY
 def test_a_node_of_ray_that_is_killed(pictures: Path, tmp_path: Path, cluster: Any) -> None:
     """While it works: its shards are done by the others, though there is no room for another actor."""
@@ -295,6 +325,26 @@ def shards(*names: str) -> Iterator[Sequence[Job]]:
 
 def head(jobs: Sequence[Job]) -> Head:
     return Head(jobs[0].identity, "key", (), ())
+
+
+def test_the_next_shard_is_listed_while_workers_work() -> None:
+    """So that one that is done waits for no files to be read."""
+    listed = list[str]()
+
+    def slowly(names: str) -> Iterator[Sequence[Job]]:
+        for jobs in shards(*names):
+            listed.append(jobs[0].identity)
+            yield jobs
+
+    ahead = list[int]()
+
+    def says(worker: int, jobs: Sequence[Job] | None) -> Said:
+        return Ready("key") if jobs is None else head(jobs)
+
+    crew = Crew(Scripted(1, says))
+    for done, _ in enumerate(crew.run(slowly("abcd")), 1):
+        ahead.append(len(listed) - done)
+    assert ahead == [1, 1, 1, 0]
 
 
 def outcome(crew: Crew, names: str) -> list[str]:
