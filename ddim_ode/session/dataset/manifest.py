@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ddim_ode.session.dataset.ledger import Ledger
 from ddim_ode.work import reading
 
 MANIFEST = "manifest.jsonl"
@@ -74,7 +75,7 @@ class Manifest:
     """The manifest in ``folder``, to be brought up to date by a run that says ``list`` once for each picture.
 
     A line that is there is not written again, and at the ``finish`` of a run that saw all pictures those that it did
-    not say are taken away. Of each line a hash of 8 bytes is in memory.
+    not say are taken away.
 
     Raises:
         WorkError: if it is damaged.
@@ -82,8 +83,10 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self._path, self._part = folder / MANIFEST, folder / _PART
-        self._old = {_hash(line.text()) for line in read_lines(folder)}
-        self._said = set[bytes]()
+        # By the hash of each line, whether this run said it.
+        self._lines = Ledger()
+        self._lines.put((_hash(line.text()), False) for line in read_lines(folder))
+        self._unsaid = len(self._lines)
         self._file = self._path.open("ab")
         self._drop_rest()
 
@@ -98,9 +101,14 @@ class Manifest:
         """Say what became of a picture."""
         text = line.text()
         hashed = _hash(text)
-        if hashed not in self._old and hashed not in self._said:
+        said = self._lines.get(hashed)
+        if said:
+            return
+        if said is None:
             self._file.write(text)
-        self._said.add(hashed)
+        else:
+            self._unsaid -= 1
+        self._lines.put([(hashed, True)])
 
     def flush(self) -> None:
         """Let readers see what was said."""
@@ -109,17 +117,18 @@ class Manifest:
     def finish(self) -> None:
         """Take away the lines of pictures that are gone or were changed."""
         self._file.flush()
-        if self._old <= self._said:
+        if not self._unsaid:
             return
         with self._path.open("rb") as lines, self._part.open("wb") as kept:
-            kept.writelines(text for text in lines if _hash(text) in self._said)
+            kept.writelines(text for text in lines if self._lines.get(_hash(text)))
             kept.flush()
             os.fsync(kept.fileno())
         os.replace(self._part, self._path)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and forget what was said."""
         self._file.close()
+        self._lines.close()
 
 
 def _hash(text: bytes) -> bytes:

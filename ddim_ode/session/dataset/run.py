@@ -3,7 +3,7 @@
     encode_dataset("pictures", "latents", partial(Session, "default"), Request(steps=10), workers=2)
     for latent in load_dataset("latents"): ...
 
-In memory are the identities of what is done, a hash of each line of the manifest, and the names in the shards at work.
+In memory are the names of the shards, and those of the pictures in the shards at work; all else is in a ``Ledger``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -27,6 +27,7 @@ from ddim_ode.session.dataset.crew import Crew, Lost
 from ddim_ode.session.dataset.encoder import Job, identity_of, open_for
 from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.home import pick_format, read_home, read_template, wishes_of, write_home
+from ddim_ode.session.dataset.ledger import Ledger
 from ddim_ode.session.dataset.local import Alone
 from ddim_ode.session.dataset.manifest import MANIFEST, Line, Manifest
 from ddim_ode.session.dataset.serving import Task
@@ -163,7 +164,7 @@ def _own(folder: Path) -> Iterator[None]:
 class Run:
     """A run over ``files`` with a ``crew``, in shards of ``size``; ``wishes`` are those of the key, as ``home`` says.
 
-    ``done`` are places by identities, or reasons why there is none; ``waiting`` names by identities not done yet.
+    ``waiting`` are names by identities not done yet; ``done``, places by identities, or reasons why there is none.
     """
 
     folder: Path
@@ -172,7 +173,6 @@ class Run:
     wishes: str | None
     size: int
     format: str
-    done: dict[bytes, int | str] = field(default_factory=dict)
     shards: list[str] = field(default_factory=list)
     waiting: dict[str, list[str]] = field(default_factory=dict)
     key: str = ""
@@ -182,11 +182,12 @@ class Run:
         """Do all that is not done."""
         self.summary = Summary(self.folder)
         known = self._begin()
-        for path in list_shards(self.folder):
-            head = Shard(path).head
-            self._know(replace(head, failed=tuple(failed for failed in head.failed if not failed.again)))
-        self.before = len(self.shards)
         with ExitStack() as stack:
+            self.done = stack.enter_context(closing(Ledger()))
+            for path in list_shards(self.folder):
+                head = Shard(path).head
+                self._know(replace(head, failed=tuple(failed for failed in head.failed if not failed.again)))
+            self.before = len(self.shards)
             self.manifest = stack.enter_context(closing(Manifest(self.folder)))
             self.bar = stack.enter_context(_bar(self.files))
             todo = self._todo()
@@ -259,14 +260,11 @@ class Run:
     def _take(self, result: Head | Lost) -> None:
         """Write down what became of a shard."""
         if isinstance(result, Lost):
-            identities, reasons = [job.identity for job in result.jobs], result.reason
-            for identity in identities:
-                self.done[bytes.fromhex(identity)] = reasons
+            found: dict[str, int | str] = {job.identity: result.reason for job in result.jobs}
+            self._remember(found)
         else:
-            self._know(result)
-            identities = result.identities()
-        for identity in identities:
-            place = self.done[bytes.fromhex(identity)]
+            found = self._know(result)
+        for identity, place in found.items():
             names = self.waiting.pop(identity, [])
             for name in names:
                 self._say(name, identity, place)
@@ -275,14 +273,19 @@ class Run:
                 self.summary.again += len(names) - 1
         self.manifest.flush()
 
-    def _know(self, head: Head) -> None:
-        """Remember what is in a shard."""
+    def _know(self, head: Head) -> dict[str, int | str]:
+        """Remember what is in a shard, and say it: places by identities, or reasons."""
         if head.key != self.key:
             raise WorkError(f"'{self.folder / head.name}' is of other settings than its data set; take it away")
         first = len(self.shards) * _ROWS
         self.shards.append(head.name)
-        self.done.update((bytes.fromhex(row.identity), first + i) for i, row in enumerate(head.rows))
-        self.done.update((bytes.fromhex(failed.identity), failed.reason) for failed in head.failed)
+        found: dict[str, int | str] = {row.identity: first + i for i, row in enumerate(head.rows)}
+        found |= {failed.identity: failed.reason for failed in head.failed}
+        self._remember(found)
+        return found
+
+    def _remember(self, found: Mapping[str, int | str]) -> None:
+        self.done.put((bytes.fromhex(identity), place) for identity, place in found.items())
 
     def _say(self, name: str, identity: str | None, place: int | str) -> None:
         """Write a line for a picture that is done, or that failed."""

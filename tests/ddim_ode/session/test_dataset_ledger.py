@@ -1,0 +1,43 @@
+"""What a run remembers of its pictures is right, and does not fill memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ddim_ode.session.dataset.ledger import Ledger
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_values_by_keys() -> None:
+    with closing(Ledger()) as ledger:
+        ledger.put((bytes([i]) * 32, i) for i in range(9))
+        ledger.put([(b"\7" * 32, "cannot be read"), (b"\11" * 32, True)])
+        assert len(ledger) == 10
+        assert [ledger.get(bytes([i]) * 32) for i in (0, 7, 8, 9, 10)] == [0, "cannot be read", 8, 1, None]
+
+
+def test_no_room_is_said_in_a_line() -> None:
+    with closing(Ledger()) as ledger:
+        ledger._table.execute("PRAGMA max_page_count = 2")
+        with pytest.raises(OSError, match=r"cannot be remembered in a temporary file: .*full; say where: TMPDIR"):
+            ledger.put((bytes([i]) * 32, "x" * 4000) for i in range(9))
+
+
+def test_memory_does_not_grow_with_their_number() -> None:
+    """A dictionary of as many would take 110 MiB, and a table in memory 28."""
+    program = (
+        "import hashlib, resource; from ddim_ode.session.dataset.ledger import Ledger;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; ledger = Ledger(); before = peak();"
+        "hashed = lambda i: hashlib.sha256(str(i).encode()).digest();"
+        "ledger.put((hashed(i), i) for i in range(600_000)); print(ledger.get(hashed(599_999)), peak() - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    value, grown = map(int, run.stdout.split())
+    assert value == 599_999
+    assert grown < 22 * 1024 * (1024 if sys.platform == "darwin" else 1)
