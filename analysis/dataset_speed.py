@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import click
+import psutil
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -70,15 +69,18 @@ class DatasetRow:
     memory_mib: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pictures:
-    """``count`` pictures that are only their own numbers."""
+    """``count`` pictures that are only their own numbers; ``memory`` is what was taken when all had been listed."""
 
     count: int
+    memory: float = 0.0
 
     def entries(self) -> Iterator[Entry]:
         """All of them."""
-        return (Entry(f"{number:012}.png") for number in range(self.count))
+        for number in range(self.count):
+            yield Entry(f"{number:012}.png")
+        self.memory = _memory()
 
     def read(self, entry: Entry) -> bytes:
         """The content of one of them."""
@@ -111,14 +113,14 @@ def drive(folder: Path, count: int) -> tuple[float, float, float]:
     task = _StubTask(Session, Request(), folder, folder, DEFAULT_FORMAT)
     before, begin, busy = _memory(), time.perf_counter(), time.process_time()
     with closing(Crew(Processes(task, [0]))) as crew:
-        run = Run(folder, Pictures(count), crew, "stubs", SHARD_SIZE, DEFAULT_FORMAT)
-        run.go()
-        return time.process_time() - busy, time.perf_counter() - begin, _memory() - before
+        pictures = Pictures(count)
+        Run(folder, pictures, crew, "stubs", SHARD_SIZE, DEFAULT_FORMAT).go()
+        return time.process_time() - busy, time.perf_counter() - begin, pictures.memory - before
 
 
 def _memory() -> float:
-    """The most memory that this process has had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    """What this process takes, in MiB."""
+    return float(psutil.Process().memory_info().rss / 2**20)
 
 
 def driver_rows(count: int, repeat: int) -> list[DatasetRow]:
