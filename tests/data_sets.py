@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,3 +54,11 @@ class CountingThreads(Task):
 
     def encoder(self) -> Any:
         return SimpleNamespace(key=str(torch.get_num_threads()))
+
+
+class Leaving(Task):
+    """A task whose processes leave a file ``left`` in the output, if they end by themselves."""
+
+    def encoder(self) -> Any:
+        atexit.register((self.output / "left").touch)
+        return SimpleNamespace(key="0")

@@ -113,7 +113,7 @@ class LatentDataset:
             f"  latents    {latents} in {len(shards)} shards, {self._format}",
         ]
         if self._done:
-            own = self._template.summary().splitlines()[1:]
+            own = next(iter(self)).summary().splitlines()[1:]
             lines += [line for line in own if not line.startswith("  x_T")]
         return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from ddim_ode.session.dataset.crew import Crew, Died, Lost, Said
 from ddim_ode.session.dataset.encoder import Job, ShardEncoder
 from ddim_ode.session.dataset.serving import Task, work
 from ddim_ode.session.dataset.shards import Head
+
+# In seconds: what compilers have started in a process ends well if the process does.
+_PATIENCE = 3.0
 
 
 def local_crew(task: Task, workers: int) -> Crew | Alone:
@@ -81,12 +85,15 @@ class Processes:
         return Died(f"with signal {-code}" if code is not None and code < 0 else f"with exit status {code}")
 
     def close(self) -> None:
-        """End them all."""
-        for pipe, (process, _) in self._running.items():
+        """End them all: those that have nothing to do by themselves, and others at once."""
+        for pipe in self._running:
+            pipe.close()
+        patience = time.monotonic() + _PATIENCE
+        for process, _ in self._running.values():
+            process.join(max(0.0, patience - time.monotonic()))
             process.terminate()
             process.join()
             process.close()
-            pipe.close()
         self._running.clear()
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from data_sets import CountingThreads, check_latents, counts, draw, rows
+from data_sets import CountingThreads, Leaving, check_latents, counts, draw, rows
 from killed_networks import slow_session
 from PIL import Image
 
@@ -279,6 +279,14 @@ def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with closing(Crew(Processes(task, range(workers)))) as crew:
             threads.append(int(crew.key()))
     assert threads[1] == max(1, threads[0] // 2)
+
+
+def test_workers_end_by_themselves(tmp_path: Path) -> None:
+    """A process that is killed instead leaves behind what compilers have started in it."""
+    with closing(Crew(Processes(Leaving(Session, REQUEST, tmp_path, tmp_path, DEFAULT_FORMAT), [0]))) as crew:
+        assert crew.key() == "0"
+        assert not (tmp_path / "left").exists()
+    assert (tmp_path / "left").exists()
 
 
 @dataclass
