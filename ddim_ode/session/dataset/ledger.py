@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from operator import itemgetter
 
-# Of all that is remembered, what is looked up from memory; beyond it, a look takes a read of a file.
+# What is looked up in memory; beyond it, a look takes a read of a file.
 _CACHE_KIB = 16384
+# As many are written together, in their order, which is many times faster than one by one.
+_TOGETHER = 4096
 
 
 class Ledger:
@@ -18,36 +20,50 @@ class Ledger:
     """
 
     def __init__(self) -> None:
+        self._new: dict[bytes, int | str] = {}
         self._table = sqlite3.connect("", isolation_level=None)
         self._table.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._table.execute("CREATE TABLE ledger (key BLOB PRIMARY KEY, value) WITHOUT ROWID")
         # Nothing of it is ever to be found again, so nothing is ever committed.
         self._table.execute("PRAGMA journal_mode = OFF")
         self._table.execute("BEGIN")
+        self._cursor = self._table.cursor()
 
     def get(self, key: bytes) -> int | str | None:
         """The value of ``key``; None if it has none."""
-        with _in_a_line():
-            found = self._table.execute("SELECT value FROM ledger WHERE key = ?", (key,)).fetchone()
+        value = self._new.get(key)
+        if value is not None:
+            return value
+        try:
+            found = self._cursor.execute("SELECT value FROM ledger WHERE key = ?", (key,)).fetchone()
+        except sqlite3.OperationalError as error:
+            raise _no_room(error) from error
         return None if found is None else found[0]
 
     def put(self, items: Iterable[tuple[bytes, int | str]]) -> None:
         """Take in keys with their values, in the place of older ones."""
-        with _in_a_line():
-            self._table.executemany("INSERT OR REPLACE INTO ledger VALUES (?, ?)", items)
+        for key, value in items:
+            self._new[key] = value
+            if len(self._new) == _TOGETHER:
+                self._write()
 
     def __len__(self) -> int:
+        self._write()
         count: int = self._table.execute("SELECT COUNT(*) FROM ledger").fetchone()[0]
         return count
+
+    def _write(self) -> None:
+        rows = sorted(self._new.items(), key=itemgetter(0))
+        try:
+            self._cursor.executemany("INSERT OR REPLACE INTO ledger VALUES (?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            raise _no_room(error) from error
+        self._new.clear()
 
     def close(self) -> None:
         """Forget it all."""
         self._table.close()
 
 
-@contextmanager
-def _in_a_line() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OSError(f"what is done cannot be remembered in a temporary file: {error}; say where: TMPDIR") from error
+def _no_room(error: Exception) -> OSError:
+    return OSError(f"what is done cannot be remembered in a temporary file: {error}; say where: TMPDIR")

@@ -19,14 +19,19 @@ def test_values_by_keys() -> None:
         ledger.put((bytes([i]) * 32, i) for i in range(9))
         ledger.put([(b"\7" * 32, "cannot be read"), (b"\11" * 32, True)])
         assert len(ledger) == 10
-        assert [ledger.get(bytes([i]) * 32) for i in (0, 7, 8, 9, 10)] == [0, "cannot be read", 8, 1, None]
+        expected = [0, "cannot be read", 8, 1, None]
+        assert [ledger.get(bytes([i]) * 32) for i in (0, 7, 8, 9, 10)] == expected
+        ledger.put((i.to_bytes(32, "big"), i) for i in range(10_000))
+        assert [ledger.get(i.to_bytes(32, "big")) for i in (0, 4095, 4096, 9999)] == [0, 4095, 4096, 9999]
+        assert [ledger.get(bytes([i]) * 32) for i in (0, 7, 8, 9, 10)] == expected
+        assert len(ledger) == 10_009
 
 
 def test_no_room_is_said_in_a_line() -> None:
     with closing(Ledger()) as ledger:
         ledger._table.execute("PRAGMA max_page_count = 2")
         with pytest.raises(OSError, match=r"cannot be remembered in a temporary file: .*full; say where: TMPDIR"):
-            ledger.put((bytes([i]) * 32, "x" * 4000) for i in range(9))
+            ledger.put((i.to_bytes(32, "big"), "x" * 4000) for i in range(5000))
 
 
 def test_memory_does_not_grow_with_their_number() -> None:
