@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ddim_ode.work import reading
 
 MANIFEST = "manifest.jsonl"
 _PART = ".manifest.part"
+# Made once, since there is a line for each picture.
+_ENCODE = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,7 @@ class Line:
 
     def text(self) -> bytes:
         """The line in the file."""
-        content = {key: value for key, value in asdict(self).items() if value is not None}
-        return json.dumps(content, sort_keys=True).encode() + b"\n"
+        return _ENCODE({key: value for key, value in vars(self).items() if value is not None}).encode() + b"\n"
 
 
 def read_lines(folder: Path) -> Iterator[Line]:
