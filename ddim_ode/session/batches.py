@@ -6,8 +6,9 @@ While one goes through the network, the next is read by threads, so that no devi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
 from typing import TypeVar
@@ -41,15 +42,16 @@ def each(
     ``anywhere``  whether threads may make it of an input; else that is done as it is taken.
     """
     made_ahead = _ahead(inputs, make, ahead, anywhere) if ahead else (partial(make, item) for item in inputs)
-    for index, finish in enumerate(made_ahead):
-        try:
-            made = finish()
-        except (ValueError, OSError) as error:
-            if on_error is None:
-                raise
-            on_error(error)
-        else:
-            yield index, made
+    with closing(made_ahead):
+        for index, finish in enumerate(made_ahead):
+            try:
+                made = finish()
+            except (ValueError, OSError) as error:
+                if on_error is None:
+                    raise
+                on_error(error)
+            else:
+                yield index, made
 
 
 # Decoding a picture leaves Python to others most of the time.
@@ -58,7 +60,7 @@ _THREADS = 4
 
 def _ahead(
     inputs: Iterable[Item], make: Callable[[Item], T], count: int, anywhere: Callable[[Item], bool]
-) -> Iterator[Callable[[], T]]:
+) -> Generator[Callable[[], T], None, None]:
     """What waits for each thing made, in order; ``count`` more are under way."""
     waiting, failure = deque[Future[T]](), None
     pool = ThreadPoolExecutor(_THREADS)
@@ -75,7 +77,9 @@ def _ahead(
         if failure:
             raise failure
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Nobody is waited for: a generator that was left is ended by the garbage collector, in any thread, which may
+        # hold the lock that those others need to end.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _done(make: Callable[[Item], T], item: Item) -> Future[T]:

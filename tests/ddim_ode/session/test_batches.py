@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def test_inputs_that_end_with_an_error_give_first_what_came_before(ahead: int) -
     assert [next(found), next(found)] == [(0, "1"), (1, "2")]
     with pytest.raises(OSError, match="the disk is gone"):
         next(found)
+
+
+def test_an_iterator_that_is_left_waits_for_no_thread() -> None:
+    """The garbage collector may end it in a thread that holds the lock which the others need to end."""
+    go_on = threading.Event()
+
+    def make(item: int) -> int:
+        return item if item == 0 or go_on.wait(10) else -1
+
+    found = each(range(9), make, None, ahead=4)
+    assert next(found) == (0, 0)
+    begin = time.monotonic()
+    found.close()
+    assert time.monotonic() - begin < 5
+    go_on.set()
 
 
 def test_the_next_are_made_while_the_caller_is_at_work() -> None:
