@@ -89,11 +89,15 @@ def test_the_next_are_made_while_the_caller_is_at_work() -> None:
 
 
 def test_threads_that_make_things_end_with_their_caller() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     work = each(range(100), str, None, ahead=5)
     next(work)
+    own = set(threading.enumerate()) - before
+    assert own
     work.close()
-    assert threading.active_count() == before
+    for thread in own:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_pictures_are_read_ahead_and_all_that_asks_the_model_is_not(
