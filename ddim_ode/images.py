@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ddim_ode.files import check_writable, read_file, write_file
+from ddim_ode.messages import in_a_line
 
 # Of the pictures that are looked for in a folder.
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -77,8 +78,7 @@ def open_picture(content: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageFileError(f"'{name}' is not a picture that Pillow can open") from None
     except Exception as error:  # whatever Pillow's many decoders run into
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(f"cannot read the picture '{name}': {reason}") from error
+        raise ImageFileError(f"cannot read the picture '{name}': {in_a_line(error)}") from error
 
 
 def prepare(picture: Image.Image, name: str) -> Image.Image:

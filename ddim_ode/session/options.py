@@ -92,6 +92,10 @@ class Run:
         """
         from ddim_ode.session.batches import MemberError
 
+        def refuse(error: ValueError, paths: Sequence[Path]) -> None:
+            for path in paths:
+                on_error(MemberError(f"'{path.name}': {error}"))
+
         told = [_told(path) for path in latents]
         session = self._open([found for found in told if found])
         wanted = list[tuple[dict[str, Any], Path]]()
@@ -99,14 +103,13 @@ class Run:
             try:
                 wanted.append((self._wanted(found, session.model) if found else {}, path))
             except ValueError as error:
-                on_error(MemberError(f"'{path.name}': {error}"))
+                refuse(error, [path])
         for wishes, members in groupby(wanted, itemgetter(0)):
             paths = [path for _, path in members]
             try:
                 own = session.asked_for(**wishes) if wishes else session
             except ValueError as error:
-                for path in paths:
-                    on_error(MemberError(f"'{path.name}': {error}"))
+                refuse(error, paths)
             else:
                 yield own, paths
 

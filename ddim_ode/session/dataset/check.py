@@ -12,6 +12,7 @@ from statistics import median
 from torch import Tensor
 
 from ddim_ode.images import ImageFileError, pixel_mse
+from ddim_ode.messages import in_a_line
 from ddim_ode.session.dataset.encoder import identity_of
 from ddim_ode.session.dataset.home import read_home
 from ddim_ode.session.dataset.load import load_dataset
@@ -59,7 +60,7 @@ def check_dataset(folder: Path, pictures: Pictures, session: Session, count: int
     found, names = load_dataset(folder), list(originals)
     errors = dict[str, float]()
     for decoded in session.decode_all(
-        (found[name] for name in names), on_error=lambda error: failed.append(" ".join(str(error).split()))
+        (found[name] for name in names), on_error=lambda error: failed.append(in_a_line(error))
     ):
         name = names[decoded.index]
         errors[name] = float(pixel_mse(originals[name], decoded.picture.image[None]))

@@ -15,6 +15,7 @@ import torch
 from ddim_ode.files import write_file
 from ddim_ode.images import ImageFileError, Source
 from ddim_ode.latents import Latent
+from ddim_ode.messages import in_a_line
 from ddim_ode.session.dataset.shards import Failed, Head, Row, Shard, empty, shard_name, write_shard
 from ddim_ode.session.dataset.sources import Entry, Pictures, open_pictures
 from ddim_ode.session.plan import Plan, check_cost, plan_encoding
@@ -134,7 +135,7 @@ class ShardEncoder:
             return Failed(job.identity, str(error), again=True)
         for encoded in self._session.encode_all([content], self._request, on_error=errors.append):
             return encoded.latent
-        return Failed(job.identity, " ".join(str(errors[0]).split()))
+        return Failed(job.identity, in_a_line(errors[0]))
 
     def _read(self, job: Job) -> bytes:
         """The content of a picture.

@@ -85,7 +85,7 @@ class Processes:
         return Died(f"with signal {-code}" if code is not None and code < 0 else f"with exit status {code}")
 
     def close(self) -> None:
-        """End them all: those that have nothing to do by themselves, and others at once."""
+        """End them all: those that have nothing to do end by themselves, and others are not waited for much longer."""
         for pipe in self._running:
             pipe.close()
         patience = time.monotonic() + _PATIENCE

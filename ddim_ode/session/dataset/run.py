@@ -302,8 +302,10 @@ class Run:
 
 def _bar(files: Pictures) -> Any:
     """A progress bar on a terminal, with how many pictures there are."""
-    first = next(files.entries(), None)
-    # Those that come with their content take as long to count as to read.
-    counted = sys.stderr.isatty() and first is not None and first.content is None
-    total = sum(1 for _ in files.entries()) if counted else None
+    total = None
+    if sys.stderr.isatty():
+        first = next(files.entries(), None)
+        # Those that come with their content take as long to count as to read.
+        if first is not None and first.content is None:
+            total = sum(1 for _ in files.entries())
     return tqdm(total=total, desc="pictures", unit=" pictures", leave=False, disable=None)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ddim_ode.messages import in_a_line
 from ddim_ode.session.dataset.encoder import Job, ShardEncoder
 from ddim_ode.session.dataset.shards import Head
 from ddim_ode.session.request import PlanError, Request
@@ -89,15 +90,11 @@ def answer(encoder: ShardEncoder, jobs: Sequence[Job]) -> Head | Failed | Refuse
     try:
         return encoder.encode_shard(jobs)
     except torch.AcceleratorError as error:
-        raise SystemExit(f"Error: a process ends, since its device failed: {_line(error)}") from error
+        raise SystemExit(f"Error: a process ends, since its device failed: {in_a_line(error)}") from error
     except OSError as error:
         return Refused(_plain(error))
     except Exception as error:  # whatever a network may run into: no memory, a fault of a device
-        return Failed(_line(error))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return Failed(in_a_line(error))
 
 
 def _plain(error: Exception) -> Exception:
