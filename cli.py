@@ -38,7 +38,7 @@ from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
-from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER
+from ddim_ode.spacings import GRIDS, SCHEDULER
 from solvers import DEFAULT_SOLVER, SOLVERS, Solver
 
 if TYPE_CHECKING:
@@ -604,6 +604,13 @@ def train(
 )
 @click.option("--latents", type=click.IntRange(min=4), default=32, show_default=True, help="Latents, half for judging.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
+@click.option(
+    "--walks",
+    type=click.IntRange(min=0),
+    default=60,
+    show_default=True,
+    help="What searching may cost for each number of steps, as walks of 16 images there and back.",
+)
 @class_option()
 @guidance_option
 @device_option
@@ -622,6 +629,7 @@ def calibrate(
     steps: tuple[int, ...],
     latents: int,
     seed: int,
+    walks: int,
     label: str | None,
     guidance: float | None,
     device: str,
@@ -640,7 +648,8 @@ def calibrate(
     from ddim_ode.files import check_writable
     from ddim_ode.images import list_pictures
     from ddim_ode.models import load_model
-    from ddim_ode.session.calibrate import BUDGETS, Effort, calibrate_in
+    from ddim_ode.session.calibrate import calibrate_in, usual
+    from ddim_ode.session.material import BUDGETS, Effort
     from ddim_ode.session.request import plan_condition
 
     if Path(model).is_file():
@@ -652,7 +661,7 @@ def calibrate(
         raise click.UsageError(f"model '{model}' is in no folder; name a file with --output")
     target = output or Path(loaded.folder or ".") / FILE
     check_writable(target, overwrite=overwrite)
-    effort = Effort((DEFAULT_SOLVER, DEFAULT_GRID), steps or BUDGETS, latents, seed=seed)
+    effort = Effort(usual(loaded), steps or BUDGETS, latents, seed=seed, walks=walks)
     condition = plan_condition(Request(label=label, guidance=guidance), loaded)
     calibration = calibrate_in(loaded, list_pictures(images or CIFAR10_TRAIN), effort, work, condition=condition)
     save_calibration(join_calibration(calibration, target, loaded.schedule), target, overwrite=overwrite)
@@ -665,6 +674,8 @@ def calibrate(
 def _gains(entry: Entry) -> str:
     """The errors of an entry, as parts of those of the default."""
     names = ("decode", "latent", "round_trip")
+    if "decode of the default" not in entry.scores:
+        return "the default leads to no finite numbers"
     parts = (f"{name} {entry.scores[name] / entry.scores[f'{name} of the default']:.2f}" for name in names)
     return f"errors as parts of the default's: {', '.join(parts)}"
 

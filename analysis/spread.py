@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim_ode.session.calibrate import trimmed_mean
+from ddim_ode.session.material import trimmed_mean
 
 # Of the images, to see how the figures would vary with others.
 RESAMPLES = 1000

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ddim_ode.ancestral import Ancestral as Ancestral
     from ddim_ode.ancestral import seeded_noise as seeded_noise
+    from ddim_ode.calibration import Calibration as Calibration
+    from ddim_ode.calibration import load_calibration as load_calibration
+    from ddim_ode.calibration import save_calibration as save_calibration
     from ddim_ode.codec import decode as decode
     from ddim_ode.codec import decode_solution as decode_solution
     from ddim_ode.codec import encode as encode
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from ddim_ode.processes import VariancePreserving as VariancePreserving
     from ddim_ode.schedule import NoiseSchedule as NoiseSchedule
     from ddim_ode.schedule import make_schedule as make_schedule
+    from ddim_ode.session.calibrate import learn_solver as learn_solver
     from ddim_ode.session.dataset.load import LatentDataset as LatentDataset
     from ddim_ode.session.dataset.load import load_dataset as load_dataset
     from ddim_ode.session.dataset.run import encode_dataset as encode_dataset
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ancestral": ("Ancestral", "seeded_noise"),
+    "calibration": ("Calibration", "load_calibration", "save_calibration"),
     "codec": ("decode", "decode_solution", "encode", "encode_solution"),
     "conditions": ("Condition",),
     "family": ("ForwardProcess", "forward_process"),
@@ -71,6 +76,7 @@ _MODULES = {
     "pipelines": ("from_pipeline",),
     "processes": ("EDM", "Flow", "VarianceExploding", "VariancePreserving"),
     "schedule": ("NoiseSchedule", "make_schedule"),
+    "session.calibrate": ("learn_solver",),
     "session.dataset.load": ("LatentDataset", "load_dataset"),
     "session.dataset.run": ("encode_dataset",),
     "session.plan": ("Plan",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import inf, isfinite, isinf
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from ddim_ode.levels import Levels
 
 FILE = "calibration.json"
 # In the first one all was for guidance 1.
-FORMATS = ("ddim-ode calibration 1", "ddim-ode calibration 2")
+# In the second one there was nothing but weights.
+FORMATS = ("ddim-ode calibration 1", "ddim-ode calibration 2", "ddim-ode calibration 3")
+
+_INFINITE = "infinity"
 
 # For each step the weights of the newest slopes and of the state.
 Weights = tuple[tuple[float, ...], ...]
@@ -30,11 +33,23 @@ class CalibrationError(ValueError):
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What the steps in one direction of a grid were taught, in the order in which they are taken.
+
+    ``weights``  corrections of each step; empty if the solver is taken as it is.
+    ``told``     the noise level that the network is told in each step; empty if it is that of the node.
+    """
+
+    weights: Weights = ()
+    told: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Entry:
     """What to take for the number of steps that ``grid`` has.
 
     ``solver``      its name.
-    ``up, down``    corrections of its steps in the two directions; empty if it is taken as it is.
+    ``up, down``    what was learned for the two directions.
     ``scores``      errors on what it was not fitted to, and those of the default solver and grid, by name.
     ``guidance``    the one that it holds for.
 
@@ -44,22 +59,23 @@ class Entry:
 
     solver: str
     grid: Grid
-    up: Weights
-    down: Weights
+    up: Learned
+    down: Learned
     scores: Mapping[str, float]
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if (len(self.up), len(self.down)) not in ((0, 0), (self.grid.steps, self.grid.steps)):
+        up, down = len(self.up.weights), len(self.down.weights)
+        if (up, down) not in ((0, 0), (self.grid.steps, self.grid.steps)):
             raise ValueError(
                 f"there must be corrections for each of {self.grid.steps} steps in both directions, or none at all, "
-                f"but there are {len(self.up)} up and {len(self.down)} down"
+                f"but there are {up} up and {down} down"
             )
 
     @property
     def fitted(self) -> bool:
         """Whether the steps of the solver are corrected."""
-        return bool(self.up)
+        return bool(self.up.weights)
 
     @property
     def name(self) -> str:
@@ -77,6 +93,14 @@ class Calibration:
     fingerprint: str
     entries: tuple[Entry, ...]
     settings: Mapping[str, Any]
+
+    def check_made_for(self, fingerprint: str, what: str = "the calibration") -> None:
+        """Raise CalibrationError if it was made for weights of another ``fingerprint``."""
+        if self.fingerprint != fingerprint:
+            raise CalibrationError(
+                f"{what} was made for other weights ({self.fingerprint[:12]}) than these ({fingerprint[:12]}); make it "
+                "anew with: calibrate"
+            )
 
     def find(self, steps: int, guidance: float = 1.0) -> Entry | None:
         """The entry for so many steps at this guidance, if there is one."""
@@ -108,7 +132,7 @@ def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = 
         "format": FORMATS[-1],
         "fingerprint": calibration.fingerprint,
         "settings": dict(calibration.settings),
-        "entries": {entry.name: asdict(entry) for entry in calibration.entries},
+        "entries": {entry.name: entry_content(entry) for entry in calibration.entries},
     }
     write_file(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=overwrite)
 
@@ -128,7 +152,7 @@ def load_calibration(path: Path, fingerprint: str, schedule: Levels) -> Calibrat
         content = json.loads(content)
         if content["format"] not in FORMATS:
             raise ValueError(f"it is not of the format '{FORMATS[-1]}'")
-        entries = tuple(map(_entry, content["entries"].values()))
+        entries = tuple(map(read_entry, content["entries"].values()))
         for name, entry in zip(content["entries"], entries, strict=True):
             if name != entry.name:
                 raise ValueError(f"the entry for {name:.60} steps has a grid of {entry.name}")
@@ -139,29 +163,41 @@ def load_calibration(path: Path, fingerprint: str, schedule: Levels) -> Calibrat
         calibration = Calibration(str(content["fingerprint"]), entries, settings)
     except Exception as error:  # whatever a wrong structure provokes
         raise CalibrationError(f"the calibration '{path}' is damaged: {error}; make it anew with: calibrate") from error
-    if calibration.fingerprint != fingerprint:
-        raise CalibrationError(
-            f"the calibration '{path}' was made for other weights ({calibration.fingerprint[:12]}) than these "
-            f"({fingerprint[:12]}); make it anew with: calibrate"
-        )
+    calibration.check_made_for(fingerprint, f"the calibration '{path}'")
     return calibration
 
 
-def _entry(content: Mapping[str, Any]) -> Entry:
+def entry_content(entry: Entry) -> dict[str, Any]:
+    """What JSON holds of an ``entry``: names, numbers, and lists of them."""
+    content = asdict(entry)
+    # JSON has no infinity, which is where noise alone is.
+    content["grid"]["sigmas"] = [_INFINITE if isinf(sigma) else sigma for sigma in entry.grid.sigmas]
+    return content
+
+
+def read_entry(content: Mapping[str, Any]) -> Entry:
+    """The entry of such a ``content``. Whatever a wrong structure provokes is left to the caller."""
     grid = content["grid"]
+    *sigmas, last = grid["sigmas"]
     return Entry(
         solver=str(content["solver"]),
         grid=Grid(
             str(grid["name"]),
             str(grid["clean_end"]),
-            _numbers(grid["sigmas"]),
+            (*_numbers(sigmas), *([inf] if last == _INFINITE else _numbers([last]))),
             _numbers(grid["timesteps"]),
         ),
-        up=tuple(map(_numbers, content["up"])),
-        down=tuple(map(_numbers, content["down"])),
+        up=_learned(content["up"]),
+        down=_learned(content["down"]),
         scores=dict(zip(content["scores"], _numbers(list(content["scores"].values())), strict=True)),
         guidance=_numbers([content.get("guidance", 1.0)])[0],
     )
+
+
+def _learned(content: Mapping[str, Any] | list[Any]) -> Learned:
+    if isinstance(content, list):  # of the older formats
+        content = {"weights": content, "told": []}
+    return Learned(tuple(map(_numbers, content["weights"])), _numbers(content["told"]))
 
 
 def _numbers(content: list[Any]) -> tuple[float, ...]:

@@ -36,13 +36,15 @@ CLEAN_ENDS = ("zero", "sigma-min", VP_END)
 # Up to here spacings put nodes where there is no end; of 10 to 400 it serves 'dpmpp3m' best, on a mixture of Gaussians.
 HIGHEST = 20.0
 ENDS = "ends"
+LEARNED = "learned"
 
 
 @dataclass(frozen=True)
 class Grid:
     """The nodes of a walk: ``sigmas``, rising, and ``timesteps``, the indices of training they stand for.
 
-    ``name``       how the nodes were chosen: a key of ``GRIDS``, 'explicit', or 'ends' for the two ends alone.
+    ``name``       how the nodes were chosen: a key of ``GRIDS``, 'explicit', 'learned' for those of a calibration, or
+                   'ends' for the two ends alone.
     ``clean_end``  one of ``CLEAN_ENDS``.
 
     Raises:
@@ -112,6 +114,11 @@ def halved(grid: Grid, schedule: Levels) -> Grid:
         sigmas += [_middle(sigma, following), following]
     timesteps = [float(t) for t in schedule.t(_tensor(sigmas))]
     return Grid("explicit", grid.clean_end, tuple(sigmas), tuple(timesteps))
+
+
+def learned_grid(schedule: Levels, sigmas: Sequence[float], clean_end: str) -> Grid:
+    """The grid of these rising ``sigmas``, which somebody found to be good ones."""
+    return Grid(LEARNED, clean_end, tuple(sigmas), tuple(float(t) for t in schedule.t(_tensor(sigmas))))
 
 
 def _middle(sigma: float, following: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +97,21 @@ class Model:
             known = _listed([f"{i} {name}" for i, name in enumerate(self.classes)]) or "no classes at all"
             raise ValueError(f"model '{self.name}' knows no class '{label}'; it knows: {known}, and '{NO_CLASS}'")
         return Condition(number, guidance, self.classes[number])
+
+    def strength(self, condition: Condition) -> float:
+        """The guidance that a calibration must be for: of ``condition``, or what a pipeline is asked for."""
+        return condition.strength if self.asked is None else float(self.asked["guidance"] or 1.0)
+
+    def calibrated(self, calibration: Calibration) -> Model:
+        """The same model with another ``calibration`` than what lies beside it.
+
+        Raises:
+            CalibrationError: if it was made for other weights.
+        """
+        calibration.check_made_for(self.fingerprint)
+        same = copy(self)
+        vars(same)["calibration"] = calibration
+        return same
 
     def bound(self, condition: Condition) -> Model:
         """This model as one that knows no classes, and answers under ``condition``; itself for no class.

@@ -8,6 +8,7 @@ decodes; it is regular at sigma = 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 
@@ -62,12 +63,13 @@ class ProbabilityFlowODE(nn.Module):
         """Start counting at zero again."""
         self.nfe = 0
 
-    def forward(self, sigma: Tensor, x_bar: Tensor, members: Tensor | None = None) -> Tensor:
+    def forward(self, sigma: Tensor, x_bar: Tensor, members: Tensor | None = None, told: float | None = None) -> Tensor:
         """Slope d x_bar / d sigma at ``sigma``, shape ``()`` or ``(B,)``, and ``x_bar``, shape ``(B, C, H, W)``.
 
         Returns shape ``(B, C, H, W)`` in the dtype of ``x_bar``. Counts one evaluation.
 
         ``members``  where x_bar holds some members of a larger batch: their places in it, int64 ``(B,)``, on the CPU.
+        ``told``     the sigma that the network is told, if it is another.
 
         Raises:
             EvaluationLimitError: if ``max_nfe`` evaluations have been made already.
@@ -75,22 +77,28 @@ class ProbabilityFlowODE(nn.Module):
         """
         self._count(sigma)
         predictor = self.predictor if members is None else self.predictor.of(members)
-        slope: Tensor = predictor(sigma, x_bar)
+        slope: Tensor = predictor(sigma, x_bar, told)
         return slope
 
-    def origin(self, noise: Tensor) -> Tensor:
+    def origin(self, noise: Tensor, told: float = inf) -> Tensor:
         """x_0 where sigma is infinite, of the ``noise`` that is the state there, ``(B, C, H, W)``; an evaluation too.
+
+        ``told``  the sigma that the network is told.
 
         Raises:
             EvaluationLimitError: as ``forward`` does.
             ValueError: if the process does not reach infinity.
         """
         self._count(inf)
-        return self.predictor.origin(noise)
+        return self.predictor.origin(noise, told)
 
     def of(self, members: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The ODE of some ``members`` of a batch, int64 ``(A,)``: what solvers ask whose members leave the batch."""
         return partial(self, members=members)
+
+    def told(self, sigma: float) -> ToldODE:
+        """The ODE whose network is told ``sigma`` wherever it is evaluated; evaluations are counted here."""
+        return ToldODE(self, sigma)
 
     def close(self) -> None:
         """End what the network keeps up between evaluations, if it does; the next one begins anew."""
@@ -106,3 +114,20 @@ class ProbabilityFlowODE(nn.Module):
                 "raise the limit, or take fewer steps or larger tolerances"
             )
         self.nfe += 1
+
+
+@dataclass(frozen=True, eq=False)
+class ToldODE:
+    """An ``ode`` whose network is told one ``sigma``, wherever the state is: what fitted solvers ask."""
+
+    ode: ProbabilityFlowODE
+    sigma: float
+
+    def __call__(self, sigma: Tensor, x_bar: Tensor) -> Tensor:
+        """The slope at ``sigma``, ``()`` or ``(B,)``, and ``x_bar``, ``(B, C, H, W)``, as the ODE's ``forward``."""
+        slope: Tensor = self.ode(sigma, x_bar, told=self.sigma)
+        return slope
+
+    def origin(self, noise: Tensor) -> Tensor:
+        """x_0 where sigma is infinite, as the ODE's ``origin``; both ``(B, C, H, W)``."""
+        return self.ode.origin(noise, self.sigma)

@@ -53,8 +53,10 @@ class Predictor(nn.Module):
         self.network = network
         self.process = process
 
-    def forward(self, sigma: Tensor, x_bar: Tensor) -> Tensor:
+    def forward(self, sigma: Tensor, x_bar: Tensor, told: float | None = None) -> Tensor:
         """eps at ``sigma``, shape ``()`` or ``(B,)``, and ``x_bar``, ``(B, C, H, W)``; like x_bar in shape and dtype.
+
+        ``told``  the sigma whose label the network is told, if that is another.
 
         Raises:
             ValueError: at sigma = 0, if the process has no slope there.
@@ -62,11 +64,14 @@ class Predictor(nn.Module):
         self._check_slope(sigma)
         level = _level(sigma, x_bar)
         x = x_bar / self.process.scale(level)
-        label = _label(self.process, float(sigma)) if sigma.ndim == 0 else self.process.label(sigma)
+        one = float(sigma) if told is None and sigma.ndim == 0 else told
+        label = self.process.label(sigma) if one is None else _label(self.process, one)
         return self.process.eps(self._call(x, label), x, level)
 
-    def origin(self, noise: Tensor) -> Tensor:
+    def origin(self, noise: Tensor, told: float = inf) -> Tensor:
         """x_0 where sigma is infinite, of the ``noise`` alone that is there; both ``(B, C, H, W)``.
+
+        ``told``  the sigma whose label the network is told.
 
         Raises:
             ValueError: if the process does not reach infinity.
@@ -74,7 +79,7 @@ class Predictor(nn.Module):
         end = self.process.schedule.sigma_max
         if isfinite(end):
             raise ValueError(f"the noise levels of this model end at sigma = {end:.6g}; it says nothing of infinity")
-        return self.process.origin(self._call(noise, _label(self.process, inf)), noise)
+        return self.process.origin(self._call(noise, _label(self.process, told)), noise)
 
     def of(self, members: Tensor) -> Predictor:
         """The predictor for some ``members`` of the batch, int64 ``(A,)``; itself if the network treats all alike."""

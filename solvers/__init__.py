@@ -16,7 +16,8 @@ from solvers.base import SolverError as SolverError
 from solvers.charts import ANGLE, VARIANCE
 from solvers.exact import EXACT_SOLVERS
 from solvers.exact import ExactInverse as ExactInverse
-from solvers.fitted import Corrections, FittedSolver
+from solvers.fitted import Fit as Fit
+from solvers.fitted import FittedSolver
 from solvers.fixed import FixedStepSolver, in_chart
 from solvers.flow import FLOW_SOLVERS
 from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
@@ -99,16 +100,16 @@ def correctable(name: str) -> FixedStepSolver:
     return solver
 
 
-def fitted(name: str, nodes: tuple[float, ...], up: Corrections, down: Corrections) -> Solver:
-    """The solver called ``name`` with corrections for the two directions of one grid, ``nodes``, rising: 'auto'.
+def fitted(name: str, nodes: tuple[float, ...], up: Fit, down: Fit) -> Solver:
+    """The solver called ``name`` with what was fitted for the two directions of one grid, ``nodes``, rising: 'auto'.
 
-    Without any it is the solver itself.
+    Without any weights it is the solver itself.
 
     Raises:
-        ValueError: as ``correctable`` does.
+        ValueError: as ``correctable`` and ``FittedSolver`` do.
     """
     base = correctable(name)
-    if not up and not down:
+    if not up.weights and not down.weights:
         return base
     source = f"{base.source}; with corrections fitted to one model"
     return FittedSolver(

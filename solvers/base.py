@@ -51,6 +51,25 @@ class EndlessField(Protocol):
         """What x - sigma field(sigma, x) tends to as sigma grows along the way that ends at ``far``, ``(B, ...)``."""
 
 
+@runtime_checkable
+class ToldField(Protocol):
+    """A field that is told sigma, as a network is, and can be told another than the one where its state lies."""
+
+    def told(self, sigma: float) -> Field:
+        """The same field, told ``sigma`` wherever it is evaluated."""
+
+
+def field_told(field: Field, sigma: float) -> Field:
+    """``field`` as it is where it is told ``sigma``.
+
+    Raises:
+        ValueError: if it is one that can be told nothing.
+    """
+    if not isinstance(field, ToldField):
+        raise ValueError("this field cannot be told another sigma than its own; give it a method 'told'")
+    return field.told(sigma)
+
+
 def field_of(field: Field, members: Tensor) -> Field:
     """The part of ``field`` that belongs to ``members``, int64 ``(A,)``; the field itself where all share one."""
     return field.of(members) if isinstance(field, MemberField) else field

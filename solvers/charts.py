@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import asinh, atan, cosh, exp, expm1, hypot, inf, isinf, log, log1p, pi, sinh, sqrt, tan
 from typing import TYPE_CHECKING, ClassVar
 
-from solvers.base import EndlessField, column, field_of
+from solvers.base import EndlessField, column, field_of, field_told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +114,10 @@ class FieldInChart:
         scale, growth = (_factor(f, sigma, y) for f in (chart.scale, chart.growth))
         x = y * scale
         return (self.field(sigma, x) - growth * x) * (_factor(chart.dsigma_du, u, y) / scale)
+
+    def told(self, sigma: float) -> FieldInChart:
+        """The flow of the field that is told ``sigma``."""
+        return FieldInChart(self.chart, field_told(self.field, sigma))
 
     def of(self, members: Tensor) -> FieldInChart:
         """The flow of some ``members`` of the batch, by their places in it, int64 ``(A,)``."""

@@ -65,7 +65,7 @@ class ExactInverse(WalkingSolver):
 
     def _begin(self, grid: Tensor, companion: Tensor | None) -> tuple[Step, Any]:
         refuse_companion(self, companion)
-        chart = self._chart_on(grid) or SIGMA
+        chart = self.chart_on(grid) or SIGMA
 
         def step(
             field: Field, u: Tensor, u_next: Tensor, x: Tensor, worst: tuple[float, float]

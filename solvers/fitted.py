@@ -5,10 +5,9 @@ begins with:
 
     y_{n+1} = step(y_n) + h sum_j a_{n,j} f_{n-j} + b_n y_n
 
-in the chart of the method. The numbers a and b of each step minimize the mean squared distance to known solutions, by
-least squares with a ridge, which holds them near 0, that is near the method itself. Every step is fitted on the states
-that the fitted steps before it lead to, so that it repairs what those left over. A fit is to one field and one grid,
-and says nothing of others.
+in the chart of the method. Besides, the field may be told another sigma than that of the node where the state lies.
+``solvers.learning`` finds the numbers a and b, what to tell, and the nodes. A fit is to one field and one grid, and
+says nothing of others.
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import Solution, Solver, check_grid, combine
+from solvers.base import Solution, Solver, check_grid, combine, field_told
 from solvers.fixed import FixedStepSolver
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from solvers.base import Field
@@ -32,45 +30,72 @@ if TYPE_CHECKING:
 Corrections = tuple[tuple[float, ...], ...]
 
 
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted for one direction of a grid: the ``weights`` of each step, in the order of the walk.
+
+    ``told``  for each step the sigma that the field is told in it; () for that of the nodes.
+    """
+
+    weights: Corrections
+    told: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class FittedSolver(Solver):
-    """``base`` with the corrections ``up`` and ``down`` for the two directions of one grid, ``nodes`` (rising).
+    """``base`` with what was fitted for the two directions of one grid, ``nodes`` (rising).
 
     Raises:
-        ValueError: if a direction does not have corrections for each step.
+        ValueError: if a direction does not have weights for each step, for the state and for no more slopes than are
+            known there, or tells the field another number of sigmas.
     """
 
     base: FixedStepSolver
     nodes: tuple[float, ...]
-    up: Corrections
-    down: Corrections
+    up: Fit
+    down: Fit
 
     def __post_init__(self) -> None:
         steps = len(self.nodes) - 1
-        if not len(self.up) == len(self.down) == steps:
+        if not len(self.up.weights) == len(self.down.weights) == steps:
             raise ValueError(
-                f"{self.name} needs corrections for each of its {steps} steps in both directions, "
-                f"but there are {len(self.up)} up and {len(self.down)} down; fit them anew"
+                f"{self.name} needs corrections for each of its {steps} steps in both directions, but there are "
+                f"{len(self.up.weights)} up and {len(self.down.weights)} down; fit them anew"
+            )
+        for fit in (self.up, self.down):
+            self._check(fit)
+
+    def _check(self, fit: Fit) -> None:
+        steps = len(self.nodes) - 1
+        for n, weights in enumerate(fit.weights, 1):
+            if not 1 <= len(weights) <= self.base.nfe(n) + 1:
+                raise ValueError(
+                    f"the corrections of step {n} must be of 0 to {self.base.nfe(n)} slopes and the state, but there "
+                    f"are {len(weights)}; fit them anew"
+                )
+        if fit.told and (len(fit.told) != steps or self.base.nfe(steps) != steps):
+            raise ValueError(
+                f"the field must be told one sigma in each of {steps} steps of one evaluation, or none, but there are "
+                f"{len(fit.told)} for {self.base.nfe(steps)} evaluations; fit them anew"
             )
 
     def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
         return self.along(grid).solve(field, x, grid, companion)
 
     def along(self, grid: Tensor) -> FixedStepSolver:
-        """The method with the corrections for the direction of ``grid``, ``(steps + 1,)``.
+        """The method with what was fitted for the direction of ``grid``, ``(steps + 1,)``.
 
         Raises:
             ValueError: if it was fitted for another grid.
         """
-        check_grid(grid)
+        check_grid(grid, endless=self.endless)
         upward = bool(grid[-1] > grid[0])
         self._check_nodes(sorted(grid.tolist()))
-        step = _CorrectedStep(self.base.step, self.up if upward else self.down)
-        return replace(self.base, name=self.name, step=step)
+        return corrected(self.base, self.up if upward else self.down, name=self.name)
 
     def _check_nodes(self, nodes: Sequence[float]) -> None:
         same = len(nodes) == len(self.nodes) and all(
-            abs(a - b) <= 1e-9 * abs(b) for a, b in zip(nodes, self.nodes, strict=True)
+            a == b or abs(a - b) <= 1e-9 * abs(b) for a, b in zip(nodes, self.nodes, strict=True)
         )
         if not same:
             raise ValueError(
@@ -82,10 +107,19 @@ class FittedSolver(Solver):
         return self.base.nfe(steps)
 
     @property
+    def endless(self) -> bool:
+        return self.base.endless
+
+    @property
     def settings(self) -> dict[str, str | float]:
         """The name, and a digest of the fit, which tells it from any other."""
         content = repr((self.base.name, self.nodes, self.up, self.down))
         return {"name": self.name, "fit": sha256(content.encode()).hexdigest()[:12]}
+
+
+def corrected(base: FixedStepSolver, fit: Fit, *, name: str = "") -> FixedStepSolver:
+    """``base`` with what was fitted for one direction of one grid; it is called ``name``, if there is one."""
+    return replace(base, name=name or base.name, step=_CorrectedStep(base.step, fit))
 
 
 @dataclass(frozen=True)
@@ -96,79 +130,23 @@ class _CorrectedStep:
     """
 
     inner: Step
-    corrections: Corrections
+    fit: Fit
 
     def __call__(self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         n, inner, slopes = state or (0, None, ())
-        weights = self.corrections[n]
-        x_next, inner, slopes = _uncorrected(self.inner, field, u, u_next, x, inner, slopes, len(weights) - 1)
-        terms = _terms(u_next - u, x, slopes)
-        if len(weights) != len(terms):
-            raise ValueError(
-                f"the corrections of step {n + 1} must be {len(terms)}, of {len(slopes)} slopes and the state, "
-                f"but there are {len(weights)}; fit them anew"
-            )
-        return combine(x_next, 1.0, weights, terms), (n + 1, inner, slopes)
+        weights = self.fit.weights[n]
+        field = field_told(field, self.fit.told[n]) if self.fit.told else field
+        x_next, inner, slopes = uncorrected(self.inner, field, u, u_next, x, inner, slopes, len(weights) - 1)
+        return combine(x_next, 1.0, weights, terms(u_next - u, x, slopes)), (n + 1, inner, slopes)
 
 
-def fit(
-    base: FixedStepSolver,
-    field: Field,
-    solutions: Sequence[Tensor],
-    grid: Tensor,
-    *,
-    slopes: int = 4,
-    ridge: float = 1e-3,
-    share: float = 0.9,
-) -> Corrections:
-    """Corrections of ``base`` on ``grid``, shape ``(steps + 1,)``, from known solutions of ``field``.
-
-    ``solutions``  the states at each node of the grid, in its order, each ``(B, ...)``.
-    ``slopes``     as many of the newest ones take part, or as many as are known.
-    ``ridge``      relative to the mean square of each term.
-    ``share``      the part of the solutions, those nearest to what the method does anyway, that takes part in a step.
-
-    Raises:
-        ValueError: if there is not one solution for each node.
-    """
-    check_grid(grid)
-    if len(solutions) != len(grid):
-        raise ValueError(f"there must be a state for each of the {len(grid)} nodes, but there are {len(solutions)}")
-    step = _FittingStep(base, list(solutions), grid.tolist(), slopes, ridge, share, [])
-    replace(base, step=step)(field, solutions[0], grid)
-    return tuple(step.found)
-
-
-@dataclass(frozen=True)
-class _FittingStep:
-    """A corrected step that finds its own correction, and adds it to ``found``."""
-
-    base: FixedStepSolver
-    solutions: list[Tensor]
-    grid: list[float]
-    slopes: int
-    ridge: float
-    share: float
-    found: list[tuple[float, ...]]
-
-    def __call__(self, field: Field, u: Tensor, u_next: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        import torch
-
-        n, inner, slopes = state or (0, None, ())
-        x_next, inner, slopes = _uncorrected(self.base.step, field, u, u_next, x, inner, slopes, self.slopes)
-        target = self.solutions[n + 1]
-        if self.base.chart:
-            target = self.base.chart.enter(target, torch.tensor(self.grid[n + 1], dtype=torch.float64))
-        terms = _terms(u_next - u, x, slopes)
-        weights = _least_squares(terms, target - x_next, self.ridge, self.share)
-        self.found.append(weights)
-        return combine(x_next, 1.0, weights, terms), (n + 1, inner, slopes)
-
-
-def _uncorrected(
+def uncorrected(
     step: Step, field: Field, u: Tensor, u_next: Tensor, x: Tensor, inner: Any, slopes: tuple[Tensor, ...], most: int
 ) -> tuple[Tensor, Any, tuple[Tensor, ...]]:
-    """What the step alone leads to, its new state, and at most ``most`` slopes known after it, newest first."""
+    """What the ``step`` alone leads to, its new state, and at most ``most`` slopes known after it, newest first.
+
+    ``u`` and ``u_next`` are ``()``; ``x`` and all slopes are ``(B, ...)``.
+    """
     seen: list[Tensor] = []
 
     def watched(u: Tensor, x: Tensor) -> Tensor:
@@ -179,23 +157,6 @@ def _uncorrected(
     return x_next, inner, (*reversed(seen), *slopes)[:most]
 
 
-def _terms(h: Tensor, x: Tensor, slopes: Sequence[Tensor]) -> list[Tensor]:
+def terms(h: Tensor, x: Tensor, slopes: Sequence[Tensor]) -> list[Tensor]:
+    """What a correction is combined of in a step of the length ``h``, ``()``; ``x`` and the slopes are ``(B, ...)``."""
     return [*(h * slope for slope in slopes), x]
-
-
-def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, share: float) -> tuple[float, ...]:
-    """Weights that make sum_j weight_j terms_j about ``residual``, all ``(B, ...)``; each is weighed with a ridge.
-
-    A term that is zero everywhere has weight 0.
-    """
-    import torch
-
-    columns = torch.stack([term.flatten(1) for term in terms], dim=-1)
-    target = residual.flatten(1)
-    nearest = target.square().mean(1).argsort()[: max(1, round(share * len(target)))]
-    columns, target = columns[nearest].flatten(0, 1), target[nearest].flatten()
-    gram = columns.T @ columns
-    sizes = gram.diagonal()
-    ridges = torch.where(sizes > 0, ridge * sizes, 1)
-    solution: torch.Tensor = torch.linalg.solve(gram + ridges.diag(), columns.T @ target)
-    return tuple(solution.tolist())

@@ -54,7 +54,7 @@ class WalkingSolver(Solver):
         solution = Solution(x)
         for solution in self._points(field, x, grid, companion):  # noqa: B007
             pass
-        return _left(solution, self._chart_on(grid), grid[-1])
+        return _left(solution, self.chart_on(grid), grid[-1])
 
     def trajectory(
         self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None
@@ -66,13 +66,13 @@ class WalkingSolver(Solver):
         points = self._points(field, x, grid, companion)
         yield float(grid[0]), Solution(x, companion)
         for sigma, solution in zip(grid[1:], points, strict=True):
-            yield float(sigma), _left(solution, self._chart_on(grid), sigma)
+            yield float(sigma), _left(solution, self.chart_on(grid), sigma)
 
     def _points(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None) -> Iterator[Solution]:
         """The solution after each step along the ``grid``, in the variables of the chart."""
         check_grid(grid, endless=self.endless and isinstance(field, EndlessField))
         self._check_above_zero(grid)
-        nodes, chart = grid, self._chart_on(grid)
+        nodes, chart = grid, self.chart_on(grid)
         if chart is not None:
             field, x, nodes = chart.pull_back(field), chart.enter(x, grid[0]), chart.nodes(grid)
             companion = None if companion is None else chart.enter(companion, grid[0])
@@ -101,7 +101,7 @@ class WalkingSolver(Solver):
         """What the ``state`` of the walk says of the steps so far, as sentences."""
         return ()
 
-    def _chart_on(self, grid: Tensor) -> Chart | None:
+    def chart_on(self, grid: Tensor) -> Chart | None:
         """The variables in which it walks along the ``grid``."""
         return FLOW if self.chart is None and bool(grid[[0, -1]].isinf().any()) else self.chart
 

@@ -1,23 +1,9 @@
-"""Fit solvers to a model: for a few numbers of steps, the solver, the grid and the corrections that serve it best.
+"""Fit solvers to a model: for a few numbers of steps, the solver, the grid and what is learned that serve it best.
 
-The solutions fitted to are trajectories in small steps: of random latents downwards, of real images upwards. Every
-second one is for the fit, the others for judging it. What is judged, each against the trajectory (RMSE per dimension,
-95 % trimmed mean over the images):
-
-``decode``      the image of a random latent, pixels in [-1, 1].
-``latent``      the latent of a real image.
-``round_trip``  a real image, encoded and decoded.
-``moment``      the second moment of the latents of real images, as its relative distance from the true one.
-
-The candidates differ in the grid, that is in how few steps they take at large sigma, where decoding in few steps needs
-more of them than encoding. One that is worse in any of the four errors than the default solver on its grid, or than
-what it is fitted from, is refused. Of the others that one is chosen whose errors are smallest in the geometric mean,
-weighed; if none, the default.
-
-Encoder and decoder are both fitted to the trajectories. An encoder fitted to undo the fitted decoder instead, in 10
-steps of an earlier model, has latents 1.45 times as far off, and a round trip that is no better.
-
-Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, for the ODE; ``solvers.fitted`` for the fit.
+The candidates are closed-form solvers, the same with corrections fitted to them on a few grids, and what is learned
+from there (``learn``). One that is worse than the default solver on its grid, or than any that is not fitted, in any of
+the four errors of ``material``, is refused. Of the others that one is chosen whose errors are smallest in the geometric
+mean, weighed; if none, the default.
 """
 
 from __future__ import annotations
@@ -26,68 +12,41 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf, isfinite, isinf, log, prod, sqrt
+from math import inf, isinf, log
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_ode.calibration import Calibration, Entry, Weights
-from ddim_ode.codec import decode, draw_latents, encode, seeded
-from ddim_ode.conditions import UNCONDITIONAL, Condition
+from ddim_ode.calibration import Calibration, Entry, Learned, entry_content, read_entry
+from ddim_ode.conditions import UNCONDITIONAL, Condition, Label
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
-from ddim_ode.session.check import mean_square
-from ddim_ode.session.trajectories import Trajectories, join, walk
-from ddim_ode.work import claimed, load_json, load_tensors, reading, save_tensors
-from solvers import SOLVERS, Solver, SolverError, correctable, fitted
-from solvers.fitted import fit
+from ddim_ode.session.learn import learn
+from ddim_ode.session.learned import learned_solver
+from ddim_ode.session.material import CLEAN_END, SCORES, WALKS, Effort, Material, check_memory, gather, judge
+from ddim_ode.session.request import Request, default_grid, default_solver, plan_condition
+from ddim_ode.session.trajectories import trajectory_solver
+from ddim_ode.work import claimed, load_json, reading
+from solvers import SolverError, get_solver
+from solvers.learning import Fitting, Place
 
-# From 30 steps on a fit decodes and encodes better than the default, but its round trip is worse: the errors of the
-# default, there and back, cancel.
-BUDGETS = (5, 6, 8, 10, 12, 15, 20)
-# To fit. In 10 steps, for a model of the architecture that ships, reab2 and dpmpp3m err 5 to 24 % more on capped-50,
-# and reab3 1.4 to 1.6 times as much on log-snr; on quad its latents are 2.6 times as far off.
-SOLVER = "reab3"
+if TYPE_CHECKING:
+    from ddim_ode.session.session import Session
+    from ddim_ode.spaces import Readable
+
 # Searched: the ceiling. With 25 decoding errs 1.5 to 1.8 times as much as with 50, in 5 to 10 steps. Fewer steps at the
 # smallest sigmas as well make decoding in 5 steps better by 40 %, and its latents more than twice as bad.
 GRID_NAMES = ("capped-50", "capped-100", "capped-200")
-CLEAN_END = "sigma-min"
+# Where sigma has no end.
+ENDLESS_GRID_NAMES = ("trailing", "log-snr")
 WEIGHTS = {"decode": 2, "latent": 1, "round_trip": 1}
-SCORES = (*WEIGHTS, "moment")
 # A moment that is so near to the true one is as good as any.
 MOMENT_FLOOR = 0.005
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much work: ``latents`` and images are halved; ``reference_steps`` of the trajectories; ``budgets`` in steps.
-
-    ``default``  solver and grid that a candidate must not be worse than.
-
-    Raises:
-        ValueError: for fewer than 2 latents, a wrong seed, or a budget outside of what the trajectories can judge.
-    """
-
-    default: tuple[str, str]
-    budgets: tuple[int, ...] = BUDGETS
-    latents: int = 32
-    reference_steps: int = 160
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        most = self.reference_steps // 2
-        for steps in self.budgets:
-            if not 1 <= steps <= most:
-                raise ValueError(f"a solver can be fitted to from 1 to {most} steps, but {steps} are asked for")
-        seeded(self.seed)  # which refuses a wrong one before any work
-        if len(set(self.budgets)) < len(self.budgets):
-            raise ValueError(f"numbers of steps must differ, but they are {self.budgets}; name each once")
-        if self.latents < 2:
-            raise ValueError(f"there must be 2 latents or more, half of them for judging, but there are {self.latents}")
 
 
 @dataclass(frozen=True)
@@ -100,28 +59,15 @@ class Candidate:
     fitted: bool
 
 
-@dataclass(frozen=True)
-class Result:
-    """The corrections that were fitted for a candidate, and its errors."""
-
-    candidate: Candidate
-    up: Weights
-    down: Weights
-    scores: Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """Trajectories: those to fit to, and those to judge by, of random latents and of real images."""
-
-    known: Trajectories
-    latents: Trajectories
-    images: Trajectories
+def usual(model: Model) -> tuple[str, str]:
+    """The solver and the grid that are taken for ``model`` where nothing is calibrated."""
+    name = default_solver(model, None)
+    return name, default_grid(model, get_solver(name))
 
 
 def calibrate(
     model: Model,
-    images: Tensor,
+    images: Tensor | None,
     effort: Effort,
     folder: Path,
     names: Sequence[str] | None = None,
@@ -130,49 +76,37 @@ def calibrate(
 ) -> Calibration:
     """The calibration of ``model``, from ``images`` ``(B, C, H, W)`` in [-1, 1], of which half is kept for judging.
 
+    Without images those of random latents take their place.
+
     ``folder``     keeps the trajectories and each candidate's result; what is there is not done again.
     ``names``      of the images, for messages.
     ``condition``  what the network is asked for; the calibration is for its guidance.
 
     Raises:
-        ValueError: if there is not the memory for the trajectories, the network gives no finite numbers, or the noise
-            levels of the model have no end.
+        ValueError: if there is not the memory for the trajectories, or the network gives no finite numbers.
     """
-    if isinf(model.schedule.sigma_max):
-        raise ValueError(
-            f"model '{model.name}' ends at sigma = infinity, and calibrations are for a finite end; leave it out, and "
-            "name a solver and steps"
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    _check_memory(model, len(images), effort)
+    count = effort.latents if images is None else len(images)
+    check_memory(model, count, effort)
     asked = model.bound(condition)
-    material = gather(asked, images, effort, folder, names)
-    results = [*measure(asked, material, effort, folder)]
-    chosen = (choose([r for r in results if r.candidate.steps == steps], asked, effort) for steps in effort.budgets)
-    entries = tuple(replace(entry, guidance=condition.strength) for entry in chosen)
+    material, guidance = gather(asked, images, effort, folder, names), model.strength(condition)
+    entries = tuple(
+        replace(choose(entries, asked, effort), guidance=guidance)
+        for entries in measure(asked, material, effort, folder)
+    )
     settings = {
         **asdict(effort),
-        "images": len(images),
-        "solver": SOLVER,
-        "grids": GRID_NAMES,
+        "images": "of random latents" if images is None else count,
+        "solver": trajectory_solver(model).name,
+        "grids": grid_names(model),
         "condition": str(condition),
     }
-    return Calibration(model.fingerprint, entries, {f"guidance {condition.strength!r}": settings})
+    return Calibration(model.fingerprint, entries, {f"guidance {guidance!r}": settings})
 
 
-def _check_memory(model: Model, images: int, effort: Effort) -> None:
-    """Raise ValueError if the trajectories of so many images and of the latents do not fit into this machine."""
-    import psutil
-
-    # States and slopes at each node, and once more as one batch to fit to.
-    each = 4 * 8 * (effort.reference_steps + 1) * prod(model.space.shape)
-    total = psutil.virtual_memory().total
-    need = each * (images + effort.latents)
-    if need > total:
-        raise ValueError(
-            f"the trajectories of {effort.latents} latents and {images} images take {need / 1e9:.0f} GB of memory, and "
-            f"there are {total / 1e9:.0f}; take at most {total // each} of both together"
-        )
+def grid_names(model: Model) -> tuple[str, ...]:
+    """The grids that are tried for ``model``, and that a search may begin at."""
+    return ENDLESS_GRID_NAMES if isinf(model.schedule.sigma_max) else GRID_NAMES
 
 
 def calibrate_in(
@@ -186,7 +120,7 @@ def calibrate_in(
     """
     if not pictures:
         raise ValueError("there are no pictures to calibrate with; name a folder that holds some")
-    _check_memory(model, len(pictures), effort)
+    check_memory(model, len(pictures), effort)
     images = torch.cat([model.space.read(path)[0] for path in pictures])
     names = [path.name for path in pictures]
     settings = {
@@ -214,138 +148,82 @@ def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     write_file(path, json.dumps(settings, indent=2).encode(), overwrite=True)
 
 
-def gather(model: Model, images: Tensor, effort: Effort, folder: Path, names: Sequence[str] | None = None) -> Material:
-    """Walk the trajectories of ``images``, ``(B, C, H, W)``, and of random latents, or read those in ``folder``."""
-    fine = make_grid(model.schedule, "log-snr", effort.reference_steps, clean_end=CLEAN_END)
-    x_T = draw_latents(effort.latents, model.space.shape, seed=effort.seed)
-    x_bar_T = x_T * sqrt(1 + fine.sigma_T**2)
-    latents = _walked(model, x_bar_T, None, fine, effort, folder / "latents.pt", upward=False)
-    real = _walked(model, images, names, fine, effort, folder / "images.pt", upward=True)
-    fit_to, judge_by = slice(0, None, 2), slice(1, None, 2)
-    return Material(
-        join([latents.take(fit_to), real.take(fit_to)]),
-        latents.take(judge_by),
-        real.take(judge_by),
-    )
+def measure(model: Model, material: Material, effort: Effort, folder: Path) -> Iterator[list[Entry]]:
+    """For each number of steps all candidates, read from ``folder`` if they are there; with a progress bar.
+
+    What was learned for the number of steps before is a start for the next.
+    """
+    place: Place | None = None
+    for steps in tqdm(sorted(effort.budgets), desc="numbers of steps", disable=None):
+        entries = []
+        for candidate in candidates(model, effort, steps):
+            name = f"{steps}-{candidate.solver}-{candidate.grid}{'-fitted' if candidate.fitted else ''}.json"
+            if not (folder / name).exists():
+                content = entry_content(try_out(model, material, candidate))
+                write_file(folder / name, json.dumps(content).encode())
+            entries.append(_load_entry(folder / name))
+        starts = [entry.grid for entry in entries if entry.fitted]
+        learned, place = learn(model, material, effort, starts, place, folder / f"{steps}-search.json")
+        yield [*entries, *learned]
 
 
-def _walked(
-    model: Model, x_bar: Tensor, names: Sequence[str] | None, grid: Grid, effort: Effort, path: Path, *, upward: bool
-) -> Trajectories:
-    """The trajectories from ``x_bar``, ``(B, C, H, W)``; from the file ``path``, if it is there."""
-    if not path.exists():
-        label = f"reference {path.stem}"
-        found = walk(model, x_bar, grid, upward=upward, batch_size=effort.batch_size, label=label, names=names)
-        save_tensors((torch.tensor(found.u, dtype=torch.float64), found.y, found.slopes), path)
-    nodes = len(grid.sigmas)
-    u, y, slopes = load_tensors(path, [(nodes,), (nodes, *x_bar.shape), (nodes, *x_bar.shape)])
-    return Trajectories(tuple(u.tolist()), y.to(model.device), slopes.to(model.device))
+def candidates(model: Model, effort: Effort, steps: int) -> list[Candidate]:
+    """What is tried for so many ``steps``; the default comes first."""
+    name = trajectory_solver(model).name
+    found = [Candidate(*effort.default, steps, fitted=False)]
+    for grid in grid_names(model):
+        found += [Candidate(name, grid, steps, fitted=False), Candidate(name, grid, steps, fitted=True)]
+    return list(dict.fromkeys(found))
 
 
-def measure(model: Model, material: Material, effort: Effort, folder: Path) -> Iterator[Result]:
-    """The result of every candidate, read from ``folder`` if it is there; with a progress bar."""
-    candidates = [
-        candidate
-        for steps in effort.budgets
-        for candidate in (
-            Candidate(*effort.default, steps, fitted=False),
-            *(Candidate(SOLVER, grid, steps, fitted=corrected) for grid in GRID_NAMES for corrected in (False, True)),
-        )
-    ]
-    for candidate in tqdm(candidates, desc="candidates", disable=None):
-        name = f"{candidate.steps}-{candidate.solver}-{candidate.grid}{'-fitted' if candidate.fitted else ''}.json"
-        path = folder / name
-        if path.exists():
-            yield _load_result(candidate, path)
-            continue
-        result = try_out(model, material, candidate)
-        write_file(path, json.dumps(asdict(result)).encode())
-        yield result
-
-
-def _load_result(candidate: Candidate, path: Path) -> Result:
+def _load_entry(path: Path) -> Entry:
     content = load_json(path)
     with reading(path):
-        up, down = (tuple(tuple(map(float, step)) for step in content[way]) for way in ("up", "down"))
-        scores = {name: float(content["scores"][name]) for name in SCORES}
-        return Result(candidate, up, down, scores)
+        return read_entry(content)
 
 
-def try_out(model: Model, material: Material, candidate: Candidate) -> Result:
-    """Fit, if it is to be fitted, and judge; a candidate that leaves the finite numbers is infinitely bad."""
+def try_out(model: Model, material: Material, candidate: Candidate) -> Entry:
+    """Fit, if it is to be fitted, and judge; a candidate that leaves the finite numbers has no scores."""
     grid = make_grid(model.schedule, candidate.grid, candidate.steps, clean_end=CLEAN_END)
+    up, down = Learned(), Learned()
     try:
-        if not candidate.fitted:
-            return Result(candidate, (), (), judge(model, material, SOLVERS[candidate.solver], grid))
-        states = material.known.along(grid)
-        base = correctable(candidate.solver)
-        with torch.no_grad():
-            up = fit(base, model.ode(), states, grid.upward())
-            down = fit(base, model.ode(), states[::-1], grid.downward())
-        return Result(
-            candidate, up, down, judge(model, material, fitted(candidate.solver, grid.sigmas, up, down), grid)
-        )
+        if candidate.fitted:
+            up, down = (_fitted(model, material, grid, upward=upward) for upward in (True, False))
+        scores = judge(model, material, learned_solver(candidate.solver, grid, up, down), grid)
     except SolverError:
-        return Result(candidate, (), (), dict.fromkeys(SCORES, inf))
+        scores = {}
+    return Entry(candidate.solver, grid, up, down, scores)
 
 
-def judge(model: Model, material: Material, solver: Solver, grid: Grid) -> dict[str, float]:
-    """The four errors of a solver on what it was not fitted to.
-
-    Raises:
-        SolverError: if one is not a finite number.
-    """
-    scale = sqrt(1 + grid.sigma_T**2)
-    images, truth = material.images.at(grid.sigmas[0]), material.images.at(grid.sigma_T) / scale
-    decoded = decode(model.ode(), material.latents.at(grid.sigma_T) / scale, grid, solver)
-    x_T = encode(model.ode(), images, grid, solver)
-    again = decode(model.ode(), x_T, grid, solver)
-    moments = (x_T.square().mean() / truth.square().mean() - 1).abs()
-    scores = {
-        "decode": _rmse(decoded - material.latents.at(grid.sigmas[0])),
-        "latent": _rmse(x_T - truth),
-        "round_trip": _rmse(again - images),
-        "moment": float(moments),
-    }
-    if not all(map(isfinite, scores.values())):
-        raise SolverError(f"{solver.name}: the errors are not finite numbers: {scores}")
-    return scores
+def _fitted(model: Model, material: Material, grid: Grid, *, upward: bool) -> Learned:
+    fitting = Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=material.known.at)
+    with torch.no_grad():
+        return Learned(fitting.walk(grid.sigmas).fit.weights)
 
 
-def _rmse(error: Tensor) -> float:
-    """The trimmed mean over the images of the root mean square of ``error``, ``(B, C, H, W)``."""
-    return float(trimmed_mean(mean_square(error).sqrt()))
-
-
-def trimmed_mean(values: Tensor) -> Tensor:
-    """The mean of ``values``, ``(..., B)``, over the last dimension without the largest twentieth, rounded down.
-
-    Of 64 values it leaves out three. The shape is ``(...)``.
-    """
-    count = values.shape[-1]
-    return values.sort(-1).values[..., : count - count // 20].mean(-1)
-
-
-def choose(results: Sequence[Result], model: Model, effort: Effort) -> Entry:
-    """The best of the results for one number of steps that is nowhere worse than any that is not fitted.
+def choose(entries: Sequence[Entry], model: Model, effort: Effort) -> Entry:
+    """The best of the ``entries`` for one number of steps that is nowhere worse than any that is not fitted.
 
     Raises:
-        ValueError: if none of them is finite.
+        ValueError: if none of them has scores.
     """
-    (default,) = [
-        r for r in results if (r.candidate.solver, r.candidate.grid, r.candidate.fitted) == (*effort.default, False)
-    ]
-    rivals = [result.scores for result in results if not result.candidate.fitted]
-    allowed = [result for result in results if all(_nowhere_worse(result.scores, rival) for rival in rivals)]
+    default = next(e for e in entries if (e.solver, e.grid.name, e.fitted) == (*effort.default, False))
+    rivals = [_scores(entry) for entry in entries if not entry.fitted]
+    allowed = [entry for entry in entries if all(_nowhere_worse(_scores(entry), rival) for rival in rivals)]
     best = min(allowed, key=_size, default=default)
-    if not all(map(isfinite, best.scores.values())):
+    if not best.scores:
         raise ValueError(
-            f"no solver leads to finite numbers in {best.candidate.steps} steps with model '{model.name}'; "
-            "look at its samples"
+            f"no solver leads to finite numbers in {best.grid.steps} steps with model '{model.name}'; look at its "
+            "samples"
         )
-    grid = make_grid(model.schedule, best.candidate.grid, best.candidate.steps, clean_end=CLEAN_END)
-    scores = {**best.scores, **{f"{name} of the default": value for name, value in default.scores.items()}}
-    return Entry(best.candidate.solver, grid, best.up, best.down, scores)
+    # A default without scores leaves nothing to compare with.
+    usual = {f"{name} of the default": value for name, value in default.scores.items()}
+    return replace(best, scores={**best.scores, **usual})
+
+
+def _scores(entry: Entry) -> Mapping[str, float]:
+    """The errors of an entry, which are infinite where it led to no finite numbers."""
+    return entry.scores or dict.fromkeys(SCORES, inf)
 
 
 def _nowhere_worse(scores: Mapping[str, float], rival: Mapping[str, float]) -> bool:
@@ -354,9 +232,46 @@ def _nowhere_worse(scores: Mapping[str, float], rival: Mapping[str, float]) -> b
     )
 
 
-def _size(result: Result) -> float:
+def _size(entry: Entry) -> float:
     """The logarithms of the three errors, weighed; the moment only has to be right.
 
     That of decoding counts as much as the two that are of encoding together.
     """
-    return sum(weight * log(max(result.scores[name], 1e-12)) for name, weight in WEIGHTS.items())
+    return sum(weight * log(max(_scores(entry)[name], 1e-12)) for name, weight in WEIGHTS.items())
+
+
+def learn_solver(
+    session: Session,
+    steps: int | Sequence[int] = 8,
+    *,
+    latents: int = 32,
+    pictures: Sequence[Readable] = (),
+    walks: int = WALKS,
+    seed: int = 0,
+    label: Label | None = None,
+    guidance: float | None = None,
+    folder: Path | str | None = None,
+) -> Calibration:
+    """Learn solvers for the model of a ``session``, for one number of ``steps`` or several, in minutes each.
+
+        calibration = learn_solver(session, steps=8)
+        session = session.calibrated(calibration)
+        session.sample(16, steps=8)
+
+    ``latents``      random ones, half of them for judging; ``pictures`` too, or else images of other random latents.
+    ``walks``        there and back, of 16 images, that searching may cost for each number of steps; 0 for no search.
+    ``label, guidance``  what it is learned under; it is for the guidance, whatever the class.
+    ``folder``       keeps the work, so that it can be stopped and go on.
+
+    Raises:
+        ValueError: as ``calibrate`` and ``Effort`` do.
+    """
+    model = session.model
+    budgets = (steps,) if isinstance(steps, int) else tuple(steps)
+    effort = Effort(usual(model), budgets, latents, seed=seed, walks=walks)
+    condition = plan_condition(Request(label=label, guidance=guidance), model)
+    images = torch.cat([model.space.read(picture)[0] for picture in pictures]) if pictures else None
+    if folder is not None:
+        return calibrate(model, images, effort, Path(folder), condition=condition)
+    with TemporaryDirectory() as temporary:
+        return calibrate(model, images, effort, Path(temporary), condition=condition)

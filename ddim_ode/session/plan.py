@@ -9,12 +9,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import isinf
 from typing import TYPE_CHECKING
 
 from ddim_ode.conditions import UNCONDITIONAL, Condition
 from ddim_ode.grids import ENDS, VP_END, full_range, grid_of_timesteps, make_grid
+from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.request import (
     DEFAULT_STEPS,
     PlanError,
@@ -32,14 +32,13 @@ from solvers import (
     ReversibleSolver,
     Solver,
     exact_inverse,
-    fitted,
     get_solver,
     solver_from,
     way_back,
 )
 
 if TYPE_CHECKING:
-    from ddim_ode.calibration import Entry, Weights
+    from ddim_ode.calibration import Entry
     from ddim_ode.grids import Grid
     from ddim_ode.latents import Latent
     from ddim_ode.models import Model
@@ -172,7 +171,7 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     why: tuple[str, ...] = ()
     if AUTO in (request.solver, latent.solver["name"]):
         as_encoded = latent.solver["name"] == AUTO and request.steps in (None, steps)
-        as_encoded = as_encoded and condition.strength == latent.condition.strength
+        as_encoded = as_encoded and model.strength(condition) == _strength(latent, model)
         entry, why = _calibrated(request, model, condition, request.steps or steps)
         if as_encoded and _agrees(request, latent.grid):
             solver = _calibrated_way_back(latent, model)
@@ -250,7 +249,7 @@ def plan_interpolation(
         plan = replace(plan, exact=False, why=tuple(dict.fromkeys((*plan.why, *without, *others))))
     else:
         plan = plan_encoding(requests[0], model)
-    strengths = {condition.strength for condition in conditions}
+    strengths = {model.strength(condition) for condition in conditions}
     if plan.solver.name == AUTO and len(strengths) > 1:
         several = " and ".join(f"{strength:g}" for strength in sorted(strengths))
         raise PlanError(
@@ -277,12 +276,13 @@ def _calibrated(
     """What the calibration of ``model`` says for so many steps, if it is asked; and why it is not followed."""
     if request.exact or request.solver not in (None, AUTO):
         return None, ()
-    entry = model.calibration.find(steps, condition.strength) if model.calibration else None
+    strength = model.strength(condition)
+    entry = model.calibration.find(steps, strength) if model.calibration else None
     falls_back = f"{AUTO} is {default_solver(model, request.grid)}"
     if not isinstance(request.grid, str | None):
         return None, (f"{falls_back}: the calibration has grids of its own, and not these timesteps",)
     if entry is None:
-        guided = f" with guidance {condition.strength:g}" if condition.strength != 1 else ""
+        guided = f" with guidance {strength:g}" if strength != 1 else ""
         return None, (f"{falls_back}: model '{model.name}' is not calibrated for {steps} steps{guided}",)
     for what, wish, own in (
         ("grid", request.grid, entry.grid.name),
@@ -297,7 +297,7 @@ def _calibrated(
 def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     from ddim_ode.latents import LatentError
 
-    entry = model.calibration.find(latent.grid.steps, latent.condition.strength) if model.calibration else None
+    entry = model.calibration.find(latent.grid.steps, _strength(latent, model)) if model.calibration else None
     solver = _solver_of(entry, model) if entry else None
     if solver is None or solver.settings != latent.solver:
         raise LatentError(
@@ -307,26 +307,22 @@ def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
     return solver
 
 
+def _strength(latent: Latent, model: Model) -> float:
+    """The guidance that ``latent`` was encoded with, as ``Model.strength`` has it."""
+    asked = latent.asked if model.asked is not None else None
+    return latent.condition.strength if asked is None else float(asked["guidance"] or 1.0)
+
+
 def _solver_of(entry: Entry, model: Model) -> Solver:
     from ddim_ode.calibration import CalibrationError
 
     try:
-        return _fitted(entry.solver, entry.grid, entry.up, entry.down)
+        return learned_solver(entry.solver, entry.grid, entry.up, entry.down)
     except ValueError as error:
         raise CalibrationError(
             f"the calibration of model '{model.name}' for {entry.grid.steps} steps is damaged: {error}; make it anew "
             "with: calibrate"
         ) from error
-
-
-@lru_cache(maxsize=32)  # each of many latents is planned for
-def _fitted(name: str, grid: Grid, up: Weights, down: Weights) -> Solver:
-    """The fitted solver, found out to have corrections for all slopes by walking nothing along its grid."""
-    solver = fitted(name, grid.sigmas, up, down)
-    if up:
-        for nodes in (grid.upward(), grid.downward()):
-            solver(lambda sigma, x: x, nodes.new_zeros(1, 1), nodes)
-    return solver
 
 
 def _left_behind(latent: Latent, condition: Condition) -> tuple[str, ...]:

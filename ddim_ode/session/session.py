@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ddim_ode.ancestral import Ancestral, seeded_noise
+from ddim_ode.calibration import Calibration
 from ddim_ode.codec import stream_latents
 from ddim_ode.conditions import Label
 from ddim_ode.images import Source
@@ -187,11 +188,23 @@ class Session:
         model = self.model.asked_for(
             prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, height=height, width=width
         )
-        session = copy(self)
-        session.model, session._worker = model, replace(self._worker, model=model)
+        session = self._with(model)
         # As many of another size, or with other guidance, may not fit; a prompt alone changes nothing.
         if self._wished_batch == AUTO_BATCH and _load(model) != _load(self.model):
             session.batch_size = find_batch_size(model)
+        return session
+
+    def calibrated(self, calibration: Calibration) -> Session:
+        """A session of the same model with this ``calibration``, such as ``learn_solver`` makes.
+
+        Raises:
+            CalibrationError: if it was made for other weights.
+        """
+        return self._with(self.model.calibrated(calibration))
+
+    def _with(self, model: Model) -> Session:
+        session = copy(self)
+        session.model, session._worker = model, replace(self._worker, model=model)
         return session
 
     def encode(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isinf, sqrt
 
 import torch
 from torch import Tensor
@@ -17,12 +18,16 @@ from tqdm import tqdm
 from ddim_ode.codec import to_device
 from ddim_ode.grids import Grid
 from ddim_ode.models import Model
-from solvers.charts import ANGLE, LOG_TAN
+from solvers import correctable
+from solvers.charts import ANGLE
+from solvers.fixed import FixedStepSolver
 from solvers.fixed import walk as walk_along
-from solvers.multistep import AdamsBashforthStep
 
-# The one step of 'reab3': third order in this chart, one evaluation a step.
-STEP = AdamsBashforthStep(3, LOG_TAN)
+
+def trajectory_solver(model: Model) -> FixedStepSolver:
+    """What trajectories are walked by: third order in the angle chart, one evaluation a step."""
+    # Towards infinity the logarithm has no end.
+    return correctable("angle-ab3" if isinf(model.schedule.sigma_max) else "reab3")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +56,11 @@ class Trajectories:
             + h * s * (1 - s) ** 2 * self.slopes[left]
             - h * s**2 * (1 - s) * self.slopes[left + 1]
         )
-        return y * ANGLE.scale(sigma)
+        return ANGLE.leave(y, torch.tensor(sigma))
+
+    def latents(self, sigma: float) -> Tensor:
+        """The states at ``sigma`` as latents x_T of variance 1, ``(B, C, H, W)``. Errors are those of ``at``."""
+        return self.at(sigma) / _size(sigma)
 
     def take(self, members: slice) -> Trajectories:
         """The trajectories of some members of the batch alone."""
@@ -76,7 +85,7 @@ def join(parts: Sequence[Trajectories]) -> Trajectories:
 
 def walk(
     model: Model,
-    x_bar: Tensor,
+    begin: Tensor,
     grid: Grid,
     *,
     upward: bool,
@@ -84,19 +93,19 @@ def walk(
     label: str,
     names: Sequence[str] | None = None,
 ) -> Trajectories:
-    """The trajectories from ``x_bar``, ``(B, C, H, W)``, at one end of ``grid``, which should be fine, to the other.
+    """The trajectories from images, or downward from latents x_T, ``(B, C, H, W)``, along a ``grid`` that is fine.
 
     They cost one evaluation a step, and one more for the last slope. A progress bar shows how far they are.
 
-    ``names``  what to call the members of x_bar in messages.
+    ``names``  what to call the members in messages.
 
     Raises:
         ValueError: if the network leads some of them to numbers that are not finite; the message names them.
     """
-    names = names or [f"number {i + 1}" for i in range(len(x_bar))]
+    names = names or [f"number {i + 1}" for i in range(len(begin))]
     parts = [
         _walk(model, batch, grid, upward, f"{label} {i + 1}")
-        for i, batch in enumerate(torch.split(to_device(x_bar, model.device), batch_size))
+        for i, batch in enumerate(torch.split(to_device(begin, model.device), batch_size))
     ]
     found = join(parts)
     lost = [names[member] for member in found.not_finite()]
@@ -106,21 +115,26 @@ def walk(
     return found
 
 
-def _walk(model: Model, x_bar: Tensor, grid: Grid, upward: bool, label: str) -> Trajectories:
-    sigmas = grid.sigmas if upward else grid.sigmas[::-1]
-    field = ANGLE.pull_back(model.ode())
+def _walk(model: Model, begin: Tensor, grid: Grid, upward: bool, label: str) -> Trajectories:
+    field, solver = ANGLE.pull_back(model.ode()), trajectory_solver(model)
     slopes: list[Tensor] = []
 
     def recorded(u: Tensor, y: Tensor) -> Tensor:
         slopes.append(field(u, y))
         return slopes[-1]
 
-    nodes = ANGLE.nodes(grid.upward() if upward else grid.downward())
-    states = [x_bar / ANGLE.scale(sigmas[0])]
+    sigmas = grid.upward() if upward else grid.downward()
+    nodes = ANGLE.nodes(sigmas)
+    states = [ANGLE.enter(begin if upward else begin * _size(grid.sigma_T), sigmas[0])]
     with torch.no_grad():
-        points = walk_along(STEP, recorded, states[0], nodes)
+        points = walk_along(solver.step, recorded, states[0], nodes)
         states += [y for _, y, _ in tqdm(points, total=grid.steps, desc=label, leave=False, disable=None)]
         recorded(nodes[-1], states[-1])
     order = slice(None) if upward else slice(None, None, -1)
     angles = tuple(nodes.tolist())[order]
     return Trajectories(angles, torch.stack(states[order]), torch.stack(slopes[order]))
+
+
+def _size(sigma: float) -> float:
+    """What a latent of variance 1 is multiplied by to be the state at ``sigma``; there is nothing to do at infinity."""
+    return 1.0 if isinf(sigma) else sqrt(1 + sigma**2)

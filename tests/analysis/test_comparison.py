@@ -16,7 +16,7 @@ from analysis.pictures import CIFAR10_TEST, load_images
 from analysis.rows import load_rows
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim
 from analysis.spread import Spread
-from ddim_ode.calibration import FILE, Calibration, Entry, save_calibration
+from ddim_ode.calibration import FILE, Calibration, Entry, Learned, save_calibration
 from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.images import pixel_mse
@@ -94,7 +94,7 @@ def test_auto_is_what_the_calibration_says(model: Model, tiny_model: Path, tmp_p
     folder = tmp_path / "calibrated"
     shutil.copytree(tiny_model, folder)
     grid = make_grid(model.schedule, "capped-50", 5)
-    entries = (Entry("reab3", grid, ((0.0,),) * 5, ((0.0,),) * 5, {}),)
+    entries = (Entry("reab3", grid, Learned(((0.0,),) * 5), Learned(((0.0,),) * 5), {}),)
     save_calibration(Calibration(model.fingerprint, entries, {}), folder / FILE)
     calibrated = load_model(str(folder))
     assert plan(calibrated, "auto", "", 5).grid == grid

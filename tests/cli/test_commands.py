@@ -19,7 +19,7 @@ from PIL import Image
 
 from cli import main
 from ddim_ode import load_latent, load_model
-from ddim_ode.calibration import Calibration, Entry, save_calibration
+from ddim_ode.calibration import Calibration, Entry, Learned, save_calibration
 from ddim_ode.grids import make_grid
 from ddim_ode.images import load_image, to_picture
 from ddim_ode.session.request import DEFAULT_STEPS
@@ -500,7 +500,8 @@ def test_decoding_by_the_calibration_for_another_number_of_steps(
     def calibrate(weight: float) -> None:
         entries = []
         for steps, grid in ((3, "linspace"), (5, "karras"), (7, "leading")):
-            nodes, weights = make_grid(model.schedule, grid, steps, clean_end="sigma-min"), ((weight,),) * steps
+            nodes = make_grid(model.schedule, grid, steps, clean_end="sigma-min")
+            weights = Learned(((weight,),) * steps)
             entries.append(Entry("euler", nodes, weights, weights, {}))
         path = folder / "calibration.json"
         save_calibration(Calibration(model.fingerprint, tuple(entries), {}), path, overwrite=True)

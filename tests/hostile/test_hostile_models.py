@@ -16,7 +16,7 @@ import torch
 from refusals import Edit, call, refused, there
 from safetensors.torch import load_file, save_file
 
-from ddim_ode.calibration import Calibration, Entry, save_calibration
+from ddim_ode.calibration import Calibration, Entry, Learned, save_calibration
 from ddim_ode.grids import make_grid
 from ddim_ode.models import load_model
 
@@ -74,7 +74,8 @@ def _spoil(folder: Path, value: float) -> None:
 def _calibrate(folder: Path, corrections: tuple[tuple[float, ...], ...], solver: str = "reab3") -> None:
     """Write a calibration for 50 steps."""
     model = load_model(str(folder))
-    entry = Entry(solver, make_grid(model.schedule, "log-snr", 50), corrections, corrections, {})
+    learned = Learned(corrections)
+    entry = Entry(solver, make_grid(model.schedule, "log-snr", 50), learned, learned, {})
     save_calibration(Calibration(model.fingerprint, (entry,), {}), folder / "calibration.json")
 
 

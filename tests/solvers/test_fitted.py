@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import hypot
+from typing import Any
 
 import pytest
 import torch
-from flows import MIXTURE, Recorded, gaussian, real
+from flows import MIXTURE, Field, Recorded, gaussian, real
 from torch import Tensor
 
 from solvers import SOLVERS
-from solvers.fitted import FittedSolver, fit
+from solvers.fitted import Fit, FittedSolver
 from solvers.fixed import FixedStepSolver
+from solvers.learning import Fitting
 
 NODES = (0.05, 0.3, 0.8, 2.0, 6.0, 20.0)
 GRID = torch.tensor(NODES, dtype=torch.float64)
@@ -26,7 +28,15 @@ def states(count: int, seed: int) -> list[Tensor]:
     return [MIXTURE.flow(end, NODES[-1], sigma) for sigma in NODES[:-1]] + [end]
 
 
-def fitted(base: FixedStepSolver, solutions: list[Tensor]) -> FittedSolver:
+def fit(base: FixedStepSolver, field: Field, solutions: list[Tensor], *, upward: bool, **options: Any) -> Fit:
+    """A fit to the states at the nodes, rising."""
+    known = dict(zip(NODES, solutions, strict=True))
+    return Fitting(base=base, field=field, upward=upward, solution=known.__getitem__, **options).walk(NODES).fit
+
+
+def fitted(
+    base: FixedStepSolver, solutions: list[Tensor], field: Field = MIXTURE.field, **options: Any
+) -> FittedSolver:
     return FittedSolver(
         name=f"fitted-{base.name}",
         order=base.order,
@@ -34,8 +44,8 @@ def fitted(base: FixedStepSolver, solutions: list[Tensor]) -> FittedSolver:
         positive=base.positive,
         base=base,
         nodes=NODES,
-        up=fit(base, MIXTURE.field, solutions, GRID),
-        down=fit(base, MIXTURE.field, solutions[::-1], GRID.flip(0)),
+        up=fit(base, field, solutions, upward=True, **options),
+        down=fit(base, field, solutions, upward=False, **options),
     )
 
 
@@ -55,9 +65,7 @@ def test_a_linear_flow_is_solved_exactly() -> None:
     problem = gaussian(real(0.0), real(1.0), torch.ones(3, 1, 2, 2, dtype=torch.float64))
     begin = torch.randn((5, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     solutions = [problem.flow(begin, NODES[0], sigma) for sigma in NODES]
-    up = fit(EULER, problem.field, solutions, GRID, slopes=1, ridge=1e-12)
-    down = fit(EULER, problem.field, solutions[::-1], GRID.flip(0), slopes=1, ridge=1e-12)
-    solver = FittedSolver(name="fitted", order=1, source="a test", base=EULER, nodes=NODES, up=up, down=down)
+    solver = fitted(EULER, solutions, problem.field, slopes=1, ridge=1e-12)
     other = 7 * problem.data
     torch.testing.assert_close(
         solver(problem.field, other, GRID), problem.flow(other, NODES[0], NODES[-1]), rtol=1e-9, atol=0
@@ -68,16 +76,16 @@ def test_a_linear_flow_is_solved_exactly() -> None:
 
 
 def test_a_large_ridge_leaves_the_method_as_it_is() -> None:
-    weights = fit(SOLVERS["ab2"], MIXTURE.field, states(10, seed=0), GRID, ridge=1e12)
+    weights = fit(SOLVERS["ab2"], MIXTURE.field, states(10, seed=0), upward=True, ridge=1e12).weights
     assert max(abs(weight) for step in weights for weight in step) < 1e-9
 
 
 def test_slopes_that_are_zero_have_no_weight() -> None:
     """Where nothing moves, and where only the first step is at rest."""
     x = torch.randn((5, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    still = fit(EULER, lambda sigma, x: 0 * x, [x] * 3, GRID[:3])
-    assert still == ((0.0, 0.0), (0.0, 0.0, 0.0))
-    late = fit(EULER, lambda sigma, x: x * (sigma > 0.1), [x, x, 2 * x], GRID[:3])
+    still = fit(EULER, lambda sigma, x: 0 * x, [x] * 6, upward=True).weights
+    assert still[:2] == ((0.0, 0.0), (0.0, 0.0, 0.0))
+    late = fit(EULER, lambda sigma, x: x * (sigma > 0.1), [x, x, *[2 * x] * 4], upward=True).weights
     assert late[0] == (0.0, 0.0)
     assert late[1][1] == 0.0
     assert late[1][0] > 0
@@ -85,7 +93,7 @@ def test_slopes_that_are_zero_have_no_weight() -> None:
 
 def test_weights_by_step_and_cost() -> None:
     solver = fitted(SOLVERS["ab2"], states(10, seed=0))
-    assert [len(step) for step in solver.up] == [2, 3, 4, 5, 5]
+    assert [len(step) for step in solver.up.weights] == [2, 3, 4, 5, 5]
     recorded = Recorded(MIXTURE.field)
     solver(recorded, states(2, seed=3)[0], GRID)
     assert recorded.nfe == solver.nfe(5) == 5
@@ -100,14 +108,41 @@ def test_settings_tell_one_fit_from_another() -> None:
 
 
 def test_corrections_that_do_not_fit_the_steps_are_refused() -> None:
-    solver, x = fitted(EULER, states(10, seed=0)), torch.zeros(1, 1, 2, 2)
-    for wrong in ({"up": solver.up[:-1]}, {"down": ()}):
+    solver = fitted(EULER, states(10, seed=0))
+    weights = solver.up.weights
+    for wrong in ({"up": Fit(weights[:-1])}, {"down": Fit(())}):
         with pytest.raises(ValueError, match=r"corrections for each of its 5 steps in both directions, but there are"):
             replace(solver, **wrong)
-    for row, count in (((), 0), ((0.1,) * 9, 9)):
-        spoilt = replace(solver, up=(solver.up[0], row, *solver.up[2:]))
-        with pytest.raises(ValueError, match=rf"^the corrections of step 2 must be \d, .*, but there are {count}; fit"):
-            spoilt(MIXTURE.field, x, GRID)
+    for row in ((), (0.1,) * 4):
+        spoilt = Fit((weights[0], row, *weights[2:]))
+        words = rf"^the corrections of step 2 must be of 0 to 2 slopes and the state, but there are {len(row)}; fit"
+        with pytest.raises(ValueError, match=words):
+            replace(solver, up=spoilt)
+    for base, told in ((EULER, (1.0,) * 4), (SOLVERS["midpoint"], (1.0,) * 5)):
+        with pytest.raises(ValueError, match="told one sigma in each of 5 steps of one evaluation, or none"):
+            replace(solver, base=base, down=Fit(solver.down.weights, told))
+
+
+class Told:
+    """Euler's field, x, which is told another sigma: then it is that sigma."""
+
+    def __call__(self, sigma: Tensor, x: Tensor) -> Tensor:
+        return x
+
+    def told(self, sigma: float) -> Field:
+        return lambda _, x: torch.full_like(x, sigma)
+
+
+def test_the_field_is_told_what_was_fitted() -> None:
+    """Without weights each step adds h times what is told in it."""
+    nothing, told = Fit(((0.0, 0.0),) * 5), (1.0, 2.0, 0.5, 0.0, 3.0)
+    solver = replace(fitted(EULER, states(10, seed=0)), up=nothing, down=replace(nothing, told=told))
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    expected = sum(t * float(h) for t, h in zip(told, GRID.flip(0).diff(), strict=True))
+    torch.testing.assert_close(solver(Told(), x, GRID.flip(0)), torch.full_like(x, expected))
+    assert not bool(solver(Told(), x, GRID).any())
+    with pytest.raises(ValueError, match="this field cannot be told another sigma than its own"):
+        solver(MIXTURE.field, x, GRID.flip(0))
 
 
 def test_other_grids_are_refused() -> None:
@@ -115,5 +150,3 @@ def test_other_grids_are_refused() -> None:
     for grid in (GRID[:-1], GRID * 1.01, torch.cat([GRID, GRID[-1:] * 2])):
         with pytest.raises(ValueError, match=r"was fitted for one grid of 5 steps from 0.05 to 20, and not for this"):
             solver(MIXTURE.field, torch.zeros(1, 1, 2, 2), grid)
-    with pytest.raises(ValueError, match="a state for each of the 6 nodes, but there are 2"):
-        fit(EULER, MIXTURE.field, states(3, seed=0)[:2], GRID)

@@ -11,14 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddim_ode.codec import draw_latents
+from ddim_ode import Session, learn_solver
+from ddim_ode.calibration import CalibrationError, Entry, Learned
+from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model
-from ddim_ode.processes import VariancePreserving
+from ddim_ode.processes import Flow, VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session import calibrate as module
-from ddim_ode.session.calibrate import Candidate, Effort, Result, calibrate, choose
+from ddim_ode.session import learn, material
+from ddim_ode.session.calibrate import Candidate, calibrate, choose
+from ddim_ode.session.learned import learned_solver
+from ddim_ode.session.material import Effort
+from ddim_ode.session.plan import plan_sampling
+from ddim_ode.session.request import Request
 from ddim_ode.session.trajectories import walk
+from solvers import SOLVERS, SolverError
 
 SCHEDULE = make_schedule()
 MODES = torch.tensor([-0.8, 0.5], dtype=torch.float64)
@@ -39,6 +47,21 @@ class Mixture(nn.Module):
         variance = SD**2 + sigma**2
         pulls = (-(offsets**2) / (2 * variance)).softmax(-1) * sigma / variance
         return (pulls * offsets).sum(-1)
+
+
+class FlowMixture(Mixture):
+    """The true velocity, noise minus data, of the same pixels at the time t of flow matching."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
+        t = t.double().reshape(-1, 1, 1, 1, 1)
+        a = 1 - t
+        offsets = x[..., None] - a * MODES
+        variance = (a * SD) ** 2 + t**2
+        share = (-(offsets**2) / (2 * variance)).softmax(-1)
+        data = (share * (MODES + a * SD**2 / variance * offsets)).sum(-1)
+        noise = (share * t / variance * offsets).sum(-1)
+        return noise - data
 
 
 class Gaussian(nn.Module):
@@ -70,7 +93,8 @@ def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
     grid = make_grid(SCHEDULE, "log-snr", 200)
     x_bar = torch.randn((3, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     begin = grid.sigmas[0 if upward else -1]
-    found = walk(model(Gaussian()), x_bar, grid, upward=upward, batch_size=2, label="")
+    start = x_bar if upward else x_bar / sqrt(1 + begin**2)
+    found = walk(model(Gaussian()), start, grid, upward=upward, batch_size=2, label="")
     for sigma in (grid.sigmas[0], grid.sigmas[7], 0.1234, 1.0, 33.3, grid.sigmas[-1]):
         expected = x_bar * sqrt((SD**2 + sigma**2) / (SD**2 + begin**2))
         torch.testing.assert_close(found.at(sigma), expected, rtol=2e-5, atol=0)
@@ -82,8 +106,8 @@ def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
 
 @pytest.fixture
 def effort(monkeypatch: pytest.MonkeyPatch) -> Effort:
-    monkeypatch.setattr(module, "SOLVER", "reab2")
-    return Effort(("euler", "log-snr"), budgets=(4,), latents=96, reference_steps=100)
+    monkeypatch.setattr(module, "grid_names", lambda model: ("capped-50",))
+    return Effort(("euler", "log-snr"), budgets=(4,), latents=96, reference_steps=100, walks=8)
 
 
 def test_a_calibration_is_better_on_images_of_its_own(effort: Effort, tmp_path: Path) -> None:
@@ -95,27 +119,31 @@ def test_a_calibration_is_better_on_images_of_its_own(effort: Effort, tmp_path: 
     assert entry.fitted
     x_T = draw_latents(40, (1, 4, 4), seed=77)
     fine = make_grid(SCHEDULE, "karras", 400)
-    truth = walk(true, x_T * sqrt(1 + fine.sigma_T**2), fine, upward=False, batch_size=40, label="").at(fine.sigmas[0])
+    truth = walk(true, x_T, fine, upward=False, batch_size=40, label="").at(fine.sigmas[0])
     errors = {}
     for name, solver, grid in (
-        ("auto", module.fitted(entry.solver, entry.grid.sigmas, entry.up, entry.down), entry.grid),
-        ("default", module.SOLVERS["euler"], make_grid(SCHEDULE, "log-snr", 4)),
+        ("auto", learned_solver(entry.solver, entry.grid, entry.up, entry.down), entry.grid),
+        ("default", SOLVERS["euler"], make_grid(SCHEDULE, "log-snr", 4)),
     ):
-        errors[name] = float((module.decode(true.ode(), x_T, grid, solver) - truth).square().mean().sqrt())
+        errors[name] = float((decode(true.ode(), x_T, grid, solver) - truth).square().mean().sqrt())
     assert errors["auto"] < 0.5 * errors["default"]
     assert entry.scores["decode"] == pytest.approx(errors["auto"], rel=0.5)
     assert entry.scores["decode of the default"] == pytest.approx(errors["default"], rel=0.5)
 
 
+def entry(solver: str, grid: str, scores: dict[str, float], *, fitted: bool) -> Entry:
+    weights = Learned(((0.1, 0.2),) * 4) if fitted else Learned()
+    return Entry(solver, make_grid(SCHEDULE, grid, 4, clean_end="sigma-min"), weights, weights, scores)
+
+
 def test_what_is_worse_than_an_uncalibrated_rival_is_refused(effort: Effort) -> None:
-    weights = ((0.1, 0.2),) * 4
-    results = [
-        Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
-        Result(Candidate("reab2", "capped-50", 4, False), (), (), {**GOOD, "latent": 0.01, "moment": 0.5}),
-        Result(Candidate("reab2", "capped-50", 4, True), weights, weights, {**GOOD, "decode": 0.05, "latent": 0.02}),
+    entries = [
+        entry("euler", "log-snr", GOOD, fitted=False),
+        entry("reab2", "capped-50", {**GOOD, "latent": 0.01, "moment": 0.5}, fitted=False),
+        entry("reab2", "capped-50", {**GOOD, "decode": 0.05, "latent": 0.02}, fitted=True),
     ]
-    assert choose(results, model(Mixture()), effort).solver == "euler"
-    assert choose([results[0], results[2]], model(Mixture()), effort).solver == "reab2"
+    assert choose(entries, model(Mixture()), effort).solver == "euler"
+    assert choose([entries[0], entries[2]], model(Mixture()), effort).solver == "reab2"
 
 
 class Broken(Gaussian):
@@ -138,7 +166,7 @@ def test_what_the_network_fails_on_is_named_before_anything_is_fitted(effort: Ef
 def test_errors_that_are_no_numbers_are_never_written(
     effort: Effort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_rmse", lambda error: torch.nan)
+    monkeypatch.setattr(material, "_rmse", lambda error: torch.nan)
     with pytest.raises(ValueError, match=r"no solver leads to finite numbers in \d+ steps with model 'true'; look at"):
         calibrate(model(Mixture()), pictures(8), effort, tmp_path)
 
@@ -167,8 +195,9 @@ def test_work_is_not_done_twice(effort: Effort, tmp_path: Path, monkeypatch: pyt
     true = model(Mixture())
     first = calibrate(true, pictures(8), effort, tmp_path)
     assert {"latents.pt", "images.pt"} <= {path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr(module, "walk", None)
+    monkeypatch.setattr(material, "walk", None)
     monkeypatch.setattr(module, "try_out", None)
+    monkeypatch.setattr(learn, "_searched", None)
     assert calibrate(true, pictures(8), effort, tmp_path) == first
 
 
@@ -186,34 +215,84 @@ GOOD = {"decode": 0.1, "latent": 0.1, "round_trip": 0.1, "moment": 0.02}
     ],
 )
 def test_what_is_worse_anywhere_is_refused(effort: Effort, scores: dict[str, float], chosen: str) -> None:
-    results = [
-        Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
-        Result(Candidate("reab2", "quad", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, scores),
-    ]
-    entry = choose(results, model(Mixture()), effort)
-    assert entry.solver == chosen
-    assert entry.scores["decode of the default"] == 0.1
+    entries = [entry("euler", "log-snr", GOOD, fitted=False), entry("reab2", "quad", scores, fitted=True)]
+    best = choose(entries, model(Mixture()), effort)
+    assert best.solver == chosen
+    assert best.scores["decode of the default"] == 0.1
 
 
 def test_decoding_counts_as_much_as_what_encoding_takes_part_in(effort: Effort) -> None:
     """Half the error of decoding is worth more than two fifths of that of the latents."""
-    results = [
-        Result(Candidate("euler", "log-snr", 4, False), (), (), GOOD),
-        Result(
-            Candidate("reab2", "capped-50", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, {**GOOD, "latent": 0.04}
-        ),
-        Result(
-            Candidate("reab2", "capped-200", 4, True), ((0.1, 0.2),) * 4, ((0.1, 0.2),) * 4, {**GOOD, "decode": 0.05}
-        ),
+    entries = [
+        entry("euler", "log-snr", GOOD, fitted=False),
+        entry("reab2", "capped-50", {**GOOD, "latent": 0.04}, fitted=True),
+        entry("reab2", "capped-200", {**GOOD, "decode": 0.05}, fitted=True),
     ]
-    for order in (results, results[::-1]):
+    for order in (entries, entries[::-1]):
         assert choose(order, model(Mixture()), effort).grid.name == "capped-200"
 
 
-def test_a_candidate_that_blows_up_is_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_that_blows_up_has_no_scores(effort: Effort, monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*arguments: object) -> dict[str, float]:
-        raise module.SolverError("the state is not finite")
+        raise SolverError("the state is not finite")
 
     monkeypatch.setattr(module, "judge", explode)
-    result = module.try_out(model(Mixture()), None, Candidate("ab4", "log-snr", 6, False))  # type: ignore[arg-type]
-    assert set(result.scores.values()) == {inf}
+    worst = module.try_out(model(Mixture()), None, Candidate("euler", "log-snr", 4, False))  # type: ignore[arg-type]
+    assert worst.scores == {}
+    better = entry("reab2", "capped-50", GOOD, fitted=True)
+    assert choose([worst, better], model(Mixture()), effort).solver == "reab2"
+    with pytest.raises(ValueError, match="no solver leads to finite numbers in 4 steps"):
+        choose([worst], model(Mixture()), effort)
+
+
+@pytest.mark.parametrize("family", ["vp", "flow"])
+def test_what_is_learned_errs_less_than_what_is_fitted(family: str, tmp_path: Path) -> None:
+    """On latents of another seed, in both directions; flow matching has no last sigma."""
+    true = model(Mixture()) if family == "vp" else Model("flow", FlowMixture(), Flow(), 1, 4, 4)
+    calibrations = {
+        walks: learn_solver(Session(true), 5, latents=48, walks=walks, folder=tmp_path / str(walks), pictures=())
+        for walks in (0, 30)
+    }
+    fine = make_grid(true.schedule, "trailing" if family == "flow" else "log-snr", 400, clean_end="sigma-min")
+    x_T = draw_latents(40, (1, 4, 4), seed=77)
+    truth = walk(true, x_T, fine, upward=False, batch_size=40, label="").at(fine.sigmas[0])
+    errors = []
+    for calibration in calibrations.values():
+        (found,) = calibration.entries
+        solver = learned_solver(found.solver, found.grid, found.up, found.down)
+        images, latents = decode(true.ode(), x_T, found.grid, solver), encode(true.ode(), truth, found.grid, solver)
+        errors.append([float(e.square().mean().sqrt()) for e in (images - truth, latents - x_T)])
+    assert errors[1][0] < (0.9 if family == "vp" else 1.01) * errors[0][0]
+    assert errors[1][1] < (0.9 if family == "vp" else 1.01) * errors[0][1]
+    for name, error in zip(("decode", "latent"), errors[1], strict=True):
+        assert error < 0.5 * found.scores[f"{name} of the default"]
+    ode = true.ode()
+    decode(ode, x_T, found.grid, solver)
+    assert ode.nfe == solver.nfe(5) == 5
+    assert found.grid.name == "learned"
+    session = Session(true).calibrated(calibration)
+    plan = plan_sampling(Request(steps=5), session.model)
+    assert (plan.solver.settings, plan.grid) == (solver.settings, found.grid)
+    with pytest.raises(CalibrationError, match="was made for other weights"):
+        Session(model(Gaussian())).calibrated(replace(calibration, fingerprint="other"))
+
+
+def test_a_search_that_was_cut_off_goes_on_where_it_was(
+    effort: Effort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, effort = model(Mixture()), replace(effort, latents=16, walks=40)
+    whole = calibrate(true, pictures(8), effort, tmp_path / "whole")
+    save = learn._save
+
+    def killed(progress: learn.Progress, path: Path) -> None:
+        save(progress, path)
+        if progress.at.sweeps == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(learn, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(true, pictures(8), effort, tmp_path / "cut")
+    monkeypatch.setattr(learn, "_save", save)
+    again = calibrate(true, pictures(8), effort, tmp_path / "cut")
+    assert again.entries[0].grid == whole.entries[0].grid
+    assert again.entries[0].down == whole.entries[0].down

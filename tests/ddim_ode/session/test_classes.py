@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddim_ode import Request, Session, load_latent
-from ddim_ode.calibration import Calibration, Entry
+from ddim_ode.calibration import Calibration, Entry, Learned
 from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.conditions import UNCONDITIONAL, Blend, Condition
 from ddim_ode.grids import make_grid
@@ -218,7 +218,7 @@ def test_a_calibration_is_for_its_guidance(class_model: Path) -> None:
     own = Session(class_model)
     names = {1.0: "quad", 2.0: "karras"}
     grids = {w: make_grid(own.model.schedule, name, 3, clean_end="sigma-min") for w, name in names.items()}
-    zero = ((0.0,),) * 3
+    zero = Learned(((0.0,),) * 3)
     entries = tuple(Entry("reab3", grid, zero, zero, {}, w) for w, grid in grids.items())
     vars(own.model)["calibration"] = Calibration(own.model.fingerprint, entries, {})
     for label, guidance, grid in (
@@ -245,7 +245,7 @@ def test_a_calibration_is_for_its_guidance(class_model: Path) -> None:
 def test_corners_of_calibrated_latents_must_have_one_guidance(class_model: Path) -> None:
     own = Session(class_model)
     grid = make_grid(own.model.schedule, "capped-50", 3)
-    entry = Entry("reab3", grid, ((0.0,),) * 3, ((0.0,),) * 3, {})
+    entry = Entry("reab3", grid, Learned(((0.0,),) * 3), Learned(((0.0,),) * 3), {})
     vars(own.model)["calibration"] = Calibration(own.model.fingerprint, (entry,), {})
     wishes = {"seeds": (1, 2), "count": 3, "steps": 3, "label": ["none", "cat"]}
     assert own.interpolate(**wishes).plan.solver.name == AUTO

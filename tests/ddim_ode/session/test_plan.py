@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddim_ode.calibration import Calibration, Entry
+from ddim_ode.calibration import Calibration, Entry, Learned
 from ddim_ode.conditions import UNCONDITIONAL
 from ddim_ode.grids import Grid, full_range, make_grid
 from ddim_ode.images import Source
@@ -36,7 +36,7 @@ X_T = torch.zeros(1, 1, 2, 2)
 
 
 def entry(grid: str, steps: int, weight: float = 0.0) -> Entry:
-    weights = ((weight,),) * steps
+    weights = Learned(((weight,),) * steps)
     return Entry("euler", make_grid(SCHEDULE, grid, steps, clean_end="sigma-min"), weights, weights, {})
 
 

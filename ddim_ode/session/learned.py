@@ -1,0 +1,19 @@
+"""The solver that a calibration speaks of: what its entries hold, put into the steps of a method."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ddim_ode.calibration import Learned
+from ddim_ode.grids import Grid
+from solvers import Fit, Solver, fitted
+
+
+@lru_cache(maxsize=32)  # each of many latents is planned for
+def learned_solver(name: str, grid: Grid, up: Learned, down: Learned) -> Solver:
+    """The solver called ``name`` with what was learned ``up`` and ``down`` the ``grid``; itself if that is nothing.
+
+    Raises:
+        ValueError: if there is no such solver, or what was learned does not belong to its steps.
+    """
+    return fitted(name, grid.sigmas, Fit(up.weights, up.told), Fit(down.weights, down.told))

@@ -1,0 +1,276 @@
+"""Finding what a fitted method needs: weights, the sigmas that the field is told, and the nodes.
+
+The weights of each step minimize the mean squared distance to known solutions, by least squares with a ridge, which
+holds them near 0, that is near the method itself. Every step is fitted on the states that the fitted steps before it
+lead to, so that it repairs what those left over.
+
+Nodes and what is told are searched for, with the weights found anew for each trial: variable projection (Golub,
+Pereyra, "The differentiation of pseudo-inverses and nonlinear least squares problems whose variables separate", 1973).
+The search tries one direction after another, there and back, in random order, with a step of its own that grows with
+success and shrinks without (pattern search; Hooke, Jeeves, "Direct search solution of numerical and statistical
+problems", 1961). A direction is a hat over neighbouring nodes in the logarithm of sigma, wide or narrow. It costs no
+gradients, and a trial begins where it differs from the best one so far: nothing is kept but a state and a slope for
+each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import exp, isinf
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from solvers.base import SolverError, check_finite, combine, field_told
+from solvers.charts import SIGMA
+from solvers.fitted import Fit, terms, uncorrected
+from solvers.fixed import FixedStepSolver
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from solvers.base import Field
+
+# What is told at sigma = infinity to begin with, as a multiple of the node beside it.
+_FAR = 8.0
+# Steps of the search in log sigma: at first, and for what is told in the first evaluation, where most is gained; where
+# one is small enough to leave the direction alone.
+_NODE_STEP, _TOLD_STEP, _FIRST_STEP, _LEAST_STEP = 0.3, 0.1, 0.5, 0.01
+_GROWTH, _SHRINKAGE = 1.5, 0.4
+# Neighbouring nodes keep this far apart.
+_NEAREST = 1.05
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A walk along ``nodes`` in its order, the ``fit`` that was found on it, and ``x``, ``(B, ...)``, at its end.
+
+    ``told``    for each step the sigma that the field is told, as a multiple of the node's.
+    ``points``  where it was before each step, in the chart, and what it remembered.
+    """
+
+    nodes: tuple[float, ...]
+    told: tuple[float, ...]
+    fit: Fit
+    x: Tensor
+    points: tuple[tuple[Tensor, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How weights are found: corrections of ``base`` that lead along known solutions of ``field``.
+
+    ``upward``    whether it walks towards larger sigma.
+    ``solution``  the known state, ``(B, ...)``, at a sigma.
+    ``slopes``    as many of the newest ones take part, or as many as are known.
+    ``ridge``     relative to the mean square of each term.
+    ``share``     the part of the solutions, those nearest to what the method does anyway, that takes part in a step.
+    """
+
+    base: FixedStepSolver
+    field: Field
+    upward: bool
+    solution: Callable[[float], Tensor]
+    slopes: int = 4
+    ridge: float = 1e-3
+    share: float = 0.9
+
+    def walk(self, nodes: Sequence[float], told: Sequence[float] = (), before: Walk | None = None) -> Walk:
+        """The walk along all ``nodes``, ``steps + 1`` rising sigmas, that finds its weights as it goes.
+
+        ``told``    for each step, in the order of the walk, what the field is told, as a multiple of the node; () for
+                    the nodes themselves.
+        ``before``  a walk of as many steps; what it has in common with this one is not walked again.
+
+        Raises:
+            SolverError: if the end is not finite.
+        """
+        import torch
+
+        way, told = self.way(nodes), tuple(told)
+        grid = torch.tensor(way, dtype=torch.float64)
+        chart = self.base.chart_on(grid) or SIGMA
+        field, u = chart.pull_back(self.field), chart.nodes(grid).unbind()
+        sigmas = tuple(factor * _finite(way, n) for n, factor in enumerate(told))
+        first = common_steps(before, way, told) if before else 0
+        if before and first == len(way) - 1:
+            return before
+        points, weights = (list(before.points[:first]), list(before.fit.weights[:first])) if before else ([], [])
+        x, state = before.points[first] if before else (chart.enter(self.solution(way[0]), grid[0]), (None, ()))
+        for n in range(first, len(way) - 1):
+            points.append((x, state))
+            asked = field_told(field, sigmas[n]) if told else field
+            inner, slopes = state
+            x_next, inner, slopes = uncorrected(self.base.step, asked, u[n], u[n + 1], x, inner, slopes, self.slopes)
+            columns = terms(u[n + 1] - u[n], x, slopes)
+            missing = chart.enter(self.solution(way[n + 1]), grid[n + 1]) - x_next
+            weights.append(_least_squares(columns, missing, self.ridge, self.share))
+            x, state = combine(x_next, 1.0, weights[-1], columns), (inner, slopes)
+        x = chart.leave(x, grid[-1])
+        check_finite(x, self.base.name, "state", grid[-1])
+        return Walk(way, told, Fit(tuple(weights), sigmas), x, tuple(points))
+
+    def way(self, nodes: Sequence[float]) -> tuple[float, ...]:
+        """The ``nodes``, rising, in the order of the walk."""
+        return tuple(nodes) if self.upward else tuple(reversed(nodes))
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a search has come.
+
+    ``nodes``   the best so far, ``steps + 1`` rising sigmas.
+    ``told``    for each way what its walk has told the field, as in ``Walk``.
+    ``sizes``   how far it steps in each direction.
+    ``sweeps``  how often it has tried all directions.
+    """
+
+    nodes: tuple[float, ...]
+    told: tuple[tuple[float, ...], ...]
+    sizes: tuple[float, ...]
+    sweeps: int = 0
+
+    def resized(self, i: int, size: float) -> Place:
+        """The same place with another step in direction number ``i``."""
+        return replace(self, sizes=(*self.sizes[:i], size, *self.sizes[i + 1 :]))
+
+
+def begin(nodes: Sequence[float], told: Sequence[Sequence[float]]) -> Place:
+    """Where a search begins: at ``nodes``, ``steps + 1`` rising sigmas, and with what is ``told``, as in ``Place``."""
+    directions = _directions(len(nodes) - 1, len(told))
+    return Place(tuple(nodes), tuple(map(tuple, told)), tuple(direction.size for direction in directions))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search has come to: its ``place``, the ``walks`` along it, and the ``score`` of those.
+
+    ``evaluations``  of the field, so far.
+    """
+
+    place: Place
+    walks: tuple[Walk, ...]
+    score: float
+    evaluations: int
+
+
+def search(
+    ways: Sequence[Fitting], place: Place, score: Callable[[Sequence[Walk]], float], *, seed: int
+) -> Iterator[Found]:
+    """Look for nodes, and for what to tell the field on each of the ``ways``, that make the ``score`` small.
+
+    It gives what it has found at first, after each direction, and after each sweep over all of them. Between two sweeps
+    it can be left, and taken up again at the place that it had come to. It ends when its steps are small everywhere.
+
+    Raises:
+        SolverError: if a walk at ``place`` ends at no finite numbers.
+    """
+    directions = _directions(len(place.nodes) - 1, len(ways))
+    walks = tuple(way.walk(place.nodes, told) for way, told in zip(ways, place.told, strict=True))
+    found = Found(place, walks, score(walks), len(ways) * (len(place.nodes) - 1))
+    yield found
+    while max(map(abs, found.place.sizes)) >= _LEAST_STEP:
+        order = list(range(len(directions)))
+        Random(f"{seed} {found.place.sweeps}").shuffle(order)
+        for i in order:
+            if abs(found.place.sizes[i]) >= _LEAST_STEP:
+                found = _tried(ways, found, score, directions[i], i)
+                yield found
+        found = replace(found, place=replace(found.place, sweeps=found.place.sweeps + 1))
+        yield found
+
+
+def _tried(
+    ways: Sequence[Fitting], found: Found, score: Callable[[Sequence[Walk]], float], direction: _Direction, i: int
+) -> Found:
+    """What is found when one ``direction``, number ``i``, is tried there and, if that is no better, back."""
+    size = found.place.sizes[i]
+    for step in (size, -size):
+        place = direction.moved(found.place, step)
+        if any(b < _NEAREST * a for a, b in pairwise(place.nodes)):
+            continue
+        changed = list(zip(ways, found.walks, place.told, strict=True))
+        cost = sum(len(old.fit.weights) - common_steps(old, way.way(place.nodes), told) for way, old, told in changed)
+        found = replace(found, evaluations=found.evaluations + cost)
+        try:
+            walks = tuple(way.walk(place.nodes, told, old) for way, old, told in changed)
+        except SolverError:
+            continue
+        value = score(walks)
+        if value < found.score:
+            return replace(found, place=place.resized(i, step * _GROWTH), walks=walks, score=value)
+    return replace(found, place=found.place.resized(i, size * _SHRINKAGE))
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """A change by multiples of ``hat`` of the logarithms of the nodes, or of what one way is told; ``size`` at first.
+
+    ``way``  its number; None for the nodes.
+    """
+
+    way: int | None
+    hat: tuple[float, ...]
+    size: float
+
+    def moved(self, place: Place, size: float) -> Place:
+        """Another ``place``, so far away."""
+        if self.way is None:
+            return replace(place, nodes=self._scaled(place.nodes, size))
+        told = list(place.told)
+        told[self.way] = self._scaled(told[self.way], size)
+        return replace(place, told=tuple(told))
+
+    def _scaled(self, values: tuple[float, ...], size: float) -> tuple[float, ...]:
+        return tuple(x * exp(size * height) if height else x for x, height in zip(values, self.hat, strict=True))
+
+
+def _directions(steps: int, ways: int) -> list[_Direction]:
+    """Hats of all widths that are powers of 2, up to a quarter of the ``steps``."""
+    found = []
+    for width in (2**k for k in range(steps.bit_length()) if k == 0 or 2**k <= steps / 4):
+        found += [_Direction(None, _hat(steps + 1, centre, width), _NODE_STEP) for centre in range(width, steps, width)]
+        for way in range(ways):
+            for centre in range(0, steps, width):
+                size = _FIRST_STEP if (width, centre) == (1, 0) else _TOLD_STEP
+                found.append(_Direction(way, _hat(steps, centre, width), size))
+    return found
+
+
+def _hat(count: int, centre: int, width: int) -> tuple[float, ...]:
+    return tuple(max(0.0, 1 - abs(n - centre) / width) for n in range(count))
+
+
+def common_steps(before: Walk, nodes: Sequence[float], told: Sequence[float]) -> int:
+    """How many steps a walk along ``nodes``, in its order, has in common with one ``before``."""
+    steps = len(nodes) - 1
+    differ = (
+        n
+        for n in range(steps)
+        if before.nodes[: n + 2] != tuple(nodes[: n + 2]) or before.told[: n + 1] != tuple(told[: n + 1])
+    )
+    return next(differ, steps)
+
+
+def _finite(nodes: Sequence[float], n: int) -> float:
+    """Node number ``n``, or what stands for it if it is infinite."""
+    return _FAR * nodes[n + 1] if isinf(nodes[n]) else nodes[n]
+
+
+def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, share: float) -> tuple[float, ...]:
+    """Weights that make sum_j weight_j terms_j about ``residual``, all ``(B, ...)``; each is weighed with a ridge.
+
+    A term that is zero everywhere has weight 0.
+    """
+    import torch
+
+    columns = torch.stack([term.flatten(1) for term in terms], dim=-1)
+    target = residual.flatten(1)
+    nearest = target.square().mean(1).argsort()[: max(1, round(share * len(target)))]
+    columns, target = columns[nearest].flatten(0, 1), target[nearest].flatten()
+    gram = columns.T @ columns
+    sizes = gram.diagonal()
+    ridges = torch.where(sizes > 0, ridge * sizes, 1)
+    solution: torch.Tensor = torch.linalg.solve(gram + ridges.diag(), columns.T @ target)
+    return tuple(solution.tolist())
