@@ -202,6 +202,8 @@ class DrivenPipeline(nn.Module):
         if self._walk is not None and self._walk.owner != threading.get_ident():
             raise PipelineError(f"the pipeline is at work for another thread; {_WAIT}")
         packed = self._pack(x)
+        if self._walk is not None and self._walk.count != len(x):  # of other pictures
+            self.close()
         try:
             if self._walk is None:
                 answer = self._begin(packed, t)
@@ -302,7 +304,7 @@ class _Walk:
 
     def __init__(self, pipeline: Any, x: Tensor, t: Tensor, call: Mapping[str, Any]) -> None:
         self._pipeline, self._line = pipeline, _Line(x, t)
-        self.owner = threading.get_ident()
+        self.owner, self.count = threading.get_ident(), len(x)
         self._thread = threading.Thread(target=self._run, args=(x, call), name=THREAD, daemon=True)
         self._surroundings = _surroundings(x.device)
         self._loan = ExitStack()

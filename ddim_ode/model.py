@@ -159,6 +159,8 @@ class Model:
         model = self.ask({key: value for key, value in wishes.items() if value is not None})
         # Of the same weights, which take a while to read.
         vars(model)["_known"] = self._known
+        if "calibration" in vars(self) and (height, width) == (None, None):
+            vars(model)["calibration"] = self.calibration
         return model
 
     @property

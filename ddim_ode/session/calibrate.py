@@ -89,11 +89,15 @@ def calibrate(
     count = effort.latents if images is None else len(images)
     check_memory(model, count, effort)
     asked = model.bound(condition)
-    material, guidance = gather(asked, images, effort, folder, names), model.strength(condition)
-    entries = tuple(
-        replace(choose(entries, asked, effort), guidance=guidance)
-        for entries in measure(asked, material, effort, folder)
-    )
+    guidance = model.strength(condition)
+    try:
+        material = gather(asked, images, effort, folder, names)
+        entries = tuple(
+            replace(choose(entries, asked, effort), guidance=guidance)
+            for entries in measure(asked, material, effort, folder)
+        )
+    finally:
+        asked.ode().close()
     settings = {
         **asdict(effort),
         "images": "of random latents" if images is None else count,

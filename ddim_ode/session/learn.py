@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_ode.calibration import Entry, Learned
+from ddim_ode.calibration import Entry, Learned, entry_content, read_entry
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, learned_grid
 from ddim_ode.models import Model
@@ -56,7 +56,7 @@ def learn(
     The versions differ in where the encoder is led to: along the true solutions, or along the walk of the decoder.
 
     ``before``  where the search for another number of steps has ended: it may be the better start.
-    ``path``    keeps how far the search has come; with a progress bar.
+    ``path``    keeps how far the search has come; what is learned is kept beside it. With a progress bar.
 
     Raises:
         SolverError: if no start leads to finite numbers.
@@ -69,13 +69,18 @@ def learn(
         if progress is None:
             places = [begin(grid.sigmas, [[1.0] * steps] * len(ways)) for grid in starts]
             places += [resampled(before, steps)] if before else []
-            place = min(places, key=lambda place: next(search(ways, place, score, seed=effort.seed)).score)
+            place = min(places, key=lambda place: _first_score(ways, place, score))
             progress = Progress(place, place)
         held_score = partial(_held_score, model, join([material.latents, material.images]))
         if not progress.over:
             most = 2 * steps * effort.walks if steps <= _MOST_SEARCHED else 0
             progress = _searched(search(ways, progress.at, score, seed=effort.seed), held_score, progress, most, path)
-        return _versions(model, material, progress.best), progress.best
+        kept = path.with_name(f"{steps}-learned.json")
+        if not kept.exists():
+            versions = {"versions": [entry_content(e) for e in _versions(model, material, progress.best)]}
+            write_file(kept, json.dumps(versions).encode())
+    with reading(kept):
+        return [read_entry(content) for content in load_json(kept)["versions"]], progress.best
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,14 @@ def _load(path: Path) -> Progress | None:
             for place in (content["at"], content["best"])
         )
         return Progress(at, best, content["least"], int(content["evaluations"]), bool(content["over"]))
+
+
+def _first_score(ways: Sequence[Fitting], place: Place, score: Callable[[Sequence[Walk]], float]) -> float:
+    """The score of a ``place``; infinite if a walk there ends at no finite numbers."""
+    try:
+        return score([way.walk(place.nodes, told) for way, told in zip(ways, place.told, strict=True)])
+    except SolverError:
+        return inf
 
 
 def _ways(model: Model, known: Trajectories) -> tuple[Fitting, Fitting]:

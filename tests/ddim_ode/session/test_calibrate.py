@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import inf, sqrt
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_pipelines import SIDE, flux, stable_diffusion
 from torch import Tensor, nn
 
 from ddim_ode import Session, learn_solver
@@ -296,3 +298,18 @@ def test_a_search_that_was_cut_off_goes_on_where_it_was(
     again = calibrate(true, pictures(8), effort, tmp_path / "cut")
     assert again.entries[0].grid == whole.entries[0].grid
     assert again.entries[0].down == whole.entries[0].down
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "flux"])
+def test_a_pipeline_is_learned_for_its_guidance_whatever_the_prompt(name: str) -> None:
+    pipeline = {"stable-diffusion": stable_diffusion, "flux": partial(flux, distilled=False)}[name]()
+    session = Session(pipeline, prompt="a cat", guidance=2.0, size=(SIDE, SIDE))
+    learned = learn_solver(session, steps=3, latents=4, walks=1)
+    assert [entry.guidance for entry in learned.entries] == [2.0]
+    # Whether it is good enough to be taken is not asked here: a random network is no model.
+    other = replace(learned, entries=tuple(replace(entry, solver="euler") for entry in learned.entries))
+    session = session.calibrated(other)
+    request = Request(steps=3)
+    assert plan_sampling(request, session.asked_for(prompt="a dog").model).grid == learned.entries[0].grid
+    plan = plan_sampling(request, session.asked_for(guidance=3.0).model)
+    assert "is not calibrated for 3 steps with guidance 3" in plan.why[0]
