@@ -2,7 +2,8 @@
 
 # The registry: modules of this package by name, and in a few words what each shows; a list of them needs no import.
 # Each has a command ``main``, with the options --model and --out among others. All are in the report but 'quality',
-# which needs thousands of pictures, 'precision', 'speed' and 'dataset_speed', and 'round_trips', which is of pipelines.
+# which needs thousands of pictures, 'learning', 'precision', 'speed' and 'dataset_speed', which take long, and
+# 'round_trips', which is of pipelines.
 ANALYSES: dict[str, str] = {
     "comparison": "What is gained over diffusers: there and back, latents, few-step decoding.",
     "consistency": "One latent, decoded with more and more steps.",
@@ -12,6 +13,7 @@ ANALYSES: dict[str, str] = {
     "dataset_speed": "Data sets: two workers against two encoders, and what the driver takes.",
     "decode_error": "Few steps: our solvers against the schedulers of diffusers.",
     "euler_time": "Euler in sigma against Euler in the time of the score SDE's ODE.",
+    "learning": "How much it takes to learn a solver, and what else it serves.",
     "overhead": "What solver and ODE cost beside the network.",
     "precision": "What networks in half precision, and states in single, cost.",
     "quality": "How good models are: their error in eps, and how far their samples are from test images.",

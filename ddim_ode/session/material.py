@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddim_ode.codec import decode, draw_latents, encode, seeded
+from ddim_ode.codec import decode, draw_latents, encode, seeded, to_device
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
 from ddim_ode.session.check import mean_square
@@ -133,7 +133,7 @@ def _walked(
         save_tensors((torch.tensor(found.u, dtype=torch.float64), found.y, found.slopes), path)
     nodes = len(grid.sigmas)
     u, y, slopes = load_tensors(path, [(nodes,), (nodes, *begin.shape), (nodes, *begin.shape)])
-    return Trajectories(tuple(u.tolist()), y.to(model.device), slopes.to(model.device))
+    return Trajectories(tuple(u.tolist()), to_device(y, model.device), to_device(slopes, model.device))
 
 
 def judge(model: Model, material: Material, solver: Solver, grid: Grid) -> dict[str, float]:

@@ -24,6 +24,7 @@ from analysis import (
     cross_solver,
     curvature,
     euler_time,
+    learning,
     options,
     sample_quality,
     work_precision,
@@ -73,6 +74,7 @@ SMALL = {
     "cross_solver": (cross_solver, ("--count", "2", "--nfe", "2", "--solver", "euler", "--solver", "heun")),
     "curvature": (curvature, ("--count", "2", "--points", "3", "--reference-steps", "20")),
     "euler_time": (euler_time, ("--count", "2", "--steps", "4", "--stride", "200")),
+    "learning": (learning, ("--count", "2", "--steps", "3", "--latents", "4", "--walks", "1")),
     "sample_quality": (sample_quality, ("--count", "3", "--steps", "2", "--eta", "1")),
     "work_precision": (
         work_precision,
