@@ -637,15 +637,16 @@ def calibrate(
     output: Path | None,
     overwrite: bool,
 ) -> None:
-    """Fit a solver to a model, for '--solver auto'; minutes to an hour.
+    """Learn a solver for a model, for '--solver auto'; minutes for each number of steps.
 
-    A fit that is worse than the default on images and latents that it was not fitted to is refused. It is for a
-    guidance, whatever the class; with --overwrite what a file holds for other guidance stays.
+    What is worse than the default on images and latents that it was not fitted to is refused. It is for a guidance,
+    whatever the class; with --overwrite what a file holds for other steps or guidance stays.
     """
     from analysis.pictures import CIFAR10_TRAIN
     from ddim_ode.calibration import FILE, join_calibration, save_calibration
     from ddim_ode.devices import find_device
     from ddim_ode.files import check_writable
+    from ddim_ode.grids import LEARNED
     from ddim_ode.images import list_pictures
     from ddim_ode.models import load_model
     from ddim_ode.session.calibrate import calibrate_in, usual
@@ -666,7 +667,7 @@ def calibrate(
     calibration = calibrate_in(loaded, list_pictures(images or CIFAR10_TRAIN), effort, work, condition=condition)
     save_calibration(join_calibration(calibration, target, loaded.schedule), target, overwrite=overwrite)
     for entry in calibration.entries:
-        kind = "fitted" if entry.fitted else "as it is"
+        kind = "learned" if entry.grid.name == LEARNED else "fitted" if entry.fitted else "as it is"
         say(f"{entry.grid.steps} steps: {entry.solver} on {entry.grid.name}, {kind}; {_gains(entry)}")
     say(f"-> {target}")
 

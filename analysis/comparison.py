@@ -52,6 +52,7 @@ from analysis.reference import End, decoded_references, end_of, make_references
 from analysis.rows import Results, describe
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
 from analysis.spread import spread
+from ddim_ode.calibration import Entry
 from ddim_ode.codec import draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.images import pixel_mse
@@ -158,8 +159,13 @@ def not_far_behind(rows: Sequence[ComparisonRow], steps: int) -> set[tuple[str, 
 def calibrated(model: Model) -> dict[str, str]:
     """Digests of what the calibration of ``model`` says, by the number of steps."""
     entries = model.calibration.entries if model.calibration else ()
-    parts = {e.name: repr((e.solver, e.grid.sigmas, e.up, e.down)) for e in entries}
+    parts = {entry.name: repr((entry.solver, entry.grid.sigmas, *_ways(entry))) for entry in entries}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
+
+
+def _ways(entry: Entry) -> list[object]:
+    """What an entry has learned; weights alone are written as they were when there was nothing else."""
+    return [way if way.told or way.sigmas else way.weights for way in (entry.up, entry.down)]
 
 
 def ends(model: Model) -> set[End]:

@@ -75,7 +75,7 @@ class Bench:
     def learn(self, latents: int, condition: Condition) -> tuple[Entry, float]:
         """What is learned under ``condition`` from half of so many ``latents`` and images, and the seconds it took."""
         images, _ = load_images(CIFAR10_TRAIN, self.model, min(latents, 32))
-        folder = self.folder / f"{_plain(condition)}-{latents}-{self.steps}-{self.walks}"
+        folder = self.folder / f"{self.model.fingerprint[:12]}-{_plain(condition)}-{latents}-{self.steps}-{self.walks}"
         known, begin = folder / "seconds.json", time.perf_counter()
         try:
             (entry,) = calibrate(self.model, images, self.effort(latents), folder, condition=condition).entries

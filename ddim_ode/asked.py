@@ -41,6 +41,14 @@ def check_asked(asked: Any) -> None:
         raise ValueError(f"guidance must be finite, but it is {asked['guidance']}")
 
 
+def guidance_of(asked: AskedFor) -> float:
+    """The guidance that a pipeline is ``asked`` for."""
+    guidance = asked["guidance"]
+    if not isinstance(guidance, float):
+        raise TypeError(f"guidance must be a float, but it is {guidance!r}")
+    return guidance
+
+
 def without_text(asked: AskedFor) -> AskedFor:
     """The same with neither the prompt nor what is to be avoided; what else was given, which may be text, as a hash."""
     call = asked["call"]

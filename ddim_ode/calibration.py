@@ -38,10 +38,13 @@ class Learned:
 
     ``weights``  corrections of each step; empty if the solver is taken as it is.
     ``told``     the noise level that the network is told in each step; empty if it is that of the node.
+    ``sigmas``   the noise levels, rising, where they begin and end, between the ends of the grid; empty if they are
+                 those of the grid.
     """
 
     weights: Weights = ()
     told: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Entry:
                 f"there must be corrections for each of {self.grid.steps} steps in both directions, or none at all, "
                 f"but there are {up} up and {down} down"
             )
+        for told in (self.up.told, self.down.told):
+            if len(told) not in (0, up) or not all(sigma > 0 for sigma in told):
+                raise ValueError(
+                    f"there must be a noise level above 0 for each of {up} steps, or none, but they are {told}"
+                )
 
     @property
     def fitted(self) -> bool:
@@ -87,7 +95,7 @@ class Entry:
 class Calibration:
     """The entries, one for each number of steps at a guidance, that hold for the weights of this ``fingerprint``.
 
-    ``settings``  say how those of each guidance were made, by its name.
+    ``settings``  say how they were made, by the names of those that were made together.
     """
 
     fingerprint: str
@@ -102,28 +110,28 @@ class Calibration:
                 "anew with: calibrate"
             )
 
+    def joined(self, before: Calibration) -> Calibration:
+        """This one, and the entries of ``before``, of the same weights, for other steps or guidance."""
+        new = {(entry.grid.steps, entry.guidance) for entry in self.entries}
+        kept = tuple(entry for entry in before.entries if (entry.grid.steps, entry.guidance) not in new)
+        return replace(self, entries=self.entries + kept, settings={**before.settings, **self.settings})
+
     def find(self, steps: int, guidance: float = 1.0) -> Entry | None:
         """The entry for so many steps at this guidance, if there is one."""
         return next((e for e in self.entries if (e.grid.steps, e.guidance) == (steps, guidance)), None)
 
 
 def join_calibration(calibration: Calibration, path: Path, schedule: Levels) -> Calibration:
-    """``calibration``, and what the file ``path`` holds for other guidances of the same weights, if it does."""
+    """``calibration``, and what the file ``path`` holds of other steps or guidance for the same weights, if it does."""
     try:
         before = load_calibration(path, calibration.fingerprint, schedule)
     except CalibrationError:  # to be replaced
         return calibration
-    if before is None:
-        return calibration
-    new = {entry.guidance for entry in calibration.entries}
-    kept = tuple(entry for entry in before.entries if entry.guidance not in new)
-    return replace(
-        calibration, entries=calibration.entries + kept, settings={**before.settings, **calibration.settings}
-    )
+    return calibration if before is None else calibration.joined(before)
 
 
-def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = False) -> None:
-    """Write the file; it is there whole or not at all.
+def save_calibration(calibration: Calibration, path: Path | str, *, overwrite: bool = False) -> None:
+    """Write the file ``path``; it is there whole or not at all.
 
     Raises:
         OSError: if it exists and ``overwrite`` is false, or cannot be written.
@@ -134,10 +142,10 @@ def save_calibration(calibration: Calibration, path: Path, *, overwrite: bool = 
         "settings": dict(calibration.settings),
         "entries": {entry.name: entry_content(entry) for entry in calibration.entries},
     }
-    write_file(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=overwrite)
+    write_file(Path(path), (json.dumps(content, indent=1) + "\n").encode(), overwrite=overwrite)
 
 
-def load_calibration(path: Path, fingerprint: str, schedule: Levels) -> Calibration | None:
+def load_calibration(path: Path | str, fingerprint: str, schedule: Levels) -> Calibration | None:
     """The calibration in ``path`` for the weights of this ``fingerprint``; None if there is no such file.
 
     ``schedule``  the one of the weights, to which its grids must belong.
@@ -145,6 +153,7 @@ def load_calibration(path: Path, fingerprint: str, schedule: Levels) -> Calibrat
     Raises:
         CalibrationError: if it is damaged, or was made for other weights.
     """
+    path = Path(path)
     if not path.exists():
         return None
     content = read_file(path, "calibration", CalibrationError)
@@ -196,8 +205,9 @@ def read_entry(content: Mapping[str, Any]) -> Entry:
 
 def _learned(content: Mapping[str, Any] | list[Any]) -> Learned:
     if isinstance(content, list):  # of the older formats
-        content = {"weights": content, "told": []}
-    return Learned(tuple(map(_numbers, content["weights"])), _numbers(content["told"]))
+        content = {"weights": content, "told": [], "sigmas": []}
+    weights = tuple(map(_numbers, content["weights"]))
+    return Learned(weights, _numbers(content["told"]), _numbers(content["sigmas"]))
 
 
 def _numbers(content: list[Any]) -> tuple[float, ...]:

@@ -62,7 +62,7 @@ class Condition:
     @property
     def strength(self) -> float:
         """The guidance where it counts: 1 where the network is asked only once."""
-        return self.guidance if len(self.terms) > 1 else 1.0
+        return float(self.guidance) if len(self.terms) > 1 else 1.0
 
     def __str__(self) -> str:
         if self.label is None:

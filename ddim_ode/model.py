@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddim_ode.asked import guidance_of
 from ddim_ode.calibration import FILE as CALIBRATION_FILE
 from ddim_ode.calibration import Calibration, load_calibration
 from ddim_ode.conditioned import Bound, Conditioned, check_answers
@@ -100,17 +101,17 @@ class Model:
 
     def strength(self, condition: Condition) -> float:
         """The guidance that a calibration must be for: of ``condition``, or what a pipeline is asked for."""
-        return condition.strength if self.asked is None else float(self.asked["guidance"] or 1.0)
+        return condition.strength if self.asked is None else guidance_of(self.asked)
 
     def calibrated(self, calibration: Calibration) -> Model:
-        """The same model with another ``calibration`` than what lies beside it.
+        """The same model with ``calibration``, which comes before what it was calibrated for until now.
 
         Raises:
             CalibrationError: if it was made for other weights.
         """
         calibration.check_made_for(self.fingerprint)
         same = copy(self)
-        vars(same)["calibration"] = calibration
+        vars(same)["calibration"] = calibration.joined(self.calibration) if self.calibration else calibration
         return same
 
     def bound(self, condition: Condition) -> Model:
@@ -159,7 +160,7 @@ class Model:
         model = self.ask({key: value for key, value in wishes.items() if value is not None})
         # Of the same weights, which take a while to read.
         vars(model)["_known"] = self._known
-        if "calibration" in vars(self) and (height, width) == (None, None):
+        if "calibration" in vars(self) and model.space.shape == self.space.shape:
             vars(model)["calibration"] = self.calibration
         return model
 

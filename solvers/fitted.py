@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from solvers.base import Solution, Solver, check_grid, combine, field_told
@@ -34,20 +35,25 @@ Corrections = tuple[tuple[float, ...], ...]
 class Fit:
     """What is fitted for one direction of a grid: the ``weights`` of each step, in the order of the walk.
 
-    ``told``  for each step the sigma that the field is told in it; () for that of the nodes.
+    ``told``   for each step the sigma that the field is told in it; () for that of the nodes.
+    ``nodes``  the sigmas, rising, where it steps between the ends of the grid; () for those of the grid.
     """
 
     weights: Corrections
     told: tuple[float, ...] = ()
+    nodes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedSolver(Solver):
     """``base`` with what was fitted for the two directions of one grid, ``nodes`` (rising).
 
+    A direction may have nodes of its own: of the grid it is given it then takes the two ends.
+
     Raises:
         ValueError: if a direction does not have weights for each step, for the state and for no more slopes than are
-            known there, or tells the field another number of sigmas.
+            known there, tells the field another number of sigmas, or has another number of nodes, or some that do not
+            rise between the ends.
     """
 
     base: FixedStepSolver
@@ -67,31 +73,40 @@ class FittedSolver(Solver):
 
     def _check(self, fit: Fit) -> None:
         steps = len(self.nodes) - 1
+        kept = 0
         for n, weights in enumerate(fit.weights, 1):
-            if not 1 <= len(weights) <= self.base.nfe(n) + 1:
+            most = kept + self.base.nfe(n) - self.base.nfe(n - 1)
+            if not 1 <= len(weights) <= most + 1:
                 raise ValueError(
-                    f"the corrections of step {n} must be of 0 to {self.base.nfe(n)} slopes and the state, but there "
-                    f"are {len(weights)}; fit them anew"
+                    f"the corrections of step {n} must be of 0 to {most} slopes and the state, but there are "
+                    f"{len(weights)}; fit them anew"
                 )
+            kept = len(weights) - 1
         if fit.told and (len(fit.told) != steps or self.base.nfe(steps) != steps):
             raise ValueError(
                 f"the field must be told one sigma in each of {steps} steps of one evaluation, or none, but there are "
                 f"{len(fit.told)} for {self.base.nfe(steps)} evaluations; fit them anew"
             )
 
+        if fit.nodes:
+            nodes = (self.nodes[0], *fit.nodes, self.nodes[-1])
+            if len(nodes) != steps + 1 or any(b <= a for a, b in pairwise(nodes)):
+                raise ValueError(
+                    f"there must be {steps - 1} nodes that rise between {nodes[0]:g} and {nodes[-1]:g}, but they are "
+                    f"{fit.nodes}; fit them anew"
+                )
+
     def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
-        return self.along(grid).solve(field, x, grid, companion)
+        import torch
 
-    def along(self, grid: Tensor) -> FixedStepSolver:
-        """The method with what was fitted for the direction of ``grid``, ``(steps + 1,)``.
-
-        Raises:
-            ValueError: if it was fitted for another grid.
-        """
         check_grid(grid, endless=self.endless)
-        upward = bool(grid[-1] > grid[0])
         self._check_nodes(sorted(grid.tolist()))
-        return corrected(self.base, self.up if upward else self.down, name=self.name)
+        upward = bool(grid[-1] > grid[0])
+        fit = self.up if upward else self.down
+        if fit.nodes:
+            inner = grid.new_tensor(fit.nodes if upward else fit.nodes[::-1])
+            grid = torch.cat([grid[:1], inner, grid[-1:]])
+        return corrected(self.base, fit, name=self.name).solve(field, x, grid, companion)
 
     def _check_nodes(self, nodes: Sequence[float]) -> None:
         same = len(nodes) == len(self.nodes) and all(
@@ -113,7 +128,9 @@ class FittedSolver(Solver):
     @property
     def settings(self) -> dict[str, str | float]:
         """The name, and a digest of the fit, which tells it from any other."""
-        content = repr((self.base.name, self.nodes, self.up, self.down))
+        # Weights alone are written as they were when there was nothing else: latents were encoded with such digests.
+        ways = (fit if fit.told or fit.nodes else fit.weights for fit in (self.up, self.down))
+        content = repr((self.base.name, self.nodes, *ways))
         return {"name": self.name, "fit": sha256(content.encode()).hexdigest()[:12]}
 
 

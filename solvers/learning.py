@@ -121,13 +121,13 @@ class Place:
     """How far a search has come.
 
     ``nodes``   the best so far, ``steps + 1`` rising sigmas.
-    ``told``    for each way what its walk has told the field, as in ``Walk``.
+    ``told``    what the field is told on the walk along them, as in ``Walk``.
     ``sizes``   how far it steps in each direction.
     ``sweeps``  how often it has tried all directions.
     """
 
     nodes: tuple[float, ...]
-    told: tuple[tuple[float, ...], ...]
+    told: tuple[float, ...]
     sizes: tuple[float, ...]
     sweeps: int = 0
 
@@ -136,105 +136,96 @@ class Place:
         return replace(self, sizes=(*self.sizes[:i], size, *self.sizes[i + 1 :]))
 
 
-def begin(nodes: Sequence[float], told: Sequence[Sequence[float]]) -> Place:
-    """Where a search begins: at ``nodes``, ``steps + 1`` rising sigmas, and with what is ``told``, as in ``Place``."""
-    directions = _directions(len(nodes) - 1, len(told))
-    return Place(tuple(nodes), tuple(map(tuple, told)), tuple(direction.size for direction in directions))
+def begin(nodes: Sequence[float], told: Sequence[float] = ()) -> Place:
+    """Where a search begins: at ``nodes``, ``steps + 1`` rising sigmas, and with what is ``told``; () for the nodes."""
+    steps = len(nodes) - 1
+    return Place(tuple(nodes), tuple(told) or (1.0,) * steps, tuple(each.size for each in _directions(steps)))
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a search has come to: its ``place``, the ``walks`` along it, and the ``score`` of those.
+    """What a search has come to: its ``place``, the ``walk`` along it, and the ``score`` of that.
 
     ``evaluations``  of the field, so far.
     """
 
     place: Place
-    walks: tuple[Walk, ...]
+    walk: Walk
     score: float
     evaluations: int
 
 
-def search(
-    ways: Sequence[Fitting], place: Place, score: Callable[[Sequence[Walk]], float], *, seed: int
-) -> Iterator[Found]:
-    """Look for nodes, and for what to tell the field on each of the ``ways``, that make the ``score`` small.
+def search(fitting: Fitting, place: Place, score: Callable[[Walk], float], *, seed: int) -> Iterator[Found]:
+    """Look for nodes, and for what to tell the field, that make the ``score`` small.
 
     It gives what it has found at first, after each direction, and after each sweep over all of them. Between two sweeps
     it can be left, and taken up again at the place that it had come to. It ends when its steps are small everywhere.
 
     Raises:
-        SolverError: if a walk at ``place`` ends at no finite numbers.
+        SolverError: if the walk at ``place`` ends at no finite numbers.
     """
-    directions = _directions(len(place.nodes) - 1, len(ways))
-    walks = tuple(way.walk(place.nodes, told) for way, told in zip(ways, place.told, strict=True))
-    found = Found(place, walks, score(walks), len(ways) * (len(place.nodes) - 1))
+    directions = _directions(len(place.nodes) - 1)
+    walk = fitting.walk(place.nodes, place.told)
+    found = Found(place, walk, score(walk), len(place.told))
     yield found
     while max(map(abs, found.place.sizes)) >= _LEAST_STEP:
         order = list(range(len(directions)))
         Random(f"{seed} {found.place.sweeps}").shuffle(order)
         for i in order:
             if abs(found.place.sizes[i]) >= _LEAST_STEP:
-                found = _tried(ways, found, score, directions[i], i)
+                found = _tried(fitting, found, score, directions[i], i)
                 yield found
         found = replace(found, place=replace(found.place, sweeps=found.place.sweeps + 1))
         yield found
 
 
-def _tried(
-    ways: Sequence[Fitting], found: Found, score: Callable[[Sequence[Walk]], float], direction: _Direction, i: int
-) -> Found:
+def _tried(fitting: Fitting, found: Found, score: Callable[[Walk], float], direction: _Direction, i: int) -> Found:
     """What is found when one ``direction``, number ``i``, is tried there and, if that is no better, back."""
     size = found.place.sizes[i]
     for step in (size, -size):
         place = direction.moved(found.place, step)
-        if any(b < _NEAREST * a for a, b in pairwise(place.nodes)):
+        if direction.of_nodes and any(b < _NEAREST * a for a, b in pairwise(place.nodes)):
             continue
-        changed = list(zip(ways, found.walks, place.told, strict=True))
-        cost = sum(len(old.fit.weights) - common_steps(old, way.way(place.nodes), told) for way, old, told in changed)
-        found = replace(found, evaluations=found.evaluations + cost)
+        same = common_steps(found.walk, fitting.way(place.nodes), place.told)
+        found = replace(found, evaluations=found.evaluations + len(place.told) - same)
         try:
-            walks = tuple(way.walk(place.nodes, told, old) for way, old, told in changed)
+            walk = fitting.walk(place.nodes, place.told, found.walk)
         except SolverError:
             continue
-        value = score(walks)
+        value = score(walk)
         if value < found.score:
-            return replace(found, place=place.resized(i, step * _GROWTH), walks=walks, score=value)
+            return replace(found, place=place.resized(i, step * _GROWTH), walk=walk, score=value)
     return replace(found, place=found.place.resized(i, size * _SHRINKAGE))
 
 
 @dataclass(frozen=True)
 class _Direction:
-    """A change by multiples of ``hat`` of the logarithms of the nodes, or of what one way is told; ``size`` at first.
+    """A change by multiples of ``hat`` of the logarithms of the nodes, or of what is told; ``size`` at first."""
 
-    ``way``  its number; None for the nodes.
-    """
-
-    way: int | None
+    of_nodes: bool
     hat: tuple[float, ...]
     size: float
 
     def moved(self, place: Place, size: float) -> Place:
         """Another ``place``, so far away."""
-        if self.way is None:
+        if self.of_nodes:
             return replace(place, nodes=self._scaled(place.nodes, size))
-        told = list(place.told)
-        told[self.way] = self._scaled(told[self.way], size)
-        return replace(place, told=tuple(told))
+        return replace(place, told=self._scaled(place.told, size))
 
     def _scaled(self, values: tuple[float, ...], size: float) -> tuple[float, ...]:
         return tuple(x * exp(size * height) if height else x for x, height in zip(values, self.hat, strict=True))
 
 
-def _directions(steps: int, ways: int) -> list[_Direction]:
+def _directions(steps: int) -> list[_Direction]:
     """Hats of all widths that are powers of 2, up to a quarter of the ``steps``."""
     found = []
     for width in (2**k for k in range(steps.bit_length()) if k == 0 or 2**k <= steps / 4):
-        found += [_Direction(None, _hat(steps + 1, centre, width), _NODE_STEP) for centre in range(width, steps, width)]
-        for way in range(ways):
-            for centre in range(0, steps, width):
-                size = _FIRST_STEP if (width, centre) == (1, 0) else _TOLD_STEP
-                found.append(_Direction(way, _hat(steps, centre, width), size))
+        # The ends stay where they are.
+        for centre in range(width, steps - width + 1, width):
+            found.append(_Direction(True, _hat(steps + 1, centre, width), _NODE_STEP))
+        for centre in range(0, steps, width):
+            size = _FIRST_STEP if (width, centre) == (1, 0) else _TOLD_STEP
+            found.append(_Direction(False, _hat(steps, centre, width), size))
     return found
 
 

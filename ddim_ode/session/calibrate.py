@@ -26,14 +26,15 @@ from ddim_ode.conditions import UNCONDITIONAL, Condition, Label
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
-from ddim_ode.session.learn import learn
+from ddim_ode.session.learn import Places, learn
 from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, SCORES, WALKS, Effort, Material, check_memory, gather, judge
 from ddim_ode.session.request import Request, default_grid, default_solver, plan_condition
 from ddim_ode.session.trajectories import trajectory_solver
+from ddim_ode.speed import products
 from ddim_ode.work import claimed, load_json, reading
 from solvers import SolverError, get_solver
-from solvers.learning import Fitting, Place
+from solvers.learning import Fitting
 
 if TYPE_CHECKING:
     from ddim_ode.session.session import Session
@@ -73,6 +74,7 @@ def calibrate(
     names: Sequence[str] | None = None,
     *,
     condition: Condition = UNCONDITIONAL,
+    tf32: bool = False,
 ) -> Calibration:
     """The calibration of ``model``, from ``images`` ``(B, C, H, W)`` in [-1, 1], of which half is kept for judging.
 
@@ -81,23 +83,32 @@ def calibrate(
     ``folder``     keeps the trajectories and each candidate's result; what is there is not done again.
     ``names``      of the images, for messages.
     ``condition``  what the network is asked for; the calibration is for its guidance.
+    ``tf32``       whether a GPU may leave out digits of products of float32.
 
     Raises:
-        ValueError: if there is not the memory for the trajectories, or the network gives no finite numbers.
+        ValueError: if there is one image alone, not the memory for the trajectories, or the network gives no finite
+            numbers; if ``folder`` holds the work for another model, other images or another effort, or another process
+            is at work there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     count = effort.latents if images is None else len(images)
-    check_memory(model, count, effort)
-    asked = model.bound(condition)
-    guidance = model.strength(condition)
-    try:
-        material = gather(asked, images, effort, folder, names)
-        entries = tuple(
-            replace(choose(entries, asked, effort), guidance=guidance)
-            for entries in measure(asked, material, effort, folder)
+    if count < 2:
+        raise ValueError(
+            f"there must be 2 pictures or more, half of them for judging, but there is {count}; name more, or none"
         )
-    finally:
-        asked.ode().close()
+    check_memory(model, count, effort)
+    # What lies beside the weights plays no part, and may be damaged.
+    asked = replace(model, folder=None).bound(condition)
+    guidance = model.strength(condition)
+    with claimed(folder), products(tf32=tf32):
+        _claim(folder, _about(model, images, names, effort, condition))
+        try:
+            material = gather(asked, images, effort, folder, names)
+            entries = tuple(
+                replace(choose(entries, asked, effort), guidance=guidance)
+                for entries in measure(asked, material, effort, folder)
+            )
+        finally:
+            asked.ode().close()
     settings = {
         **asdict(effort),
         "images": "of random latents" if images is None else count,
@@ -105,7 +116,27 @@ def calibrate(
         "grids": grid_names(model),
         "condition": str(condition),
     }
-    return Calibration(model.fingerprint, entries, {f"guidance {guidance!r}": settings})
+    together = ", ".join(entry.name for entry in entries)
+    # As they will be read from a file.
+    return Calibration(model.fingerprint, entries, {together: json.loads(json.dumps(settings))})
+
+
+def _about(
+    model: Model, images: Tensor | None, names: Sequence[str] | None, effort: Effort, condition: Condition
+) -> dict[str, object]:
+    """What the work in a folder depends on."""
+    pixels = None if images is None else hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:16]
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "asked": None if model.asked is None else dict(model.asked),
+        "shape": list(model.space.shape),
+        "images": None if names is None else list(names),
+        "pixels": pixels,
+        "effort": asdict(effort),
+        "condition": str(condition),
+        "torch": torch.__version__,
+    }
 
 
 def grid_names(model: Model) -> tuple[str, ...]:
@@ -116,39 +147,26 @@ def grid_names(model: Model) -> tuple[str, ...]:
 def calibrate_in(
     model: Model, pictures: Sequence[Path], effort: Effort, folder: Path, *, condition: Condition = UNCONDITIONAL
 ) -> Calibration:
-    """``calibrate`` on all ``pictures``; a ``folder`` with the work for other settings is refused.
+    """``calibrate`` on all ``pictures``.
 
     Raises:
-        ValueError: if there are no pictures, one cannot be read, or ``folder`` holds the work for another model, other
-            pictures or another effort, or another process is at work there; and as ``calibrate`` does.
+        ValueError: if there are no pictures, or one cannot be read; and as ``calibrate`` does.
     """
     if not pictures:
         raise ValueError("there are no pictures to calibrate with; name a folder that holds some")
     check_memory(model, len(pictures), effort)
     images = torch.cat([model.space.read(path)[0] for path in pictures])
-    names = [path.name for path in pictures]
-    settings = {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "images": names,
-        "pixels": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16],
-        "effort": asdict(effort),
-        "condition": str(condition),
-        "torch": torch.__version__,
-    }
-    with claimed(folder):
-        _claim(folder, json.loads(json.dumps(settings)))
-        return calibrate(model, images, effort, folder, names, condition=condition)
+    return calibrate(model, images, effort, folder, [path.name for path in pictures], condition=condition)
 
 
 def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     """Write ``settings`` into ``folder``, or find them there."""
-    path = folder / "settings.json"
-    # Before there were conditions, there were none.
-    before = {"condition": str(UNCONDITIONAL), **(load_json(path) or settings)}
+    path, settings = folder / "settings.json", json.loads(json.dumps(settings))
+    before = load_json(path) or settings
     for key, value in settings.items():
         if before.get(key) != value:
-            raise ValueError(f"'{folder}' holds the work for another {key}; choose another folder with --work")
+            own = f"{before.get(key)!r:.80}, not {value!r:.80}"
+            raise ValueError(f"'{folder}' holds the work for another {key} ({own}); choose another folder for the work")
     write_file(path, json.dumps(settings, indent=2).encode(), overwrite=True)
 
 
@@ -157,7 +175,7 @@ def measure(model: Model, material: Material, effort: Effort, folder: Path) -> I
 
     What was learned for the number of steps before is a start for the next.
     """
-    place: Place | None = None
+    places: Places | None = None
     for steps in tqdm(sorted(effort.budgets), desc="numbers of steps", disable=None):
         entries = []
         for candidate in candidates(model, effort, steps):
@@ -167,7 +185,7 @@ def measure(model: Model, material: Material, effort: Effort, folder: Path) -> I
                 write_file(folder / name, json.dumps(content).encode())
             entries.append(_load_entry(folder / name))
         starts = [entry.grid for entry in entries if entry.fitted]
-        learned, place = learn(model, material, effort, starts, place, folder / f"{steps}-search.json")
+        learned, places = learn(model, material, effort, starts, places, folder)
         yield [*entries, *learned]
 
 
@@ -260,7 +278,10 @@ def learn_solver(
 
         calibration = learn_solver(session, steps=8)
         session = session.calibrated(calibration)
-        session.sample(16, steps=8)
+        pictures = session.sample(16, steps=8)
+        save_calibration(session.model.calibration, "calibration.json")
+
+    Beside the weights of a model, under that name, it is found again.
 
     ``latents``      random ones, half of them for judging; ``pictures`` too, or else images of other random latents.
     ``walks``        there and back, of 16 images, that searching may cost for each number of steps; 0 for no search.
@@ -275,7 +296,6 @@ def learn_solver(
     effort = Effort(usual(model), budgets, latents, seed=seed, walks=walks)
     condition = plan_condition(Request(label=label, guidance=guidance), model)
     images = torch.cat([model.space.read(picture)[0] for picture in pictures]) if pictures else None
-    if folder is not None:
-        return calibrate(model, images, effort, Path(folder), condition=condition)
     with TemporaryDirectory() as temporary:
-        return calibrate(model, images, effort, Path(temporary), condition=condition)
+        work = Path(folder or temporary)
+        return calibrate(model, images, effort, work, condition=condition, tf32=session.tf32)

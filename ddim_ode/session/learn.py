@@ -1,10 +1,11 @@
-"""Learning a solver for one number of steps: nodes, what the network is told, and weights, for both directions at once.
+"""Learning a solver for one number of steps: nodes, what the network is told, and weights, for either direction.
 
-One grid serves both directions. It is searched for together with the noise levels that the network is told in each
-step, with the weights of the steps fitted anew for each trial (``solvers.learning``), so that the logarithms of two
-errors add up to as little as they can, weighed: that of the images of random latents and real ones, and that of their
-latents. Some of what is known serves the search, as a batch that is quick to walk; at its end the weights are fitted
-to all of it.
+Nodes are searched for together with the noise levels that the network is told in each step, with the weights of the
+steps fitted anew for each trial (``solvers.learning``), so that the error at the end of the walk is as small as it can
+be: of the images of random latents and of real ones downwards, of their latents upwards. Each direction has nodes of
+its own, since encoding needs more of them at small sigma than decoding: with common ones, in 8 steps, decoding errs 1.2
+times as much. Some of what is known serves the search, as a batch that is quick to walk; at its end the weights are
+fitted to all of it.
 
 Such searches are known for decoders: LD3 (Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 2405.15506) and S4S (Frankel et al., "S4S: Solving for a Diffusion Model Solver", arXiv 2502.17423) take gradients
@@ -17,11 +18,10 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import exp, inf, isinf, log
+from math import inf, isinf, sqrt
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ddim_ode.calibration import Entry, Learned, entry_content, read_entry
@@ -40,47 +40,78 @@ from solvers.learning import Fitting, Found, Place, Walk, begin, search
 
 # As many latents, and as many images, serve the search.
 _SEARCHED = 8
-# Of the logarithms of the errors of decoding and of latents.
-_WEIGHTS = (2, 1)
 # In more steps it gains less than a tenth, and takes longest.
 _MOST_SEARCHED = 20
 # Sweeps without a gain on what nothing is fitted to, after which a search ends.
 _PATIENCE = 2
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the searches of the two directions have ended."""
+
+    down: Place
+    up: Place
+
+
 def learn(
-    model: Model, material: Material, effort: Effort, starts: Sequence[Grid], before: Place | None, path: Path
-) -> tuple[list[Entry], Place]:
-    """What is learned for the number of steps of the grids ``starts``, in two versions, and where the search ended.
+    model: Model, material: Material, effort: Effort, starts: Sequence[Grid], before: Places | None, folder: Path
+) -> tuple[list[Entry], Places | None]:
+    """What is learned for the number of steps of the grids ``starts``, in two versions, and where the searches ended.
 
-    The versions differ in where the encoder is led to: along the true solutions, or along the walk of the decoder.
+    The versions differ in where the encoder begins: at true images, or at what the decoder makes of their latents.
 
-    ``before``  where the search for another number of steps has ended: it may be the better start.
-    ``path``    keeps how far the search has come; what is learned is kept beside it. With a progress bar.
+    ``before``  where the searches for another number of steps have ended: they may be the better start.
+    ``folder``  keeps how far the searches have come, and what is learned.
 
-    Raises:
-        SolverError: if no start leads to finite numbers.
+    Progress bars show how far a search is. There are no entries, and no places, if nothing leads to finite numbers.
     """
     steps = starts[0].steps
-    few = join([part.take(slice(0, _SEARCHED)) for part in (material.fit_latents, material.fit_images)])
-    ways, score = _ways(model, few), partial(_score, few)
-    with torch.no_grad():
-        progress = _load(path)
-        if progress is None:
-            places = [begin(grid.sigmas, [[1.0] * steps] * len(ways)) for grid in starts]
-            places += [resampled(before, steps)] if before else []
-            place = min(places, key=lambda place: _first_score(ways, place, score))
-            progress = Progress(place, place)
-        held_score = partial(_held_score, model, join([material.latents, material.images]))
-        if not progress.over:
-            most = 2 * steps * effort.walks if steps <= _MOST_SEARCHED else 0
-            progress = _searched(search(ways, progress.at, score, seed=effort.seed), held_score, progress, most, path)
-        kept = path.with_name(f"{steps}-learned.json")
-        if not kept.exists():
-            versions = {"versions": [entry_content(e) for e in _versions(model, material, progress.best)]}
-            write_file(kept, json.dumps(versions).encode())
+    known = join([part.take(slice(0, _SEARCHED)) for part in (material.fit_latents, material.fit_images)])
+    held = join([material.latents, material.images])
+    kept = folder / f"{steps}-learned.json"
+    starts_from = (before.down, before.up) if before else (None, None)
+    try:
+        with torch.no_grad():
+            down, up = (
+                _place(model, known, held, effort, starts, other, folder, name)
+                for name, other in zip(("down", "up"), starts_from, strict=True)
+            )
+            if not kept.exists():
+                versions = [entry_content(entry) for entry in _versions(model, material, Places(down, up))]
+                write_file(kept, json.dumps({"versions": versions}).encode())
+    except SolverError:
+        return [], before
     with reading(kept):
-        return [read_entry(content) for content in load_json(kept)["versions"]], progress.best
+        return [read_entry(content) for content in load_json(kept)["versions"]], Places(down, up)
+
+
+def _place(
+    model: Model,
+    known: Trajectories,
+    held: Trajectories,
+    effort: Effort,
+    starts: Sequence[Grid],
+    before: Place | None,
+    folder: Path,
+    name: str,
+) -> Place:
+    """Where the search of the direction called ``name`` ends."""
+    steps = starts[0].steps
+    way, score = _way(model, known, upward=name == "up"), partial(_error, known)
+    path = folder / f"{steps}-search-{name}.json"
+    progress = _load(path)
+    if progress is None:
+        places = [begin(grid.sigmas) for grid in starts] + (
+            [resampled(before, steps)] if before and len(before.told) > 1 else []
+        )
+        place = min(places, key=lambda place: _first_score(way, place, score))
+        progress = Progress(place, place)
+    if not progress.over:
+        most = steps * effort.walks if steps <= _MOST_SEARCHED else 0
+        found = search(way, progress.at, score, seed=effort.seed)
+        progress = _searched(found, partial(_held_score, model, held), progress, most, path)
+    return progress.best
 
 
 @dataclass(frozen=True)
@@ -108,25 +139,25 @@ class Progress:
 
 
 def _searched(
-    search: Iterable[Found], held_score: Callable[[Found], float], progress: Progress, most: int, path: Path
+    findings: Iterable[Found], held_score: Callable[[Found], float], progress: Progress, most: int, path: Path
 ) -> Progress:
-    """The end of a ``search`` in at ``most`` so many evaluations, with a progress bar.
+    """The end of a search, given its ``findings``, in at ``most`` so many evaluations, with a progress bar.
 
     What it had come to after each sweep is kept in ``path``.
     """
     steps = len(progress.at.nodes) - 1
     # A search that goes on walks once more to where it was, which is no part of it.
-    before = max(progress.evaluations - len(progress.at.told) * steps, 0)
+    before = max(progress.evaluations - steps, 0)
     sweeps = progress.at.sweeps - (progress.least is None)
-    with tqdm(total=most, desc=f"search {steps} steps", leave=False, disable=None) as bar:
-        for found in search:
+    with tqdm(total=most, desc=path.stem, leave=False, disable=None) as bar:
+        for found in findings:
             evaluations = before + found.evaluations
             spent = evaluations >= most
             bar.update(min(evaluations, most) - bar.n)
             if found.place.sweeps != sweeps or spent:
                 sweeps = found.place.sweeps
                 progress = progress.judged(found.place, held_score(found), evaluations, over=spent)
-                bar.set_postfix_str(f"held-out errors {exp((progress.least or 0) / sum(_WEIGHTS)):.4f}")
+                bar.set_postfix_str(f"held-out error {progress.least:.4f}")
                 _save(progress, path)
             if progress.over:
                 return progress
@@ -146,7 +177,7 @@ def _load(path: Path) -> Progress | None:
         at, best = (
             Place(
                 tuple(map(float, place["nodes"])),
-                tuple(tuple(map(float, told)) for told in place["told"]),
+                tuple(map(float, place["told"])),
                 tuple(map(float, place["sizes"])),
                 int(place["sweeps"]),
             )
@@ -155,65 +186,59 @@ def _load(path: Path) -> Progress | None:
         return Progress(at, best, content["least"], int(content["evaluations"]), bool(content["over"]))
 
 
-def _first_score(ways: Sequence[Fitting], place: Place, score: Callable[[Sequence[Walk]], float]) -> float:
-    """The score of a ``place``; infinite if a walk there ends at no finite numbers."""
+def _first_score(way: Fitting, place: Place, score: Callable[[Walk], float]) -> float:
+    """The score of a ``place``; infinite if the walk there ends at no finite numbers."""
     try:
-        return score([way.walk(place.nodes, told) for way, told in zip(ways, place.told, strict=True)])
+        return score(way.walk(place.nodes, place.told))
     except SolverError:
         return inf
 
 
-def _ways(model: Model, known: Trajectories) -> tuple[Fitting, Fitting]:
-    """The two directions, down and up."""
-    base, ode = trajectory_solver(model), model.ode()
-    return (
-        Fitting(base=base, field=ode, upward=False, solution=known.at),
-        Fitting(base=base, field=ode, upward=True, solution=known.at),
-    )
+def _way(model: Model, known: Trajectories, *, upward: bool) -> Fitting:
+    return Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=known.at)
 
 
-def _score(known: Trajectories, walks: Sequence[Walk]) -> float:
-    """The logarithms of the errors at the ends of the walks down and up, relative to the states there, weighed."""
-    return sum(weight * log(_error(walk, known)) for weight, walk in zip(_WEIGHTS, walks, strict=True))
-
-
-def _error(walk: Walk, known: Trajectories) -> float:
+def _error(known: Trajectories, walk: Walk) -> float:
+    """The mean error at the end of a walk, relative to the states there."""
     truth = known.at(walk.nodes[-1])
-    return float((mean_square(walk.x - truth) / truth.square().mean()).sqrt().mean())
+    return float(mean_square(walk.x - truth).sqrt().mean()) / sqrt(float(truth.square().mean()))
 
 
 def _held_score(model: Model, held: Trajectories, found: Found) -> float:
-    """The score of what was found on solutions that it was not fitted to."""
-    ends = [
-        replace(walk, x=_fitted(model, walk)(model.ode(), held.at(walk.nodes[0]), _tensor(walk.nodes)))
-        for walk in found.walks
-    ]
-    return _score(held, ends)
+    """The score of what was found on solutions that it was not fitted to; infinite if it leads to no finite ones."""
+    walk = found.walk
+    try:
+        grid = torch.tensor(walk.nodes, dtype=torch.float64)
+        x = _fitted(model, walk)(model.ode(), held.at(walk.nodes[0]), grid)
+    except SolverError:
+        return inf
+    return _error(held, replace(walk, x=x))
 
 
 def _fitted(model: Model, walk: Walk) -> FixedStepSolver:
     return corrected(trajectory_solver(model), walk.fit)
 
 
-def _versions(model: Model, material: Material, place: Place) -> list[Entry]:
-    """The entries of a ``place``, fitted to all that is known and judged; none with numbers that are not finite."""
-    known = material.known
-    down, up = _ways(model, known)
-    grid = learned_grid(model.schedule, place.nodes, CLEAN_END)
-    decoder = down.walk(grid.sigmas, place.told[0])
-    states = _fitted(model, decoder).trajectory(model.ode(), known.at(grid.sigma_T), grid.downward())
-    own = {sigma: solution.x for sigma, solution in states}
-    entries = []
-    name, below = up.base.name, Learned(decoder.fit.weights, decoder.fit.told)
-    for way in (up, replace(up, solution=own.__getitem__)):
-        fit = way.walk(grid.sigmas, place.told[1]).fit
-        above = Learned(fit.weights, fit.told)
+def _versions(model: Model, material: Material, places: Places) -> list[Entry]:
+    """The entries of two ``places``, fitted to all that is known and judged; none with numbers that are not finite."""
+    known, clean = material.known, places.up.nodes[0]
+    decoder = _way(model, known, upward=False).walk(places.down.nodes, places.down.told)
+    way = _way(model, known, upward=True)
+    begun = replace(way, solution=lambda sigma: decoder.x if sigma == clean else known.at(sigma))
+    grid = learned_grid(model.schedule, places.down.nodes, CLEAN_END)
+    name, entries = way.base.name, []
+    for each in (way, begun):
         try:
-            scores = judge(model, material, learned_solver(name, grid, above, below), grid)
+            up, down = (_learned(walk) for walk in (each.walk(places.up.nodes, places.up.told), decoder))
+            scores = judge(model, material, learned_solver(name, grid, up, down), grid)
         except SolverError:
             continue
-        entries.append(Entry(name, grid, above, below, scores))
+        entries.append(Entry(name, grid, up, down, scores))
     return entries
+
+
+def _learned(walk: Walk) -> Learned:
+    return Learned(walk.fit.weights, walk.fit.told, tuple(sorted(walk.nodes))[1:-1])
 
 
 def resampled(place: Place, steps: int) -> Place:
@@ -223,7 +248,7 @@ def resampled(place: Place, steps: int) -> Place:
         nodes = (*_resampled(finite, steps), inf)
     else:
         nodes = (finite[0], *_resampled(place.nodes, steps + 1)[1:-1], last)
-    return begin(nodes, [_resampled(told, steps) for told in place.told])
+    return begin(nodes, _resampled(place.told, steps))
 
 
 def _resampled(values: Sequence[float], count: int) -> tuple[float, ...]:
@@ -236,7 +261,3 @@ def _resampled(values: Sequence[float], count: int) -> tuple[float, ...]:
         left = min(int(at), len(values) - 2)
         found.append(values[left] * (values[left + 1] / values[left]) ** (at - left))
     return tuple(found)
-
-
-def _tensor(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)

@@ -16,4 +16,4 @@ def learned_solver(name: str, grid: Grid, up: Learned, down: Learned) -> Solver:
     Raises:
         ValueError: if there is no such solver, or what was learned does not belong to its steps.
     """
-    return fitted(name, grid.sigmas, Fit(up.weights, up.told), Fit(down.weights, down.told))
+    return fitted(name, grid.sigmas, *(Fit(way.weights, way.told, way.sigmas) for way in (up, down)))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite, prod
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Effort:
     ``walks``        what a search for nodes, and for what to tell the network, may cost, as walks there and back.
 
     Raises:
-        ValueError: for fewer than 2 latents, a wrong seed, or a budget outside of what the trajectories can judge.
+        ValueError: for fewer than 2 latents or 0 walks, a wrong seed, or budgets that are repeated, or outside of what
+            the trajectories can judge.
     """
 
     default: tuple[str, str]
@@ -80,7 +82,7 @@ class Material:
     latents: Trajectories
     images: Trajectories
 
-    @property
+    @cached_property
     def known(self) -> Trajectories:
         """All that is fitted to."""
         return join([self.fit_latents, self.fit_images])

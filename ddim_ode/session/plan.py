@@ -309,8 +309,10 @@ def _calibrated_way_back(latent: Latent, model: Model) -> Solver:
 
 def _strength(latent: Latent, model: Model) -> float:
     """The guidance that ``latent`` was encoded with, as ``Model.strength`` has it."""
+    from ddim_ode.asked import guidance_of
+
     asked = latent.asked if model.asked is not None else None
-    return latent.condition.strength if asked is None else float(asked["guidance"] or 1.0)
+    return latent.condition.strength if asked is None else guidance_of(asked)
 
 
 def _solver_of(entry: Entry, model: Model) -> Solver:

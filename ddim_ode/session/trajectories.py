@@ -56,7 +56,7 @@ class Trajectories:
             + h * s * (1 - s) ** 2 * self.slopes[left]
             - h * s**2 * (1 - s) * self.slopes[left + 1]
         )
-        return ANGLE.leave(y, torch.tensor(sigma))
+        return ANGLE.leave(y, torch.tensor(sigma, dtype=torch.float64))
 
     def latents(self, sigma: float) -> Tensor:
         """The states at ``sigma`` as latents x_T of variance 1, ``(B, C, H, W)``. Errors are those of ``at``."""
@@ -70,10 +70,6 @@ class Trajectories:
         """The members whose states or slopes are not all finite numbers."""
         finite = self.y.isfinite().flatten(2).all(2).all(0) & self.slopes.isfinite().flatten(2).all(2).all(0)
         return [i for i, fine in enumerate(finite.tolist()) if not fine]
-
-    def along(self, grid: Grid) -> list[Tensor]:
-        """The states at the nodes of ``grid``, rising in sigma, each ``(B, C, H, W)``."""
-        return [self.at(sigma) for sigma in grid.sigmas]
 
 
 def join(parts: Sequence[Trajectories]) -> Trajectories:

@@ -17,7 +17,7 @@ from ddim_ode.schedule import make_schedule
 
 SCHEDULE = make_schedule()
 GRID = make_grid(SCHEDULE, "log-snr", 3)
-UP = Learned(((0.1, -0.2), (1e-17, 0.3, 0.5), (1.0,)), (0.01, 3.0, 157.0))
+UP = Learned(((0.1, -0.2), (1e-17, 0.3, 0.5), (1.0,)), (0.01, 3.0, 157.0), (0.02, 7.0))
 FITTED = Entry("reab2", GRID, UP, Learned(((0.0, 0.1),) * 3), {"decode": 0.01})
 CALIBRATION = Calibration(
     "abc",
@@ -60,7 +60,7 @@ def test_a_file_of_the_second_format_has_nothing_but_weights(tmp_path: Path) -> 
         entry |= {way: entry[way]["weights"] for way in ("up", "down")}
     path.write_text(json.dumps(content))
     old = load_calibration(path, "abc", SCHEDULE)
-    assert old.entries == tuple(replace(e, up=replace(e.up, told=())) for e in CALIBRATION.entries)
+    assert old.entries == tuple(replace(e, up=replace(e.up, told=(), sigmas=())) for e in CALIBRATION.entries)
 
 
 def test_a_grid_that_ends_at_infinity_survives_its_file(tmp_path: Path) -> None:
@@ -107,7 +107,10 @@ def test_damaged_files(tmp_path: Path, spoil: str | None) -> None:
         ({"grid": asdict(GRID) | {"sigmas": [0.0, 1.0, 2.0, math.inf]}}, "numbers must be finite, but there is inf"),
         ({"grid": asdict(GRID) | {"sigmas": [*GRID.sigmas[:3], 1e5]}}, "sigma = 100000 of the grid contradicts its"),
         ({"grid": asdict(GRID) | {"timesteps": [*GRID.timesteps[:3], 1e5]}}, r"timesteps must lie in \[0, 999\]"),
-        ({"up": {"weights": UP.weights, "told": [0.01, math.inf, 157.0]}}, "numbers must be finite, but there is inf"),
+        (
+            {"up": {"weights": UP.weights, "told": [0.01, math.inf, 157.0], "sigmas": []}},
+            "numbers must be finite, but there is inf",
+        ),
         ({"up": {"weights": UP.weights}}, "'told'"),
         ({"up": ["ab"] * 3}, "there must be a list of numbers, but there is 'ab'"),
     ],

@@ -16,6 +16,7 @@ from ddim_ode.codec import decode, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 from ddim_ode.predictions import PREDICTIONS
+from ddim_ode.processes import Flow
 from ddim_ode.schedule import make_schedule
 from solvers import get_solver
 
@@ -182,3 +183,27 @@ def test_wrong_arguments_are_refused() -> None:
         ProbabilityFlowODE(gaussian_eps, SCHEDULE, prediction="nonsense")
     with pytest.raises(ValueError, match="max_nfe must be at least 1, but it is 0"):
         ProbabilityFlowODE(gaussian_eps, SCHEDULE, max_nfe=0)
+
+
+def test_the_network_is_told_another_sigma() -> None:
+    """It is told that alone: where the state lies, what it is scaled by and what eps is made of stay."""
+    network, x_bar = Recorder(torch.float64), state()
+    ode = ProbabilityFlowODE(network, SCHEDULE, prediction="v_prediction")
+    here, told = torch.tensor(2.0, dtype=torch.float64), 5.0
+    expected = ode(here, x_bar)
+    own = network.t
+    assert ode.told(told)(here, x_bar).equal(expected)
+    assert float(network.t[0]) == pytest.approx(float(SCHEDULE.t(told)))
+    assert float(own[0]) == pytest.approx(float(SCHEDULE.t(2.0)))
+    torch.testing.assert_close(network.x, x_bar / 5**0.5)
+    assert ode.nfe == 2
+
+
+def test_the_network_is_told_another_sigma_than_infinity() -> None:
+    network, noise = Recorder(torch.float64), state()
+    ode = ProbabilityFlowODE(network, Flow())
+    expected = ode.origin(noise)
+    assert float(network.t[0]) == float(Flow().label(torch.tensor(float("inf"))))
+    assert ode.told(3.0).origin(noise).equal(expected)
+    assert float(network.t[0]) == pytest.approx(float(Flow().label(torch.tensor(3.0))))
+    assert ode.nfe == 2

@@ -118,6 +118,9 @@ def test_corrections_that_do_not_fit_the_steps_are_refused() -> None:
         words = rf"^the corrections of step 2 must be of 0 to 2 slopes and the state, but there are {len(row)}; fit"
         with pytest.raises(ValueError, match=words):
             replace(solver, up=spoilt)
+    # A slope that is forgotten in one step is not known in the next.
+    with pytest.raises(ValueError, match="of step 3 must be of 0 to 1 slopes and the state, but there are 3"):
+        replace(solver, up=Fit((weights[0], (0.1,), (0.1,) * 3, *weights[3:])))
     for base, told in ((EULER, (1.0,) * 4), (SOLVERS["midpoint"], (1.0,) * 5)):
         with pytest.raises(ValueError, match="told one sigma in each of 5 steps of one evaluation, or none"):
             replace(solver, base=base, down=Fit(solver.down.weights, told))
@@ -143,6 +146,20 @@ def test_the_field_is_told_what_was_fitted() -> None:
     assert not bool(solver(Told(), x, GRID).any())
     with pytest.raises(ValueError, match="this field cannot be told another sigma than its own"):
         solver(MIXTURE.field, x, GRID.flip(0))
+
+
+def test_a_direction_steps_where_its_own_nodes_are() -> None:
+    """Between the ends of the grid it is given; without weights it is the method itself there."""
+    inner = (0.1, 0.5, 1.0, 4.0)
+    nothing = ((0.0, 0.0),) * 5
+    solver = replace(fitted(EULER, states(10, seed=0)), up=Fit(nothing, nodes=inner), down=Fit(nothing))
+    x = states(2, seed=3)[0]
+    own = torch.tensor([NODES[0], *inner, NODES[-1]], dtype=torch.float64)
+    assert solver(MIXTURE.field, x, GRID).equal(EULER(MIXTURE.field, x, own))
+    assert solver(MIXTURE.field, x, GRID.flip(0)).equal(EULER(MIXTURE.field, x, GRID.flip(0)))
+    for wrong in (inner[:-1], (*inner[:-1], 20.0), inner[::-1]):
+        with pytest.raises(ValueError, match=r"there must be 4 nodes that rise between 0.05 and 20, but they are"):
+            replace(solver, down=Fit(nothing, nodes=wrong))
 
 
 def test_other_grids_are_refused() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from itertools import pairwise
 from math import hypot, inf, nan
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from solvers import SOLVERS, SolverError
 from solvers.fixed import FixedStepSolver
-from solvers.learning import Fitting, Found, Place, Walk, begin, common_steps, search
+from solvers.learning import Fitting, Found, Walk, _directions, begin, common_steps, search
 
 NODES = (0.05, 0.3, 0.8, 2.0, 6.0, 20.0)
 STEPS = len(NODES) - 1
@@ -47,13 +46,10 @@ def fitting(field: Field, *, upward: bool, count: int = 30, seed: int = 0) -> Fi
     )
 
 
-def score(walks: Sequence[Walk]) -> float:
-    """The errors of the walks at their ends, as parts of the states there."""
-    truths = [PROBLEM.flow(ends(30, 0), NODES[-1], walk.nodes[-1]) for walk in walks]
-    errors = [
-        (walk.x - truth).square().mean() / truth.square().mean() for walk, truth in zip(walks, truths, strict=True)
-    ]
-    return float(sum(errors))
+def score(walk: Walk) -> float:
+    """The error at the end of a walk, as a part of the state there."""
+    truth = PROBLEM.flow(ends(30, 0), NODES[-1], walk.nodes[-1])
+    return float((walk.x - truth).square().mean() / truth.square().mean())
 
 
 def last(found: Iterable[Found]) -> Found:
@@ -61,36 +57,33 @@ def last(found: Iterable[Found]) -> Found:
     return end
 
 
-def test_what_is_told_is_found() -> None:
-    """The truth is a third of sigma, in each step, both ways."""
-    field = Lying(PROBLEM.field)
-    ways = [fitting(field, upward=False), fitting(field, upward=True)]
-    start = begin(NODES, [[1.0] * STEPS] * 2)
-    found = last(search(ways, start, score, seed=0))
-    assert found.score < 0.2 * score([way.walk(NODES) for way in ways])
-    told_true = score([way.walk(found.place.nodes, [1 / 3] * STEPS) for way in ways])
-    assert found.score < 1.1 * told_true
+@pytest.mark.parametrize("upward", [True, False])
+def test_what_is_told_is_found(upward: bool) -> None:
+    """The truth is a third of sigma, in each step: telling nothing errs five times as much."""
+    way = fitting(Lying(PROBLEM.field), upward=upward)
+    found = last(search(way, begin(NODES), score, seed=0))
+    assert found.score < 0.2 * score(way.walk(NODES))
 
 
 def test_each_result_is_as_good_as_the_one_before_and_costs_what_it_says() -> None:
     field = Recorded(PROBLEM.field)
     field.told = lambda sigma: lambda _, x: field(torch.tensor(sigma, dtype=torch.float64), x)  # type: ignore[attr-defined]
-    found = list(search([fitting(field, upward=False)], begin(NODES, [[1.0] * STEPS]), score, seed=0))
+    found = list(search(fitting(field, upward=False), begin(NODES), score, seed=0))
     assert found[-1].evaluations == field.nfe
     for before, after in pairwise(found):
         assert after.score <= before.score
         assert after.evaluations >= before.evaluations
         assert (after.place.nodes[0], after.place.nodes[-1]) == (NODES[0], NODES[-1])
-    walked = fitting(field, upward=False).walk(found[-1].place.nodes, found[-1].place.told[0])
-    torch.testing.assert_close(walked.x, found[-1].walks[0].x, rtol=1e-12, atol=0)
+    walked = fitting(field, upward=False).walk(found[-1].place.nodes, found[-1].place.told)
+    torch.testing.assert_close(walked.x, found[-1].walk.x, rtol=1e-12, atol=0)
     assert max(map(abs, found[-1].place.sizes)) < 0.01
 
 
 def test_it_goes_on_where_it_was_left() -> None:
     way = fitting(Lying(PROBLEM.field), upward=True)
-    whole = [f for f in search([way], begin(NODES, [[1.0] * STEPS]), score, seed=3) if f.place.sweeps <= 4]
+    whole = [f for f in search(way, begin(NODES), score, seed=3) if f.place.sweeps <= 4]
     left = next(f.place for f in whole if f.place.sweeps == 2)
-    again = next(f for f in search([way], left, score, seed=3) if f.place.sweeps == 4)
+    again = next(f for f in search(way, left, score, seed=3) if f.place.sweeps == 4)
     assert again.place == next(f.place for f in whole if f.place.sweeps == 4)
 
 
@@ -131,12 +124,23 @@ def test_from_infinity_what_is_told_is_finite() -> None:
     assert asked == list(walk.fit.told)
 
 
-def test_what_is_not_finite_is_no_start_and_never_found() -> None:
-    def broken(sigma: Tensor, x: Tensor) -> Tensor:
-        return x * nan
+def test_what_is_not_finite_is_refused_and_never_found() -> None:
+    class Broken(Lying):
+        def told(self, sigma: float) -> Field:
+            return super().told(sigma if sigma > 0.25 else nan)
 
     with pytest.raises(SolverError, match="the state is not finite"):
-        fitting(broken, upward=False).walk(NODES)
-    place = begin(NODES, [])
-    assert isinstance(place, Place)
-    assert replace(place, sweeps=1) != place
+        fitting(Broken(PROBLEM.field), upward=False).walk(NODES, [1e-3] * STEPS)
+    for found in search(fitting(Broken(PROBLEM.field), upward=False), begin(NODES), score, seed=0):
+        assert bool(found.walk.x.isfinite().all())
+        assert min(found.walk.fit.told) > 0.25
+
+
+@pytest.mark.parametrize("steps", range(1, 21))
+def test_the_ends_stay_where_they_are(steps: int) -> None:
+    place = begin([10.0**n for n in range(steps + 1)])
+    moved = [direction.moved(place, 0.5) for direction in _directions(steps)]
+    assert {(each.nodes[0], each.nodes[-1]) for each in moved} == {(place.nodes[0], place.nodes[-1])}
+    changed = {n for each in moved for n in range(1, steps) if each.nodes[n] != place.nodes[n]}
+    assert changed == set(range(1, steps))
+    assert {n for each in moved for n in range(steps) if each.told[n] != 1.0} == set(range(steps))

@@ -14,7 +14,7 @@ from tiny_pipelines import SIDE, flux, stable_diffusion
 from torch import Tensor, nn
 
 from ddim_ode import Session, learn_solver
-from ddim_ode.calibration import CalibrationError, Entry, Learned
+from ddim_ode.calibration import CalibrationError, Entry, Learned, load_calibration, save_calibration
 from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model
@@ -100,7 +100,6 @@ def test_trajectories_are_solutions_everywhere(upward: bool) -> None:
     for sigma in (grid.sigmas[0], grid.sigmas[7], 0.1234, 1.0, 33.3, grid.sigmas[-1]):
         expected = x_bar * sqrt((SD**2 + sigma**2) / (SD**2 + begin**2))
         torch.testing.assert_close(found.at(sigma), expected, rtol=2e-5, atol=0)
-    assert len(found.along(make_grid(SCHEDULE, "karras", 9))) == 10
     assert found.take(slice(1)).at(1.0).shape == (1, 1, 4, 4)
     with pytest.raises(ValueError, match="sigma = 200 lies outside"):
         found.at(200.0)
@@ -162,7 +161,7 @@ def test_what_the_network_fails_on_is_named_before_anything_is_fitted(effort: Ef
     images[[2, 5], :, 0, 0] = 1.0
     with pytest.raises(ValueError, match=r"^reference images: .* not finite for: c, f; leave them out$"):
         calibrate(model(Broken()), images, replace(effort, batch_size=2, seed=2), tmp_path, names="abcdef")
-    assert not list(tmp_path.glob("*.json"))
+    assert not list(tmp_path.glob("[0-9]*.json"))
 
 
 def test_errors_that_are_no_numbers_are_never_written(
@@ -180,6 +179,8 @@ def test_errors_that_are_no_numbers_are_never_written(
         ({"budgets": (0,)}, "from 1 to 80 steps, but 0 are asked for"),
         ({"latents": 1}, "there must be 2 latents or more"),
         ({"seed": -1}, "a seed must be at least 0"),
+        ({"walks": -1}, "walks must be 0 or more, but they are -1"),
+        ({"budgets": (5, 5)}, r"numbers of steps must differ, but they are \(5, 5\)"),
     ],
 )
 def test_no_effort_is_made_in_vain(changes: dict[str, Any], words: str) -> None:
@@ -253,7 +254,7 @@ def test_what_is_learned_errs_less_than_what_is_fitted(family: str, tmp_path: Pa
     true = model(Mixture()) if family == "vp" else Model("flow", FlowMixture(), Flow(), 1, 4, 4)
     calibrations = {
         walks: learn_solver(Session(true), 5, latents=48, walks=walks, folder=tmp_path / str(walks), pictures=())
-        for walks in (0, 30)
+        for walks in (0, 150)
     }
     fine = make_grid(true.schedule, "trailing" if family == "flow" else "log-snr", 400, clean_end="sigma-min")
     x_T = draw_latents(40, (1, 4, 4), seed=77)
@@ -272,7 +273,8 @@ def test_what_is_learned_errs_less_than_what_is_fitted(family: str, tmp_path: Pa
     decode(ode, x_T, found.grid, solver)
     assert ode.nfe == solver.nfe(5) == 5
     assert found.grid.name == "learned"
-    session = Session(true).calibrated(calibration)
+    session = Session(true).calibrated(calibrations[0]).calibrated(calibration)
+    assert len(session.model.calibration.entries) == 1  # the newer one
     plan = plan_sampling(Request(steps=5), session.model)
     assert (plan.solver.settings, plan.grid) == (solver.settings, found.grid)
     with pytest.raises(CalibrationError, match="was made for other weights"):
@@ -288,16 +290,18 @@ def test_a_search_that_was_cut_off_goes_on_where_it_was(
 
     def killed(progress: learn.Progress, path: Path) -> None:
         save(progress, path)
-        if progress.at.sweeps == 1:
+        if "up" in path.name and progress.at.sweeps == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(learn, "_save", killed)
     with pytest.raises(KeyboardInterrupt):
         calibrate(true, pictures(8), effort, tmp_path / "cut")
     monkeypatch.setattr(learn, "_save", save)
+    monkeypatch.setattr(learn, "begin", None)  # it need not begin anew
     again = calibrate(true, pictures(8), effort, tmp_path / "cut")
-    assert again.entries[0].grid == whole.entries[0].grid
-    assert again.entries[0].down == whole.entries[0].down
+    assert again == whole
+    searches = [(tmp_path / name / "4-search-up.json").read_text() for name in ("whole", "cut")]
+    assert searches[0] == searches[1]
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "flux"])
@@ -306,10 +310,36 @@ def test_a_pipeline_is_learned_for_its_guidance_whatever_the_prompt(name: str) -
     session = Session(pipeline, prompt="a cat", guidance=2.0, size=(SIDE, SIDE))
     learned = learn_solver(session, steps=3, latents=4, walks=1)
     assert [entry.guidance for entry in learned.entries] == [2.0]
-    # Whether it is good enough to be taken is not asked here: a random network is no model.
-    other = replace(learned, entries=tuple(replace(entry, solver="euler") for entry in learned.entries))
-    session = session.calibrated(other)
+    session = session.calibrated(learned)
     request = Request(steps=3)
     assert plan_sampling(request, session.asked_for(prompt="a dog").model).grid == learned.entries[0].grid
     plan = plan_sampling(request, session.asked_for(guidance=3.0).model)
     assert "is not calibrated for 3 steps with guidance 3" in plan.why[0]
+
+
+def test_calibrations_are_joined_by_steps_and_guidance(tmp_path: Path) -> None:
+    session = Session(model(Mixture()))
+    for steps in (3, 4):
+        session = session.calibrated(learn_solver(session, steps, latents=4, walks=0))
+    assert {entry.grid.steps for entry in session.model.calibration.entries} == {3, 4}
+    save_calibration(session.model.calibration, str(tmp_path / "calibration.json"))
+    again = load_calibration(str(tmp_path / "calibration.json"), session.model.fingerprint, SCHEDULE)
+    assert again == session.model.calibration
+
+
+def test_work_of_others_is_refused(effort: Effort, tmp_path: Path) -> None:
+    calibrate(model(Mixture()), pictures(8), effort, tmp_path)
+    for arguments, what in (
+        ((model(Mixture()), None, effort), "pixels"),
+        ((model(Mixture()), pictures(9), effort), "pixels"),
+        ((replace(model(Mixture()), name="other"), pictures(8), effort), "model"),
+        ((model(Mixture()), pictures(8), replace(effort, walks=9)), "effort"),
+    ):
+        with pytest.raises(ValueError, match=f"holds the work for another {what} .*; choose another folder"):
+            calibrate(*arguments, tmp_path)
+
+
+def test_one_picture_is_too_few(effort: Effort, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there must be 2 pictures or more, half of them for judging, but there is 1"):
+        calibrate(model(Mixture()), pictures(1), effort, tmp_path)
+    assert not list(tmp_path.iterdir())
