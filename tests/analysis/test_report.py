@@ -124,7 +124,7 @@ def test_quick_and_full_have_a_folder_each(
 
 
 def test_every_analysis_has_a_section_in_either_run() -> None:
-    alone = {"dataset_speed", "precision", "quality", "round_trips", "speed"}
+    alone = {"dataset_speed", "learning", "precision", "quality", "round_trips", "speed"}
     assert {section.name for section in SECTIONS if section.quick is not None} == set(ANALYSES) - alone
     places = [section.place for section in SECTIONS]
     assert len(set(places)) == len(places)

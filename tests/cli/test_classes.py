@@ -157,8 +157,8 @@ def test_calibrate_for_a_guidance_beside_another(cli: Cli, class_model: Path) ->
     model = load_model(str(class_model))
     found = load_calibration(Path("c.json"), model.fingerprint, model.schedule)
     assert [(entry.grid.steps, entry.guidance) for entry in found.entries] == [(2, 2.0), (2, 1.0)]
-    assert found.settings["guidance 2.0"]["condition"] == "class 'cat' with guidance 2"
-    assert found.settings["guidance 1.0"]["condition"] == str(UNCONDITIONAL)
+    assert found.settings["2 at guidance 2.0"]["condition"] == "class 'cat' with guidance 2"
+    assert found.settings["2"]["condition"] == str(UNCONDITIONAL)
     assert found.entries[0].scores != found.entries[1].scores
     ok(cli(*common, "--work", "plain", "--overwrite"))
     again = load_calibration(Path("c.json"), model.fingerprint, model.schedule)

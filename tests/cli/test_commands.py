@@ -22,6 +22,7 @@ from ddim_ode import load_latent, load_model
 from ddim_ode.calibration import Calibration, Entry, Learned, save_calibration
 from ddim_ode.grids import make_grid
 from ddim_ode.images import load_image, to_picture
+from ddim_ode.session.material import WALKS
 from ddim_ode.session.request import DEFAULT_STEPS
 from ddim_ode.session.search import CANDIDATES
 from ddim_ode.spacings import GRIDS
@@ -535,9 +536,16 @@ def calibrated(make_model: Callable[..., Path], picture: Path) -> Path:
         Image.open(picture).rotate(90 * i).save(f"pictures/{i}.png")
     words = ["calibrate", "--model", str(model), "--images", "pictures", "--steps", "3", "--latents", "4"]
     output = ok(CliRunner().invoke(main, words))
-    assert re.search(r"^3 steps: \S+ on \S+, (fitted|as it is); errors as parts of the default's: decode ", output)
+    assert re.search(
+        r"^3 steps: \S+ on \S+, (learned|fitted|as it is); errors as parts of the default's: decode ", output
+    )
     assert f"-> {model / 'calibration.json'}" in output
     return model
+
+
+def test_searches_cost_what_they_cost_in_python() -> None:
+    (walks,) = [option.default for option in main.commands["calibrate"].params if option.name == "walks"]
+    assert walks == WALKS
 
 
 def test_calibrate_then_everything_is_calibrated(cli: Cli, calibrated: Path, picture: Path) -> None:
