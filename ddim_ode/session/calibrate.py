@@ -186,7 +186,7 @@ def measure(model: Model, material: Material, effort: Effort, folder: Path) -> I
             entries.append(_load_entry(folder / name))
         starts = [entry.grid for entry in entries if entry.fitted]
         learned, places = learn(model, material, effort, starts, places, folder)
-        yield [*entries, *learned]
+        yield [*entries, learned] if learned else entries
 
 
 def candidates(model: Model, effort: Effort, steps: int) -> list[Candidate]:

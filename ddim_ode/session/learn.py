@@ -1,11 +1,11 @@
 """Learning a solver for one number of steps: nodes, what the network is told, and weights, for either direction.
 
 Nodes are searched for together with the noise levels that the network is told in each step, with the weights of the
-steps fitted anew for each trial (``solvers.learning``), so that the error at the end of the walk is as small as it can
-be: of the images of random latents and of real ones downwards, of their latents upwards. Each direction has nodes of
-its own, since encoding needs more of them at small sigma than decoding: with common ones, in 8 steps, decoding errs 1.2
-times as much. Some of what is known serves the search, as a batch that is quick to walk; at its end the weights are
-fitted to all of it.
+steps fitted anew for each trial (``solvers.learning``): first for the decoder, so that the images of random latents and
+of those of real images err as little as they can, then for the encoder, so that latents do, and the images that the
+decoder makes of them. Each direction has nodes of its own, since encoding needs more of them at small sigma than
+decoding: with common ones decoding in 5 steps errs 1.6 times as much. Some of what is known serves the search, as a
+batch that is quick to walk; at its end the weights are fitted to all of it.
 
 Such searches are known for decoders: LD3 (Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 2405.15506) and S4S (Frankel et al., "S4S: Solving for a Diffusion Model Solver", arXiv 2502.17423) take gradients
@@ -22,6 +22,7 @@ from math import inf, isinf, sqrt
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ddim_ode.calibration import Entry, Learned, entry_content, read_entry
@@ -56,15 +57,13 @@ class Places:
 
 def learn(
     model: Model, material: Material, effort: Effort, starts: Sequence[Grid], before: Places | None, folder: Path
-) -> tuple[list[Entry], Places | None]:
-    """What is learned for the number of steps of the grids ``starts``, in two versions, and where the searches ended.
-
-    The versions differ in where the encoder begins: at true images, or at what the decoder makes of their latents.
+) -> tuple[Entry | None, Places | None]:
+    """What is learned for the number of steps of the grids ``starts``, and where the searches ended.
 
     ``before``  where the searches for another number of steps have ended: they may be the better start.
     ``folder``  keeps how far the searches have come, and what is learned.
 
-    Progress bars show how far a search is. There are no entries, and no places, if nothing leads to finite numbers.
+    Progress bars show how far a search is. There is no entry if nothing leads to finite numbers.
     """
     steps = starts[0].steps
     known = join([part.take(slice(0, _SEARCHED)) for part in (material.fit_latents, material.fit_images)])
@@ -73,17 +72,17 @@ def learn(
     starts_from = (before.down, before.up) if before else (None, None)
     try:
         with torch.no_grad():
-            down, up = (
-                _place(model, known, held, effort, starts, other, folder, name)
-                for name, other in zip(("down", "up"), starts_from, strict=True)
-            )
+            place = partial(_place, model, known, held, effort, starts, folder)
+            down = place("down", starts_from[0], partial(_error, model))
+            decoder = _way(model, known, upward=False).walk(down.nodes, down.told)
+            up = place("up", starts_from[1], partial(_errors_there_and_back, model, decoder))
             if not kept.exists():
-                versions = [entry_content(entry) for entry in _versions(model, material, Places(down, up))]
-                write_file(kept, json.dumps({"versions": versions}).encode())
+                entry = _entry(model, material, Places(down, up))
+                write_file(kept, json.dumps(entry_content(entry)).encode())
     except SolverError:
-        return [], before
+        return None, before
     with reading(kept):
-        return [read_entry(content) for content in load_json(kept)["versions"]], Places(down, up)
+        return read_entry(load_json(kept)), Places(down, up)
 
 
 def _place(
@@ -92,25 +91,25 @@ def _place(
     held: Trajectories,
     effort: Effort,
     starts: Sequence[Grid],
-    before: Place | None,
     folder: Path,
     name: str,
+    before: Place | None,
+    error: Callable[[Trajectories, Walk], float],
 ) -> Place:
-    """Where the search of the direction called ``name`` ends."""
+    """Where the search of the direction called ``name`` ends, which makes the ``error`` small."""
     steps = starts[0].steps
-    way, score = _way(model, known, upward=name == "up"), partial(_error, known)
+    way, score = _way(model, known, upward=name == "up"), partial(error, known)
     path = folder / f"{steps}-search-{name}.json"
     progress = _load(path)
     if progress is None:
-        places = [begin(grid.sigmas) for grid in starts] + (
-            [resampled(before, steps)] if before and len(before.told) > 1 else []
-        )
+        places = [begin(grid.sigmas) for grid in starts]
+        places += [resampled(before, steps)] if before and len(before.told) > 1 else []
         place = min(places, key=lambda place: _first_score(way, place, score))
         progress = Progress(place, place)
     if not progress.over:
         most = steps * effort.walks if steps <= _MOST_SEARCHED else 0
         found = search(way, progress.at, score, seed=effort.seed)
-        progress = _searched(found, partial(_held_score, model, held), progress, most, path)
+        progress = _searched(found, partial(_held_score, model, held, error), progress, most, path)
     return progress.best
 
 
@@ -198,43 +197,49 @@ def _way(model: Model, known: Trajectories, *, upward: bool) -> Fitting:
     return Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=known.at)
 
 
-def _error(known: Trajectories, walk: Walk) -> float:
+def _error(model: Model, known: Trajectories, walk: Walk) -> float:
     """The mean error at the end of a walk, relative to the states there."""
     truth = known.at(walk.nodes[-1])
     return float(mean_square(walk.x - truth).sqrt().mean()) / sqrt(float(truth.square().mean()))
 
 
-def _held_score(model: Model, held: Trajectories, found: Found) -> float:
-    """The score of what was found on solutions that it was not fitted to; infinite if it leads to no finite ones."""
-    walk = found.walk
+def _errors_there_and_back(model: Model, decoder: Walk, known: Trajectories, walk: Walk) -> float:
+    """The geometric mean of the error of latents, and of that of the images that the ``decoder`` makes of them.
+
+    The first alone is not enough: what is coarse in a latent weighs ten times as much in its image as what is fine.
+    """
+    return sqrt(_error(model, known, walk) * _error(model, known, _again(model, decoder, walk.x)))
+
+
+def _again(model: Model, walk: Walk, x: Tensor) -> Walk:
+    """The same ``walk`` from ``x``, ``(B, C, H, W)``, without fitting; infinitely far off if it is not finite."""
+    grid = torch.tensor(walk.nodes, dtype=torch.float64)
     try:
-        grid = torch.tensor(walk.nodes, dtype=torch.float64)
-        x = _fitted(model, walk)(model.ode(), held.at(walk.nodes[0]), grid)
+        return replace(walk, x=_fitted(model, walk)(model.ode(), x, grid))
     except SolverError:
-        return inf
-    return _error(held, replace(walk, x=x))
+        return replace(walk, x=torch.full_like(x, inf))
+
+
+def _held_score(model: Model, held: Trajectories, error: Callable[[Trajectories, Walk], float], found: Found) -> float:
+    """The ``error`` of what was found on solutions that it was not fitted to."""
+    return error(held, _again(model, found.walk, held.at(found.walk.nodes[0])))
 
 
 def _fitted(model: Model, walk: Walk) -> FixedStepSolver:
     return corrected(trajectory_solver(model), walk.fit)
 
 
-def _versions(model: Model, material: Material, places: Places) -> list[Entry]:
-    """The entries of two ``places``, fitted to all that is known and judged; none with numbers that are not finite."""
-    known, clean = material.known, places.up.nodes[0]
-    decoder = _way(model, known, upward=False).walk(places.down.nodes, places.down.told)
-    way = _way(model, known, upward=True)
-    begun = replace(way, solution=lambda sigma: decoder.x if sigma == clean else known.at(sigma))
+def _entry(model: Model, material: Material, places: Places) -> Entry:
+    """The entry of two ``places``, fitted to all that is known, and judged.
+
+    Raises:
+        SolverError: if it leads to numbers that are not finite.
+    """
+    known, name = material.known, trajectory_solver(model).name
+    down = _learned(_way(model, known, upward=False).walk(places.down.nodes, places.down.told))
+    up = _learned(_way(model, known, upward=True).walk(places.up.nodes, places.up.told))
     grid = learned_grid(model.schedule, places.down.nodes, CLEAN_END)
-    name, entries = way.base.name, []
-    for each in (way, begun):
-        try:
-            up, down = (_learned(walk) for walk in (each.walk(places.up.nodes, places.up.told), decoder))
-            scores = judge(model, material, learned_solver(name, grid, up, down), grid)
-        except SolverError:
-            continue
-        entries.append(Entry(name, grid, up, down, scores))
-    return entries
+    return Entry(name, grid, up, down, judge(model, material, learned_solver(name, grid, up, down), grid))
 
 
 def _learned(walk: Walk) -> Learned:
