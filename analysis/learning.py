@@ -95,9 +95,8 @@ class Bench:
             images=join([found.fit_images, found.images]),
         )
 
-    def judged(self, entry: Entry, condition: Condition, model: Model | None = None) -> dict[str, float]:
-        """The errors of an ``entry`` under ``condition``, on the weights of another ``model`` if there is one."""
-        model = model or self.model
+    def judged(self, entry: Entry, condition: Condition, model: Model) -> dict[str, float]:
+        """The errors of an ``entry`` under ``condition``, on the weights of ``model``."""
         solver = learned_solver(entry.solver, entry.grid, entry.up, entry.down)
         return judge(model.bound(condition), self.material(model, condition), solver, entry.grid)
 
@@ -159,10 +158,10 @@ def plot(rows: Sequence[LearningRow]) -> Figure:
     """The three errors against the latents that a solver was learned from, with the minutes it took."""
     first = next(row for row in rows if row.latents)
     curve = sorted(
-        (row for row in rows if row.latents and (row.learned, row.served, row.weights) == _alike(first)),
+        (row for row in rows if row.latents and _alike(row) == _alike(first)),
         key=lambda row: row.latents,
     )
-    nothing = next(row for row in rows if not row.latents and (row.served, row.weights) == _alike(first)[1:])
+    nothing = next(row for row in rows if not row.latents and _alike(row)[1:] == _alike(first)[1:])
     counts = [row.latents for row in curve]
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()

@@ -87,7 +87,6 @@ class FittedSolver(Solver):
                 f"the field must be told one sigma in each of {steps} steps of one evaluation, or none, but there are "
                 f"{len(fit.told)} for {self.base.nfe(steps)} evaluations; fit them anew"
             )
-
         if fit.nodes:
             nodes = (self.nodes[0], *fit.nodes, self.nodes[-1])
             if len(nodes) != steps + 1 or any(b <= a for a, b in pairwise(nodes)):

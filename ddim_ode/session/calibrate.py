@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import inf, isinf, log
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,18 +22,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_ode.calibration import Calibration, Entry, Learned, entry_content, read_entry
+from ddim_ode.calibration import Calibration, Entry, Learned
 from ddim_ode.conditions import UNCONDITIONAL, Condition, Label
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
-from ddim_ode.session.learn import Places, learn
+from ddim_ode.session.learn import Places, kept_entry, learn
 from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, SCORES, WALKS, Effort, Material, check_memory, gather, judge
 from ddim_ode.session.request import Request, default_grid, default_solver, plan_condition
 from ddim_ode.session.trajectories import trajectory_solver
 from ddim_ode.speed import products
-from ddim_ode.work import claimed, load_json, reading
+from ddim_ode.work import claimed, load_json
 from solvers import SolverError, get_solver
 from solvers.learning import Fitting
 
@@ -175,15 +176,16 @@ def measure(model: Model, material: Material, effort: Effort, folder: Path) -> I
 
     What was learned for the number of steps before is a start for the next.
     """
+
+    def tried(candidate: Candidate) -> Entry:
+        return try_out(model, material, candidate)
+
     places: Places | None = None
     for steps in tqdm(sorted(effort.budgets), desc="numbers of steps", disable=None):
         entries = []
         for candidate in candidates(model, effort, steps):
             name = f"{steps}-{candidate.solver}-{candidate.grid}{'-fitted' if candidate.fitted else ''}.json"
-            if not (folder / name).exists():
-                content = entry_content(try_out(model, material, candidate))
-                write_file(folder / name, json.dumps(content).encode())
-            entries.append(_load_entry(folder / name))
+            entries.append(kept_entry(folder / name, partial(tried, candidate)))
         starts = [entry.grid for entry in entries if entry.fitted]
         learned, places = learn(model, material, effort, starts, places, folder)
         yield [*entries, learned] if learned else entries
@@ -196,12 +198,6 @@ def candidates(model: Model, effort: Effort, steps: int) -> list[Candidate]:
     for grid in grid_names(model):
         found += [Candidate(name, grid, steps, fitted=False), Candidate(name, grid, steps, fitted=True)]
     return list(dict.fromkeys(found))
-
-
-def _load_entry(path: Path) -> Entry:
-    content = load_json(path)
-    with reading(path):
-        return read_entry(content)
 
 
 def try_out(model: Model, material: Material, candidate: Candidate) -> Entry:

@@ -68,21 +68,29 @@ def learn(
     steps = starts[0].steps
     known = join([part.take(slice(0, _SEARCHED)) for part in (material.fit_latents, material.fit_images)])
     held = join([material.latents, material.images])
-    kept = folder / f"{steps}-learned.json"
     starts_from = (before.down, before.up) if before else (None, None)
     try:
         with torch.no_grad():
             place = partial(_place, model, known, held, effort, starts, folder)
-            down = place("down", starts_from[0], partial(_error, model))
+            down = place("down", starts_from[0], _error)
             decoder = _way(model, known, upward=False).walk(down.nodes, down.told)
             up = place("up", starts_from[1], partial(_errors_there_and_back, model, decoder))
-            if not kept.exists():
-                entry = _entry(model, material, Places(down, up))
-                write_file(kept, json.dumps(entry_content(entry)).encode())
+            places = Places(down, up)
+            return kept_entry(folder / f"{steps}-learned.json", partial(_entry, model, material, places)), places
     except SolverError:
         return None, before
-    with reading(kept):
-        return read_entry(load_json(kept)), Places(down, up)
+
+
+def kept_entry(path: Path, make: Callable[[], Entry]) -> Entry:
+    """The entry in the work file ``path``, for which it is made first if there is no such file.
+
+    Raises:
+        WorkError: if the file is damaged.
+    """
+    if not path.exists():
+        write_file(path, json.dumps(entry_content(make())).encode())
+    with reading(path):
+        return read_entry(load_json(path))
 
 
 def _place(
@@ -197,7 +205,7 @@ def _way(model: Model, known: Trajectories, *, upward: bool) -> Fitting:
     return Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=known.at)
 
 
-def _error(model: Model, known: Trajectories, walk: Walk) -> float:
+def _error(known: Trajectories, walk: Walk) -> float:
     """The mean error at the end of a walk, relative to the states there."""
     truth = known.at(walk.nodes[-1])
     return float(mean_square(walk.x - truth).sqrt().mean()) / sqrt(float(truth.square().mean()))
@@ -208,7 +216,7 @@ def _errors_there_and_back(model: Model, decoder: Walk, known: Trajectories, wal
 
     The first alone is not enough: in 5 steps it makes latents better by an eighth, and round trips worse by a half.
     """
-    return sqrt(_error(model, known, walk) * _error(model, known, _again(model, decoder, walk.x)))
+    return sqrt(_error(known, walk) * _error(known, _again(model, decoder, walk.x)))
 
 
 def _again(model: Model, walk: Walk, x: Tensor) -> Walk:
@@ -236,14 +244,13 @@ def _entry(model: Model, material: Material, places: Places) -> Entry:
         SolverError: if it leads to numbers that are not finite.
     """
     known, name = material.known, trajectory_solver(model).name
-    down = _learned(_way(model, known, upward=False).walk(places.down.nodes, places.down.told))
-    up = _learned(_way(model, known, upward=True).walk(places.up.nodes, places.up.told))
+    below = _way(model, known, upward=False).walk(places.down.nodes, places.down.told).fit
+    above = _way(model, known, upward=True).walk(places.up.nodes, places.up.told).fit
+    # The nodes of the decoder are those of the grid.
+    down = Learned(below.weights, below.told)
+    up = Learned(above.weights, above.told, places.up.nodes[1:-1])
     grid = learned_grid(model.schedule, places.down.nodes, CLEAN_END)
     return Entry(name, grid, up, down, judge(model, material, learned_solver(name, grid, up, down), grid))
-
-
-def _learned(walk: Walk) -> Learned:
-    return Learned(walk.fit.weights, walk.fit.told, tuple(sorted(walk.nodes))[1:-1])
 
 
 def resampled(place: Place, steps: int) -> Place:
