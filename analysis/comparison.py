@@ -20,7 +20,6 @@ is in float32.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,10 +48,9 @@ from analysis.options import (
 )
 from analysis.pictures import load_images, rms, spread_over
 from analysis.reference import End, decoded_references, end_of, make_references
-from analysis.rows import Results, describe
+from analysis.rows import Results, calibrated, describe
 from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
 from analysis.spread import spread
-from ddim_ode.calibration import Entry
 from ddim_ode.codec import draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.images import pixel_mse
@@ -71,6 +69,8 @@ PAIR_STEPS = (6, 10, 20)
 SCREENED, CLOSE = 8, 1.5
 # To find how many steps lose as little as DDIM in a thousand.
 LADDER = (8, 10, 12, 15, 20, 25, 30, 40)
+# Where DDIM and others begin, and err by 0.4 or more: that much coarser is the reference there.
+ROUGH_END, ROUGHER = "zero", 5
 LONG = 1000
 # Beside ``auto``, by solver and grid.
 OURS = ((DEFAULT_SOLVER, DEFAULT_GRID), ("reab2", DEFAULT_GRID), ("euler", DEFAULT_GRID))
@@ -154,18 +154,6 @@ def not_far_behind(rows: Sequence[ComparisonRow], steps: int) -> set[tuple[str, 
     screened = [row for row in rows if (row.measure, row.steps) == ("screen", steps)]
     least = min((row.error.mean for row in screened), default=0.0)
     return {(row.name, row.grid) for row in screened if row.error.mean <= CLOSE * least}
-
-
-def calibrated(model: Model) -> dict[str, str]:
-    """Digests of what the calibration of ``model`` says, by the number of steps."""
-    entries = model.calibration.entries if model.calibration else ()
-    parts = {entry.name: repr((entry.solver, entry.grid.sigmas, *_ways(entry))) for entry in entries}
-    return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
-
-
-def _ways(entry: Entry) -> list[object]:
-    """What an entry has learned; weights alone are written as they were when there was nothing else."""
-    return [way if way.told or way.sigmas else way.weights for way in (entry.up, entry.down)]
 
 
 def ends(model: Model) -> set[End]:
@@ -313,7 +301,9 @@ def gather(
     The references step over ``stride`` timesteps at once, and are kept in the folder ``references``.
     """
     x_T = draw_latents(len(images), (model.channels, model.height, model.width), seed=SEED)
-    truth = make_references(model, images, ends(model), folder=references, stride=stride, batch_size=batch_size)
+    make = partial(make_references, model, images, folder=references, batch_size=batch_size)
+    rough = {end for end in ends(model) if end[0] == ROUGH_END}
+    truth = make(ends(model) - rough, stride=stride)
     decoded = decoded_references(model, x_T, folder=references, stride=stride)
     latents = {end: reference.x_T for end, reference in truth.items()}
     accuracies = {
@@ -321,6 +311,7 @@ def gather(
         "images": decoded.accuracy,
     }
     some = images[spread_over(min(few, len(images)), len(images))]
+    latents |= {end: reference.x_T for end, reference in make(rough, stride=ROUGHER * stride).items()}
     return Material(model, images, some, x_T, latents, decoded.at, batch_size), accuracies
 
 

@@ -9,7 +9,8 @@
 
 A model that knows CIFAR-10's classes is asked for each in turn, with each guidance of the options, and judged by class
 too. Both distances are larger for fewer samples; the floor is that of as many training images. Samples are drawn by the
-solver and grid of the options, by default DDIM with 50 steps, and kept, so that a killed run goes on.
+solver and grid of the options, by default DDIM with 50 steps, and kept, so that a killed run goes on. ``auto`` is what
+the calibration of each model says.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from analysis.frechet import frechet
 from analysis.options import errors_in_a_line, out_option
 from analysis.pictures import spread_over
 from analysis.recognition import ClassRow, accuracy, class_table, measure_classes
-from analysis.rows import Results
+from analysis.rows import Results, calibrated
 from analysis.tables import markdown
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.conditions import Condition
@@ -48,7 +49,7 @@ from ddim_ode.spacings import GRIDS
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.objective import denoising_loss
 from ddim_ode.work import load_tensors, save_tensors
-from solvers import SOLVERS
+from solvers import AUTO, SOLVERS
 
 PROJECTIONS = 1000
 SHEET = 100
@@ -135,9 +136,12 @@ def measure_errors(model: Model, label: str, images: Tensor, *, seed: int, batch
 
 
 def draw_samples(
-    subject: Subject, count: int, folder: Path, *, solver: str, grid: str, steps: int, seed: int
+    subject: Subject, count: int, folder: Path, *, solver: str, grid: str | None, steps: int, seed: int
 ) -> Tensor:
-    """``count`` images ``(count, C, H, W)``, uint8, as a PNG would hold them; kept in ``folder``, where some may be."""
+    """``count`` images ``(count, C, H, W)``, uint8, as a PNG would hold them; kept in ``folder``, where some may be.
+
+    Of no ``grid`` what the solver has by itself.
+    """
     path, model = folder / f"samples-{subject.file}.pt", subject.model
     shape = model.space.shape
     done = list(torch.split(load_tensors(path, [(None, *shape)])[0], CHUNK)) if path.exists() else []
@@ -234,7 +238,7 @@ def run(
     *,
     count: int,
     error_images: int,
-    sampler: tuple[str, str, int],
+    sampler: tuple[str, str | None, int],
     guidances: Sequence[float] = (),
     seed: int,
     inception: bool,
@@ -242,7 +246,8 @@ def run(
     """Measure all that ``folder`` does not hold yet, save it there, and return it.
 
     ``count``      of samples, and of the images they are compared with; ``error_images`` those for ``eps_mse``.
-    ``sampler``    solver, grid and steps; ``guidances`` those of models that know CIFAR-10's classes.
+    ``sampler``    solver, grid, if it is not the solver's own, and steps.
+    ``guidances``  those of models that know CIFAR-10's classes.
 
     Raises:
         ValueError: if there are fewer images than ``count``, or the folder holds other measurements.
@@ -259,6 +264,8 @@ def run(
         "features": "Inception" if inception else "analysis.classifier",
         "seed": seed,
     }
+    if solver == AUTO:
+        settings["calibrated"] = {label: calibrated(model) for label, model in models.items()}
     errors = Results(ErrorRow, folder, settings, "errors.csv")
     distances = Results(DistanceRow, folder, settings, "distances.csv")
     classes = Results(ClassRow, folder, settings, "classes.csv")
@@ -338,8 +345,8 @@ def subjects(model: Model, label: str, guidances: Sequence[float]) -> list[Subje
     help="Of models that know CIFAR-10's classes; several, one after another.",
 )
 @click.option("--error-images", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--solver", type=click.Choice(sorted(SOLVERS)), default="euler", show_default=True)
-@click.option("--grid", type=click.Choice(sorted(GRIDS)), default="trailing", show_default=True)
+@click.option("--solver", type=click.Choice([AUTO, *sorted(SOLVERS)]), default="euler", show_default=True)
+@click.option("--grid", type=click.Choice(sorted(GRIDS)), show_default="trailing; of 'auto' its own")
 @click.option("--steps", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--inception", is_flag=True, help="FID in Inception's features; downloads their weights.")
@@ -354,7 +361,7 @@ def main(
     guidances: tuple[float, ...],
     error_images: int,
     solver: str,
-    grid: str,
+    grid: str | None,
     steps: int,
     seed: int,
     inception: bool,
@@ -374,7 +381,7 @@ def main(
         out,
         count=count,
         error_images=error_images,
-        sampler=(solver, grid, steps),
+        sampler=(solver, grid or (None if solver == AUTO else "trailing"), steps),
         guidances=guidances,
         seed=seed,
         inception=inception,

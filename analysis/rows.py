@@ -12,7 +12,7 @@ import io
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -97,6 +97,13 @@ def describe(model: Model, image_names: Sequence[str] = (), images: Tensor | Non
         **pixels,
         "torch": torch.__version__,
     }
+
+
+def calibrated(model: Model) -> dict[str, str]:
+    """Digests of what the calibration of ``model`` says, by the number of steps: what ``auto`` depends on."""
+    entries = model.calibration.entries if model.calibration else ()
+    parts = {entry.name: repr(replace(entry, scores={})) for entry in entries}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
 
 
 def save_settings(settings: Mapping[str, object], path: Path) -> None:

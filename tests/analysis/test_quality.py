@@ -28,11 +28,15 @@ from analysis.quality import (
     table,
 )
 from analysis.recognition import accuracy, class_table
+from analysis.rows import calibrated
+from ddim_ode.calibration import Calibration, Entry, Learned
+from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, load_model
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.work import save_tensors
+from solvers import AUTO, DEFAULT_SOLVER
 
 SD = 0.5
 
@@ -130,6 +134,21 @@ def test_samples_are_kept_and_gone_on_with(tiny_model: Path, tmp_path: Path, mon
     assert draw_samples(Subject(model, "tiny"), 10, tmp_path, **options).equal(whole)
     monkeypatch.setattr("analysis.quality.decode", None)  # whoever calls it, fails
     assert draw_samples(Subject(model, "tiny"), 10, tmp_path, **options).equal(whole)
+
+
+def test_auto_is_asked_as_the_calibration_says(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_model(str(tiny_model))
+    options = {"steps": 4, "seed": 0}
+    usual = draw_samples(Subject(model, "usual"), 4, tmp_path, solver=DEFAULT_SOLVER, grid="log-snr", **options)
+    assert draw_samples(Subject(model, "auto"), 4, tmp_path, solver=AUTO, grid=None, **options).equal(usual)
+    grid = make_grid(model.schedule, "capped-50", 4, clean_end="sigma-min")
+    entry = Entry("reab3", grid, Learned(((0.1,),) * 4), Learned(((0.1,),) * 4), {})
+    told = model.calibrated(Calibration(model.fingerprint, (entry,), {}))
+    assert not draw_samples(Subject(told, "told"), 4, tmp_path, solver=AUTO, grid=None, **options).equal(usual)
+    assert calibrated(model) == {}
+    other = replace(entry, down=Learned(((0.2,),) * 4))
+    digests = [calibrated(model.calibrated(Calibration(model.fingerprint, (one,), {})))["4"] for one in (entry, other)]
+    assert digests[0] != digests[1]
 
 
 def test_what_is_measured_is_not_measured_again(
