@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import click
@@ -105,6 +106,14 @@ def test_python(in_scratch_folder: Path) -> None:
         assert nfe == expected
         assert float(mse) < most
     assert (in_scratch_folder / "photo.png").stat().st_size > 0
+
+
+def test_learning_in_python(tiny_model: Path) -> None:
+    """With a model that takes seconds."""
+    (code,) = re.findall(r"\n\n((?: {6}.*\n|\n)+)", README[README.index("In Python, for pipelines") :])[:1]
+    found: dict[str, list[object]] = {}
+    exec(textwrap.dedent(code).replace('"default"', repr(str(tiny_model))), found)
+    assert len(found["pictures"]) == 16
 
 
 def test_set_up_by_hand_is_what_make_does() -> None:
