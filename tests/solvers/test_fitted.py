@@ -93,7 +93,7 @@ def test_slopes_that_are_zero_have_no_weight() -> None:
 
 def test_weights_by_step_and_cost() -> None:
     solver = fitted(SOLVERS["ab2"], states(10, seed=0))
-    assert [len(step) for step in solver.up.weights] == [2, 3, 4, 5, 5]
+    assert [len(step) for step in solver.up.weights] == [2, 3, 4, 5, 6]
     recorded = Recorded(MIXTURE.field)
     solver(recorded, states(2, seed=3)[0], GRID)
     assert recorded.nfe == solver.nfe(5) == 5

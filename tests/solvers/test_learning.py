@@ -59,10 +59,10 @@ def last(found: Iterable[Found]) -> Found:
 
 @pytest.mark.parametrize("upward", [True, False])
 def test_what_is_told_is_found(upward: bool) -> None:
-    """The truth is a third of sigma, in each step: telling nothing errs five times as much."""
+    """The truth is a third of sigma, in each step: telling nothing errs four times as much."""
     way = fitting(Lying(PROBLEM.field), upward=upward)
     found = last(search(way, begin(NODES), score, seed=0))
-    assert found.score < 0.2 * score(way.walk(NODES))
+    assert found.score < 0.25 * score(way.walk(NODES))
 
 
 def test_each_result_is_as_good_as_the_one_before_and_costs_what_it_says() -> None:
