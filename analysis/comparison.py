@@ -69,8 +69,6 @@ PAIR_STEPS = (6, 10, 20)
 SCREENED, CLOSE = 8, 1.5
 # To find how many steps lose as little as DDIM in a thousand.
 LADDER = (8, 10, 12, 15, 20, 25, 30, 40)
-# Where DDIM and others begin, and err by 0.4 or more: that much coarser is the reference there.
-ROUGH_END, ROUGHER = "zero", 5
 LONG = 1000
 # Beside ``auto``, by solver and grid.
 OURS = ((DEFAULT_SOLVER, DEFAULT_GRID), ("reab2", DEFAULT_GRID), ("euler", DEFAULT_GRID))
@@ -298,12 +296,10 @@ def gather(
 ) -> tuple[Material, dict[str, float]]:
     """What to measure on, with ``few`` of the ``images``, ``(B, C, H, W)``; and the accuracy of latents and images.
 
-    The references step over ``stride`` timesteps at once, and are kept in the folder ``references``.
+    The references, with ``stride`` timesteps to a step, are kept in the folder ``references``.
     """
     x_T = draw_latents(len(images), (model.channels, model.height, model.width), seed=SEED)
-    make = partial(make_references, model, images, folder=references, batch_size=batch_size)
-    rough = {end for end in ends(model) if end[0] == ROUGH_END}
-    truth = make(ends(model) - rough, stride=stride)
+    truth = make_references(model, images, ends(model), folder=references, stride=stride, batch_size=batch_size)
     decoded = decoded_references(model, x_T, folder=references, stride=stride)
     latents = {end: reference.x_T for end, reference in truth.items()}
     accuracies = {
@@ -311,7 +307,6 @@ def gather(
         "images": decoded.accuracy,
     }
     some = images[spread_over(min(few, len(images)), len(images))]
-    latents |= {end: reference.x_T for end, reference in make(rough, stride=ROUGHER * stride).items()}
     return Material(model, images, some, x_T, latents, decoded.at, batch_size), accuracies
 
 

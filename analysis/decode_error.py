@@ -172,7 +172,7 @@ def main(model: ModelChoice, budgets: tuple[int, ...], count: int, stride: int, 
         **describe(loaded),
         "latents": count,
         "seed": SEED,
-        "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
+        "reference": f"{REFERENCE_SOLVER}, timesteps to a step: {stride}",
     }
     results = Results(DecodeErrorRow, out, settings)
     if jobs := missing(loaded, x_T, results.rows, budgets):

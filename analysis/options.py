@@ -81,7 +81,7 @@ stride_option = click.option(
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="The reference steps over so many timesteps at once.",
+    help="Timesteps to a step of the reference, on average.",
 )
 references_option = click.option(
     "--references",

@@ -138,7 +138,7 @@ def run(
     """Measure the ``cases`` that have no row in ``folder`` yet, save each at once, and return all rows.
 
     ``images``      ``(B, C, H, W)`` in [-1, 1]; ``names`` are the names of their files.
-    ``stride``      of the reference, in timesteps.
+    ``stride``      timesteps to a step of the reference, on average.
     ``references``  folder that keeps it.
 
     Raises:
@@ -146,7 +146,7 @@ def run(
     """
     settings = {
         **describe(model, names, images),
-        "reference": f"{REFERENCE_SOLVER} over every {stride}. timestep",
+        "reference": f"{REFERENCE_SOLVER}, timesteps to a step: {stride}",
         "seed": None,
     }
     results = Results(ReconstructionRow, folder, settings)

@@ -33,7 +33,6 @@ from analysis.figures import save_figure
 from analysis.frechet import TEST_STATISTICS, frechet_to_test
 from analysis.pictures import CIFAR10_TEST, load_images
 from analysis.reconstruction_plot import ReconstructionRow
-from analysis.reference import decoded_references
 from analysis.rows import load_rows
 from analysis.spread import spread
 from ddim_ode import codec, decode, encode, load_model, make_grid
@@ -235,27 +234,6 @@ def test_axes_of_work_and_precision_say_what_they_are() -> None:
     rows = [work_precision.WorkPrecisionRow(setting, 10.0 + i, 1.0 + i, error) for i, setting in enumerate(settings)]
     panels = work_precision.plot(rows, 0.01).axes
     assert [axes.get_xlabel() for axes in panels] == ["network evaluations of each image", "seconds, for all images"]
-
-
-def test_reference_images_go_on_from_a_stage(tiny_model: Path, tmp_path: Path) -> None:
-    model = load_model(str(tiny_model))
-    x_T = draw_latents(2, (3, 8, 8), seed=0)
-    whole = decoded_references(model, x_T, folder=tmp_path, stride=5)
-    (last,) = tmp_path.glob("*-images.pt")
-    last.unlink()
-    stages = sorted(tmp_path.glob("*-down-*.pt"))
-    assert len(stages) == 2
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    model.network.register_forward_hook(count)
-    again = decoded_references(model, x_T, folder=tmp_path, stride=5)
-    assert calls == 4  # one step of rk4, down to sigma = 0
-    assert all(again.at[end].equal(whole.at[end]) for end in whole.at)
-    assert again.accuracy == whole.accuracy > 0
 
 
 def test_figures_say_what_they_were_made_with(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from best_network import SD, best_model
 from torch import Tensor, nn
 
 from analysis.classifier import CLASSES, WEIGHTS, Features, guesses, labels, load_features, train
@@ -38,21 +39,6 @@ from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.work import save_tensors
 from solvers import AUTO, DEFAULT_SOLVER
 
-SD = 0.5
-
-
-class BestNetwork(nn.Module):
-    """The best v for data N(0, SD^2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_parameter("unused", nn.Parameter(torch.zeros(1)))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x ``(B, C, H, W)`` and t ``(B,)`` to ``(B, C, H, W)``."""
-        alpha_bar = make_schedule().alpha_bar[t.long()].float().reshape(-1, 1, 1, 1)
-        return (1 - alpha_bar).sqrt() * alpha_bar.sqrt() * (1 - SD**2) / (alpha_bar * SD**2 + 1 - alpha_bar) * x
-
 
 @pytest.fixture(scope="module")
 def pixels() -> TrainingImages:
@@ -61,7 +47,7 @@ def pixels() -> TrainingImages:
 
 def test_error_of_the_best_network_is_what_x_leaves_open() -> None:
     """Of eps it is SD^2 / (SD^2 + sigma^2)."""
-    model = Model("best", BestNetwork(), VariancePreserving(make_schedule(), "v_prediction"), 3, 8, 8)
+    model = best_model(8)
     images = SD * torch.randn((200, 3, 8, 8), generator=torch.Generator().manual_seed(1))
     rows = measure_errors(model, "best", images, seed=2)
     assert [row.t for row in rows] == list(range(10, 1000, 20))
@@ -154,7 +140,7 @@ def test_auto_is_asked_as_the_calibration_says(tiny_model: Path, tmp_path: Path)
 def test_what_is_measured_is_not_measured_again(
     pixels: TrainingImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = {"best": Model("best", BestNetwork(), VariancePreserving(make_schedule(), "v_prediction"), 3, 32, 32)}
+    models = {"best": best_model(32)}
     options = {"error_images": 3, "sampler": ("euler", "trailing", 2), "seed": 0, "inception": False}
     first = run(models, pixels, pixels, tmp_path, count=6, **options)
     assert [row.what for row in first[1]] == ["cifar10_test", "best"]
