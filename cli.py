@@ -609,7 +609,7 @@ def train(
     type=click.IntRange(min=0),
     default=60,
     show_default=True,
-    help="What searching may cost for each number of steps, as walks of 16 images there and back.",
+    help="Walks of 16 images that searching may take, for each number of steps and direction.",
 )
 @class_option()
 @guidance_option

@@ -280,7 +280,7 @@ def learn_solver(
     Beside the weights of a model, under that name, it is found again.
 
     ``latents``      random ones, half of them for judging; ``pictures`` too, or else images of other random latents.
-    ``walks``        there and back, of 16 images, that searching may cost for each number of steps; 0 for no search.
+    ``walks``        for each number of steps and direction, as in ``Effort``; 0 for no search.
     ``label, guidance``  what it is learned under; it is for the guidance, whatever the class.
     ``folder``       keeps the work, so that it can be stopped and go on.
 

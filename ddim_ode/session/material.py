@@ -44,7 +44,8 @@ class Effort:
 
     ``default``      solver and grid that nothing may be worse than.
     ``budgets``      in steps.
-    ``walks``        what a search for nodes, and for what to tell the network, may cost, as walks there and back.
+    ``walks``        of 16 images that a search for nodes, and for what to tell the network, may take in each direction;
+                     those up are decoded too, which makes four times as many in all.
 
     Raises:
         ValueError: for fewer than 2 latents or 0 walks, a wrong seed, or budgets that are repeated, or outside of what
