@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from solvers.base import Field
+    from solvers.charts import Chart
 
 # What is told at sigma = infinity to begin with, as a multiple of the node beside it.
 _FAR = 8.0
@@ -43,18 +44,79 @@ _NEAREST = 1.05
 
 
 @dataclass(frozen=True, eq=False)
+class Point:
+    """Where a walk is, in its chart: ``x``, ``(B, ...)``, what the method remembers, and the slopes that are known."""
+
+    x: Tensor
+    inner: Any = None
+    slopes: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Where a step leads by itself, ``x``, ``(B, ...)``, the ``terms`` it can be corrected by, and what is kept."""
+
+    x: Tensor
+    terms: tuple[Tensor, ...]
+    inner: Any
+    slopes: tuple[Tensor, ...]
+
+    def corrected(self, weights: Sequence[float]) -> Point:
+        """Where it leads with these ``weights`` of the terms."""
+        return Point(combine(self.x, 1.0, weights, self.terms), self.inner, self.slopes)
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The steps of a method along a ``grid``, ``(steps + 1,)``, in a chart, each before it is corrected.
+
+    ``told``    for each step the sigma that the field is told; () for that of the node.
+    ``slopes``  as many of the newest ones are terms.
+    """
+
+    method: Callable[..., tuple[Tensor, Any]]
+    chart: Chart
+    field: Field
+    grid: Tensor
+    told: tuple[float, ...]
+    slopes: int
+
+    def step(self, n: int, point: Point) -> Step:
+        """Step number ``n``, from ``point`` on."""
+        u, u_next = self.chart.nodes(self.grid).unbind()[n : n + 2]
+        field = field_told(self.field, self.told[n]) if self.told else self.field
+        x, inner, slopes = uncorrected(self.method, field, u, u_next, point.x, point.inner, point.slopes, self.slopes)
+        return Step(x, tuple(terms(u_next - u, point.x, slopes)), inner, slopes)
+
+    def points(self, weights: Sequence[Sequence[float]], n: int, point: Point) -> Iterator[Point]:
+        """Where it is before each step from number ``n`` on, and at the end, with ``weights`` for all steps."""
+        yield point
+        for k in range(n, len(weights)):
+            point = self.step(k, point).corrected(weights[k])
+            yield point
+
+    def enter(self, x: Tensor, n: int) -> Tensor:
+        """The state ``x``, ``(B, ...)``, at node number ``n``, in the chart."""
+        return self.chart.enter(x, self.grid[n])
+
+    def leave(self, end: Point) -> Tensor:
+        """The state at the last node, ``(B, ...)``."""
+        return self.chart.leave(end.x, self.grid[-1])
+
+
+@dataclass(frozen=True, eq=False)
 class Walk:
     """A walk along ``nodes`` in its order, the ``fit`` that was found on it, and ``x``, ``(B, ...)``, at its end.
 
     ``told``    for each step the sigma that the field is told, as a multiple of the node's.
-    ``points``  where it was before each step, in the chart, and what it remembered.
+    ``points``  where it was before each step.
     """
 
     nodes: tuple[float, ...]
     told: tuple[float, ...]
     fit: Fit
     x: Tensor
-    points: tuple[tuple[Tensor, Any], ...]
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,30 +150,42 @@ class Fitting:
         Raises:
             SolverError: if the end is not finite.
         """
-        import torch
-
         way, told = self.way(nodes), tuple(told)
-        grid = torch.tensor(way, dtype=torch.float64)
-        chart = self.base.chart_on(grid) or SIGMA
-        field, u = chart.pull_back(self.field), chart.nodes(grid).unbind()
-        sigmas = tuple(factor * _finite(way, n) for n, factor in enumerate(told))
         first = common_steps(before, way, told) if before else 0
         if before and first == len(way) - 1:
             return before
+        line = self.line(way, tuple(factor * _finite(way, n) for n, factor in enumerate(told)))
         points, weights = (list(before.points[:first]), list(before.fit.weights[:first])) if before else ([], [])
-        x, state = before.points[first] if before else (chart.enter(self.solution(way[0]), grid[0]), (None, ()))
+        point = before.points[first] if before else self._start(line)
         for n in range(first, len(way) - 1):
-            points.append((x, state))
-            asked = field_told(field, sigmas[n]) if told else field
-            inner, slopes = state
-            x_next, inner, slopes = uncorrected(self.base.step, asked, u[n], u[n + 1], x, inner, slopes, self.slopes)
-            columns = terms(u[n + 1] - u[n], x, slopes)
-            missing = chart.enter(self.solution(way[n + 1]), grid[n + 1]) - x_next
-            weights.append(_least_squares(columns, missing, self.ridge, self.share))
-            x, state = combine(x_next, 1.0, weights[-1], columns), (inner, slopes)
-        x = chart.leave(x, grid[-1])
-        check_finite(x, self.base.name, "state", grid[-1])
-        return Walk(way, told, Fit(tuple(weights), sigmas), x, tuple(points))
+            points.append(point)
+            step = line.step(n, point)
+            missing = line.enter(self.solution(way[n + 1]), n + 1) - step.x
+            weights.append(_least_squares(step.terms, missing, self.ridge, self.share))
+            point = step.corrected(weights[-1])
+        return self._walked(line, told, Fit(tuple(weights), line.told), points, point)
+
+    def follow(self, way: tuple[float, ...], fit: Fit) -> Walk:
+        """The walk along a ``way`` with a ``fit`` that is known, on these solutions. Errors are those of ``walk``."""
+        line = self.line(way, fit.told)
+        *points, end = line.points(fit.weights, 0, self._start(line))
+        return self._walked(line, tuple(sigma / _finite(way, n) for n, sigma in enumerate(fit.told)), fit, points, end)
+
+    def line(self, way: tuple[float, ...], told: tuple[float, ...]) -> Line:
+        """The steps along a ``way``; the field is ``told`` these sigmas, or those of the nodes if there are none."""
+        import torch
+
+        grid = torch.tensor(way, dtype=torch.float64)
+        chart = self.base.chart_on(grid) or SIGMA
+        return Line(self.base.step, chart, chart.pull_back(self.field), grid, told, self.slopes)
+
+    def _start(self, line: Line) -> Point:
+        return Point(line.enter(self.solution(float(line.grid[0])), 0))
+
+    def _walked(self, line: Line, told: tuple[float, ...], fit: Fit, points: Sequence[Point], end: Point) -> Walk:
+        x = line.leave(end)
+        check_finite(x, self.base.name, "state", line.grid[-1])
+        return Walk(tuple(line.grid.tolist()), told, fit, x, tuple(points))
 
     def way(self, nodes: Sequence[float]) -> tuple[float, ...]:
         """The ``nodes``, rising, in the order of the walk."""

@@ -188,7 +188,7 @@ def measure(model: Model, material: Material, effort: Effort, folder: Path) -> I
             entries.append(kept_entry(folder / name, partial(tried, candidate)))
         starts = [entry.grid for entry in entries if entry.fitted]
         learned, places = learn(model, material, effort, starts, places, folder)
-        yield [*entries, learned] if learned else entries
+        yield [*entries, *learned]
 
 
 def candidates(model: Model, effort: Effort, steps: int) -> list[Candidate]:

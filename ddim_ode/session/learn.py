@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from math import inf, isinf, sqrt
 from pathlib import Path
 
@@ -38,11 +39,14 @@ from solvers import SolverError
 from solvers.fitted import corrected
 from solvers.fixed import FixedStepSolver
 from solvers.learning import Fitting, Found, Place, Walk, begin, search
+from solvers.polishing import Aim, Number, polish
 
 # As many latents, and as many images, serve the search.
 _SEARCHED = 8
 # In 20 steps a search gains an eighth, and takes longest; in more it is left out.
 _MOST_SEARCHED = 20
+# In more steps it costs more than the search does.
+_MOST_POLISHED = 12
 # Sweeps without a gain on what nothing is fitted to, after which a search ends.
 _PATIENCE = 2
 
@@ -57,13 +61,13 @@ class Places:
 
 def learn(
     model: Model, material: Material, effort: Effort, starts: Sequence[Grid], before: Places | None, folder: Path
-) -> tuple[Entry | None, Places | None]:
+) -> tuple[list[Entry], Places | None]:
     """What is learned for the number of steps of the grids ``starts``, and where the searches ended.
 
     ``before``  where the searches for another number of steps have ended: they may be the better start.
     ``folder``  keeps how far the searches have come, and what is learned.
 
-    Progress bars show how far a search is. There is no entry if nothing leads to finite numbers.
+    Progress bars show how far it is. There are no entries if nothing leads to finite numbers.
     """
     steps = starts[0].steps
     known = join([part.take(slice(0, _SEARCHED)) for part in (material.fit_latents, material.fit_images)])
@@ -76,9 +80,15 @@ def learn(
             decoder = _way(model, known, upward=False).walk(down.nodes, down.told)
             up = place("up", starts_from[1], partial(_errors_there_and_back, model, decoder))
             places = Places(down, up)
-            return kept_entry(folder / f"{steps}-learned.json", partial(_entry, model, material, places)), places
+            fits = cache(partial(_fits, model, material.known, places))
+            entries = [kept_entry(folder / f"{steps}-learned.json", lambda: _entry(model, material, *fits()))]
+            if effort.walks and steps <= _MOST_POLISHED:
+                better = partial(_polished_entry, model, material, known, fits)
+                with suppress(SolverError):  # what it is made of may do all the same
+                    entries.append(kept_entry(folder / f"{steps}-polished.json", better))
+            return entries, places
     except SolverError:
-        return None, before
+        return [], before
 
 
 def kept_entry(path: Path, make: Callable[[], Entry]) -> Entry:
@@ -237,19 +247,53 @@ def _fitted(model: Model, walk: Walk) -> FixedStepSolver:
     return corrected(trajectory_solver(model), walk.fit)
 
 
-def _entry(model: Model, material: Material, places: Places) -> Entry:
-    """The entry of two ``places``, fitted to all that is known, and judged.
+def _fits(model: Model, known: Trajectories, places: Places) -> tuple[Walk, Walk]:
+    """The walks of decoder and encoder at their ``places``, with weights fitted to all that is known."""
+    down, up = places.down, places.up
+    return (
+        _way(model, known, upward=False).walk(down.nodes, down.told),
+        _way(model, known, upward=True).walk(up.nodes, up.told),
+    )
+
+
+def _polished_entry(
+    model: Model, material: Material, known: Trajectories, fits: Callable[[], tuple[Walk, Walk]]
+) -> Entry:
+    return _entry(model, material, *_polished(model, known, *fits()))
+
+
+def _polished(model: Model, known: Trajectories, decoder: Walk, encoder: Walk) -> tuple[Walk, Walk]:
+    """Both, made better through the whole walk: the decoder for images, the encoder as it was searched for."""
+    way = _way(model, known, upward=False)
+    decoder = way.follow(decoder.nodes, decoder.fit)
+    aim = Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
+    steps = len(decoder.nodes) - 1
+    decoder = polish(way, decoder, aim, partial(_tracked, f"{steps}-polish-down"))
+    way = _way(model, known, upward=True)
+    encoder = way.follow(encoder.nodes, encoder.fit)
+    aim = Aim(
+        results=lambda x: (x, _again(model, decoder, x).x),
+        truths=(known.at(encoder.nodes[-1]), known.at(encoder.nodes[0])),
+    )
+    return decoder, polish(way, encoder, aim, partial(_tracked, f"{steps}-polish-up"))
+
+
+def _tracked(label: str, numbers: Sequence[Number]) -> Iterable[Number]:
+    bar: Iterable[Number] = tqdm(numbers, desc=label, leave=False, disable=None)
+    return bar
+
+
+def _entry(model: Model, material: Material, decoder: Walk, encoder: Walk) -> Entry:
+    """The entry of what was fitted for the two directions, judged.
 
     Raises:
         SolverError: if it leads to numbers that are not finite.
     """
-    known, name = material.known, trajectory_solver(model).name
-    below = _way(model, known, upward=False).walk(places.down.nodes, places.down.told).fit
-    above = _way(model, known, upward=True).walk(places.up.nodes, places.up.told).fit
+    name = trajectory_solver(model).name
     # The nodes of the decoder are those of the grid.
-    down = Learned(below.weights, below.told)
-    up = Learned(above.weights, above.told, places.up.nodes[1:-1])
-    grid = learned_grid(model.schedule, places.down.nodes, CLEAN_END)
+    down = Learned(decoder.fit.weights, decoder.fit.told)
+    up = Learned(encoder.fit.weights, encoder.fit.told, encoder.nodes[1:-1])
+    grid = learned_grid(model.schedule, decoder.nodes[::-1], CLEAN_END)
     return Entry(name, grid, up, down, judge(model, material, learned_solver(name, grid, up, down), grid))
 
 

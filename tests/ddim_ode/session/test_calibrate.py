@@ -14,7 +14,7 @@ from tiny_pipelines import SIDE, flux, stable_diffusion
 from torch import Tensor, nn
 
 from ddim_ode import Session, learn_solver
-from ddim_ode.calibration import CalibrationError, Entry, Learned, load_calibration, save_calibration
+from ddim_ode.calibration import CalibrationError, Entry, Learned, load_calibration, read_entry, save_calibration
 from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model
@@ -28,6 +28,7 @@ from ddim_ode.session.material import Effort
 from ddim_ode.session.plan import plan_sampling
 from ddim_ode.session.request import Request
 from ddim_ode.session.trajectories import walk
+from ddim_ode.work import load_json
 from solvers import SOLVERS, SolverError
 
 SCHEDULE = make_schedule()
@@ -269,6 +270,12 @@ def test_what_is_learned_errs_less_than_what_is_fitted(family: str, tmp_path: Pa
     assert errors[1][1] < (0.9 if family == "vp" else 1.01) * errors[0][1]
     for name, error in zip(("decode", "latent"), errors[1], strict=True):
         assert error < 0.5 * found.scores[f"{name} of the default"]
+    learned, polished = (read_entry(load_json(tmp_path / "150" / f"5-{name}.json")) for name in ("learned", "polished"))
+    assert polished.scores["decode"] < learned.scores["decode"]
+    assert (
+        polished.scores["latent"] * polished.scores["round_trip"]
+        < learned.scores["latent"] * learned.scores["round_trip"]
+    )
     ode = true.ode()
     decode(ode, x_T, found.grid, solver)
     assert ode.nfe == solver.nfe(5) == 5
