@@ -97,7 +97,7 @@ def polish(
 
 
 def _numbers(fit: Fit) -> list[Number]:
-    """All that can be changed in a ``fit``."""
+    """All that can be changed in a ``fit``; to move nodes along with it brings nothing more."""
     found = []
     for n, weights in enumerate(fit.weights):
         found += [Number(n, term) for term in range(len(weights))]
