@@ -30,7 +30,8 @@ _MOST_TOLD = 2.0
 _DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
 # So many elements of the results are enough to tell the numbers apart.
 _MOST_ROWS = 2**18
-_TINY = 1e-300
+# Its square is a number still.
+_TINY = 1e-150
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ def polish(
     errors = aim.errors(walk.x)
     scales = [_scale(error) for error in errors]
     residual = _joined(errors, scales)
-    line = fitting.line(walk.nodes, walk.fit.told)
-    steps = [line.step(n, point) for n, point in enumerate(walk.points)]
-    changes, rows = [], []
+    line, changes, rows = fitting.line(walk.nodes, walk.fit.told), [], []
     for number in track(_numbers(walk.fit)):
-        change, end = _varied(fitting, walk, steps[number.n], number)
+        if number.term == 0:  # the first of a step
+            step = line.step(number.n, walk.points[number.n])
+        change, end = _varied(fitting, walk, step, number)
         changes.append(change)
         rows.append(_joined(aim.errors(end), scales) - residual)
     jacobian = torch.stack(rows)

@@ -41,7 +41,7 @@ from solvers import SolverError
 from solvers.fitted import corrected
 from solvers.fixed import FixedStepSolver
 from solvers.learning import Fitting, Found, Place, Walk, begin, search
-from solvers.polishing import Aim, Number, polish
+from solvers.polishing import Aim, polish
 
 # As many latents, and as many images, serve the search.
 _SEARCHED = 8
@@ -269,20 +269,15 @@ def _polished(model: Model, known: Trajectories, decoder: Walk, encoder: Walk) -
     way = _way(model, known, upward=False)
     decoder = way.follow(decoder.nodes, decoder.fit)
     aim = Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
-    steps = len(decoder.nodes) - 1
-    decoder = polish(way, decoder, aim, partial(_tracked, f"{steps}-polish-down"))
+    steps, bar = len(decoder.nodes) - 1, partial(tqdm, leave=False, disable=None)
+    decoder = polish(way, decoder, aim, partial(bar, desc=f"{steps}-polish-down"))
     way = _way(model, known, upward=True)
     encoder = way.follow(encoder.nodes, encoder.fit)
     aim = Aim(
         results=lambda x: (x, _again(model, decoder, x).x),
         truths=(known.at(encoder.nodes[-1]), known.at(encoder.nodes[0])),
     )
-    return decoder, polish(way, encoder, aim, partial(_tracked, f"{steps}-polish-up"))
-
-
-def _tracked(label: str, numbers: Sequence[Number]) -> Iterable[Number]:
-    bar: Iterable[Number] = tqdm(numbers, desc=label, leave=False, disable=None)
-    return bar
+    return decoder, polish(way, encoder, aim, partial(bar, desc=f"{steps}-polish-up"))
 
 
 def _entry(model: Model, material: Material, decoder: Walk, encoder: Walk) -> Entry:
