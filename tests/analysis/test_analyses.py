@@ -77,7 +77,7 @@ SMALL = {
     "sample_quality": (sample_quality, ("--count", "3", "--steps", "2", "--eta", "1")),
     "work_precision": (
         work_precision,
-        ("--count", "2", "--stride", "200", "--adaptive", "per-sample-bosh3", "--fixed", "euler", "--tolerance", "0.1"),
+        ("--count", "2", "--stride", "20", "--adaptive", "per-sample-bosh3", "--fixed", "euler", "--tolerance", "0.1"),
     ),
 }
 
