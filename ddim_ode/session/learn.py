@@ -261,22 +261,27 @@ def _fits(model: Model, known: Trajectories, places: Places) -> tuple[Walk, Walk
 def _polished_entry(
     model: Model, material: Material, known: Trajectories, fits: Callable[[], tuple[Walk, Walk]]
 ) -> Entry:
-    return _entry(model, material, *_polished(model, known, *fits()))
+    return _entry(model, material, *_polished(model, known, material.fit_images, *fits()))
 
 
-def _polished(model: Model, known: Trajectories, decoder: Walk, encoder: Walk) -> tuple[Walk, Walk]:
-    """Both, made better through the whole walk: the decoder for images, the encoder as it was searched for."""
-    way = _way(model, known, upward=False)
-    decoder = way.follow(decoder.nodes, decoder.fit)
-    aim = Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
+def _polished(
+    model: Model, known: Trajectories, images: Trajectories, decoder: Walk, encoder: Walk
+) -> tuple[Walk, Walk]:
+    """Both, made better through the whole walk: the decoder for what is ``known``, the encoder for ``images``.
+
+    Those are all that may be fitted to: on the eight of ``known`` it learns in 10 steps what does not hold for others.
+    """
     steps, bar = len(decoder.nodes) - 1, partial(tqdm, leave=False, disable=None)
+    way = _way(model, known, upward=False)
+    aim = Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
+    decoder = way.follow(decoder.nodes, decoder.fit)
     decoder = polish(way, decoder, aim, partial(bar, desc=f"{steps}-polish-down"))
-    way = _way(model, known, upward=True)
-    encoder = way.follow(encoder.nodes, encoder.fit)
+    way = _way(model, images, upward=True)
     aim = Aim(
         results=lambda x: (x, _again(model, decoder, x).x),
-        truths=(known.at(encoder.nodes[-1]), known.at(encoder.nodes[0])),
+        truths=(images.at(encoder.nodes[-1]), images.at(encoder.nodes[0])),
     )
+    encoder = way.follow(encoder.nodes, encoder.fit)
     return decoder, polish(way, encoder, aim, partial(bar, desc=f"{steps}-polish-up"))
 
 
