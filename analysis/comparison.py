@@ -300,7 +300,7 @@ def gather(
     """
     x_T = draw_latents(len(images), (model.channels, model.height, model.width), seed=SEED)
     truth = make_references(model, images, ends(model), folder=references, stride=stride, batch_size=batch_size)
-    decoded = decoded_references(model, x_T, folder=references, stride=stride)
+    decoded = decoded_references(model, x_T, folder=references, stride=stride, batch_size=batch_size)
     latents = {end: reference.x_T for end, reference in truth.items()}
     accuracies = {
         "latents": max(reference.accuracy for reference in truth.values()),

@@ -11,7 +11,7 @@ accuracy of a reference is its distance to a walk in half as many steps, whose e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, log, sqrt
@@ -73,7 +73,11 @@ def make_references(
     for clean_end in sorted({clean_end for clean_end, _ in ends}):
         missing = sorted(t for end, t in ends if end == clean_end and not paths[end, t].exists())
         if missing:
-            found = _encoded(model, images, clean_end, missing, stride, batch_size)
+            begin, sigma_min = images.double(), model.schedule.sigma_min
+            if clean_end == "zero":
+                begin = _below(model, begin, [0.0, sigma_min], batch_size)
+            through = [sigma_min, *(float(model.schedule.sigma(t)) for t in missing)]
+            found = _fine_and_coarse(model, begin, through, stride, batch_size, f"reference latents from {clean_end}")
             for t, states in zip(missing, found, strict=True):
                 save_tensors(states, paths[clean_end, t])
     references = {}
@@ -81,19 +85,6 @@ def make_references(
         fine, coarse = load_tensors(path, (images.shape, images[:CHECKED].shape))
         references[end] = _reference(fine, coarse, float(model.schedule.sigma(end[1])))
     return references
-
-
-def _encoded(
-    model: Model, images: Tensor, clean_end: str, timesteps: Sequence[int], stride: int, batch_size: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """The states ``(B, C, H, W)`` of ``images`` at rising ``timesteps``, and those of a few in half as many steps."""
-    x_bar = images.double()
-    if clean_end == "zero":
-        x_bar = _below(model, x_bar, [0.0, model.schedule.sigma_min], batch_size)
-    through = [model.schedule.sigma_min, *(float(model.schedule.sigma(t)) for t in timesteps)]
-    fine = _walk(model, x_bar, through, stride, batch_size, f"reference latents from {clean_end}")
-    coarse = _walk(model, x_bar[:CHECKED], through, 2 * stride, batch_size, "in half as many steps")
-    return zip(fine, coarse, strict=True)
 
 
 def decoded_references(
@@ -108,20 +99,27 @@ def decoded_references(
     if not path.exists():
         through = [model.schedule.sigma_max, model.schedule.sigma_min]
         begin = x_T.double() * sqrt(1 + model.schedule.sigma_max**2)
-        (fine,) = _walk(model, begin, through, stride, batch_size, "reference images")
-        (coarse,) = _walk(model, begin[:CHECKED], through, 2 * stride, batch_size, "in half as many steps")
+        ((fine, coarse),) = _fine_and_coarse(model, begin, through, stride, batch_size, "reference images")
         at_zero = _below(model, fine, [model.schedule.sigma_min, 0.0], batch_size)
         save_tensors((fine, at_zero, coarse), path)
     shapes = (x_T.shape, x_T.shape, x_T[:CHECKED].shape)
     at_sigma_min, at_zero, coarse = load_tensors(path, shapes)
-    accuracy = (at_sigma_min[: len(coarse)] - coarse).square().mean().sqrt()
-    return ReferenceImages({"sigma-min": at_sigma_min, "zero": at_zero}, float(accuracy))
+    return ReferenceImages({"sigma-min": at_sigma_min, "zero": at_zero}, _distance(at_sigma_min, coarse))
 
 
 def _key(model: Model, x: Tensor, stride: int) -> str:
     """A name for what a reference from ``x``, ``(B, C, H, W)``, depends on beside its end."""
     content = x.double().cpu().contiguous().numpy().tobytes()
     return hashlib.sha256(f"{model.fingerprint} {stride} ".encode() + content).hexdigest()[:16]
+
+
+def _fine_and_coarse(
+    model: Model, x_bar: Tensor, through: Sequence[float], stride: int, batch_size: int, label: str
+) -> list[tuple[Tensor, Tensor]]:
+    """What ``_walk`` gives, each with the states of the first members in half as many steps."""
+    fine = _walk(model, x_bar, through, stride, batch_size, label)
+    coarse = _walk(model, x_bar[:CHECKED], through, 2 * stride, batch_size, "in half as many steps")
+    return list(zip(fine, coarse, strict=True))
 
 
 def _walk(
@@ -169,5 +167,9 @@ def _below(model: Model, x_bar: Tensor, sigmas: Sequence[float], batch_size: int
 def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:
     """The reference made of the states x_bar of both walks at ``sigma``, ``(B, C, H, W)``."""
     scale = sqrt(1 + sigma**2)
-    accuracy = (fine[: len(coarse)] - coarse).square().mean().sqrt() / scale
-    return Reference(fine / scale, float(accuracy))
+    return Reference(fine / scale, _distance(fine, coarse) / scale)
+
+
+def _distance(fine: Tensor, coarse: Tensor) -> float:
+    """The RMSE of the ``coarse`` states to the first of the ``fine`` ones, both ``(B, C, H, W)``."""
+    return float((fine[: len(coarse)] - coarse).square().mean().sqrt())

@@ -279,6 +279,12 @@ def by_member(x: Tensor) -> Tensor:
     return x.reshape(len(x), x.shape[1:].numel())
 
 
+def rms(x: Tensor) -> Tensor:
+    """The root mean square of each member of ``x``, ``(B, ...)``, without a graph: ``(B,)``."""
+    size: Tensor = by_member(x.detach()).square().mean(1).sqrt()
+    return size
+
+
 def combine(x: Tensor, h: Tensor | float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + h sum_j weights_j slopes_j; ``x`` and every slope have one shape ``(B, ...)``."""
     import torch

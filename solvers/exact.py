@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from solvers.base import SolverError, by_member, check_finite, check_within, column, refuse_companion
+from solvers.base import SolverError, by_member, check_finite, check_within, column, refuse_companion, rms
 from solvers.charts import ANGLE, SIGMA
 from solvers.fixed import FixedStepSolver, WalkingSolver
 from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
@@ -102,12 +102,12 @@ class ExactInverse(WalkingSolver):
         stretch = 1 / shrunk
         guess = best = stretch * x
         tolerance = max(self.tolerance, 8 * torch.finfo(x.dtype).eps)
-        size, least = _rms(guess), torch.full((len(x),), inf, dtype=x.dtype, device=x.device)
+        size, least = rms(guess), torch.full((len(x),), inf, dtype=x.dtype, device=x.device)
         mixer = _Anderson(self.depth)
         for _ in range(self.max_iterations):
             residual = stretch * (x - self.base.step(field, u_next, u, guess, None)[0])
             check_finite(residual, self.name, "state", chart.sigma(float(u_next)))
-            error = _rms(residual)
+            error = rms(residual)
             nearer = (error < least) & (least > tolerance * size)
             best, least = guess.where(column(nearer, x), best), error.where(nearer, least)
             if bool((least <= tolerance * size).all()):
@@ -179,12 +179,6 @@ def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
     ridge = 1e4 * torch.finfo(columns.dtype).eps * torch.eye(columns.shape[-1]).to(columns)
     weights: Tensor = torch.linalg.solve(columns.mT @ columns + ridge, columns.mT @ target.unsqueeze(-1)) / lengths.mT
     return weights
-
-
-def _rms(x: Tensor) -> Tensor:
-    """The root mean square of each member of ``x``, ``(B, ...)``; shape ``(B,)``."""
-    size: Tensor = by_member(x.detach()).square().mean(1).sqrt()
-    return size
 
 
 def _exact(base: FixedStepSolver) -> ExactInverse:

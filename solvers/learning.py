@@ -70,6 +70,7 @@ class Step:
 class Line:
     """The steps of a method along a ``grid``, ``(steps + 1,)``, in a chart, each before it is corrected.
 
+    ``nodes``   the grid in the chart, each ``()``; ``field`` is in the chart too.
     ``told``    for each step the sigma that the field is told; () for that of the node.
     ``slopes``  as many of the newest ones are terms.
     """
@@ -78,12 +79,13 @@ class Line:
     chart: Chart
     field: Field
     grid: Tensor
+    nodes: tuple[Tensor, ...]
     told: tuple[float, ...]
     slopes: int
 
     def step(self, n: int, point: Point) -> Step:
         """Step number ``n``, from ``point`` on."""
-        u, u_next = self.chart.nodes(self.grid).unbind()[n : n + 2]
+        u, u_next = self.nodes[n : n + 2]
         field = field_told(self.field, self.told[n]) if self.told else self.field
         x, inner, slopes = uncorrected(self.method, field, u, u_next, point.x, point.inner, point.slopes, self.slopes)
         return Step(x, tuple(terms(u_next - u, point.x, slopes)), inner, slopes)
@@ -177,7 +179,8 @@ class Fitting:
 
         grid = torch.tensor(way, dtype=torch.float64)
         chart = self.base.chart_on(grid) or SIGMA
-        return Line(self.base.step, chart, chart.pull_back(self.field), grid, told, self.slopes)
+        nodes, field = chart.nodes(grid).unbind(), chart.pull_back(self.field)
+        return Line(self.base.step, chart, field, grid, nodes, told, self.slopes)
 
     def _start(self, line: Line) -> Point:
         return Point(line.enter(self.solution(float(line.grid[0])), 0))
@@ -336,8 +339,17 @@ def _least_squares(terms: Sequence[Tensor], residual: Tensor, ridge: float, shar
     target = residual.flatten(1)
     nearest = target.square().mean(1).argsort()[: max(1, round(share * len(target)))]
     columns, target = columns[nearest].flatten(0, 1), target[nearest].flatten()
-    gram = columns.T @ columns
+    return ridge_solution(columns.T @ columns, columns.T @ target, ridge)
+
+
+def ridge_solution(gram: Tensor, right: Tensor, ridge: float) -> tuple[float, ...]:
+    """The solution of normal equations, ``(n, n)`` and ``(n,)``, with a ``ridge`` relative to each diagonal element.
+
+    What has no part in them is 0.
+    """
+    import torch
+
     sizes = gram.diagonal()
     ridges = torch.where(sizes > 0, ridge * sizes, 1)
-    solution: torch.Tensor = torch.linalg.solve(gram + ridges.diag(), columns.T @ target)
+    solution: torch.Tensor = torch.linalg.solve(gram + ridges.diag(), right)
     return tuple(solution.tolist())

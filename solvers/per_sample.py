@@ -16,7 +16,18 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from solvers.adaptive import AdaptiveSolver
-from solvers.base import Cost, Solution, SolverError, by_member, check_grid, column, combine, field_of, refuse_companion
+from solvers.base import (
+    Cost,
+    Solution,
+    SolverError,
+    by_member,
+    check_grid,
+    column,
+    combine,
+    field_of,
+    refuse_companion,
+    rms,
+)
 from solvers.charts import ANGLE
 
 if TYPE_CHECKING:
@@ -192,7 +203,7 @@ class _Slopes:
 
 def _norm(values: Tensor) -> Tensor:
     """The root mean square of each member of ``values``, ``(A, ...)``; float64 ``(A,)`` on the CPU, without a graph."""
-    return by_member(values.detach()).square().mean(dim=1).sqrt().cpu().double()
+    return rms(values).cpu().double()
 
 
 # Pair and chart were chosen by the latents of 8 images of CIFAR-10 with a small network: it is too rough in t for

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from math import log
 from typing import TYPE_CHECKING
 
-from solvers.base import SolverError
-from solvers.learning import Fitting, Step, Walk
+from solvers.base import SolverError, rms
+from solvers.learning import Fitting, Line, Step, Walk, ridge_solution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class Aim:
 
     def size(self, end: Tensor) -> float:
         """The sum of the logarithms of the errors: of each the RMSE, mean over the members."""
-        return sum(log(max(float(_rms(error).mean()), _TINY)) for error in self.errors(end))
+        return sum(log(max(float(rms(error).mean()), _TINY)) for error in self.errors(end))
 
 
 def polish(
@@ -78,14 +78,14 @@ def polish(
     for number in track(_numbers(walk.fit)):
         if number.term == 0:  # the first of a step
             step = line.step(number.n, walk.points[number.n])
-        change, end = _varied(fitting, walk, step, number)
+        change, end = _varied(line, walk, step, number)
         changes.append(change)
         rows.append(_joined(aim.errors(end), scales) - residual)
     jacobian = torch.stack(rows)
     gram, slope = (jacobian @ jacobian.T).double(), (jacobian @ residual).double()
     best, least = walk, aim.size(walk.x)
     for damping in _DAMPINGS:
-        moves = _damped(gram, slope, damping)
+        moves = ridge_solution(gram, -slope, damping)
         trial = _moved(walk.fit, [move * change for move, change in zip(moves, changes, strict=True)])
         try:
             found = fitting.follow(walk.nodes, trial)
@@ -106,17 +106,6 @@ def _numbers(fit: Fit) -> list[Number]:
     return found
 
 
-def _damped(gram: Tensor, slope: Tensor, damping: float) -> list[float]:
-    """The changes that a damped step makes, where ``gram`` is of the derivatives, and ``slope`` of the error."""
-    import torch
-
-    diagonal = gram.diagonal()
-    # A number that changes nothing stays as it is.
-    ridge = torch.where(diagonal > 0, damping * diagonal, 1.0)
-    solution: Tensor = torch.linalg.solve(gram + ridge.diag(), -slope)
-    return list(solution.tolist())
-
-
 def _moved(fit: Fit, moves: Sequence[float]) -> Fit:
     """The ``fit`` with each of its numbers moved: weights by so much, what is told by such a part of itself."""
     weights, told = [list(row) for row in fit.weights], list(fit.told)
@@ -128,19 +117,18 @@ def _moved(fit: Fit, moves: Sequence[float]) -> Fit:
     return replace(fit, weights=tuple(map(tuple, weights)), told=tuple(told))
 
 
-def _varied(fitting: Fitting, walk: Walk, step: Step, number: Number) -> tuple[float, Tensor]:
+def _varied(line: Line, walk: Walk, step: Step, number: Number) -> tuple[float, Tensor]:
     """How much a ``number`` of a ``step`` is changed to see what it does, and where that ends, ``(B, ...)``."""
     n, fit = number.n, walk.fit
     weights = list(fit.weights[n])
     if number.term is None:
         change = _TOLD_CHANGE
         told = (*fit.told[:n], fit.told[n] * (1 + change), *fit.told[n + 1 :])
-        step = fitting.line(walk.nodes, told).step(n, walk.points[n])
+        step = replace(line, told=told).step(n, walk.points[n])
     else:
-        term = float(_rms(step.terms[number.term]).mean())
-        change = _CHANGE * float(_rms(step.x).mean()) / term if term > 0 else 0.0
+        term = float(rms(step.terms[number.term]).mean())
+        change = _CHANGE * float(rms(step.x).mean()) / term if term > 0 else 0.0
         weights[number.term] += change
-    line = fitting.line(walk.nodes, fit.told)
     *_, end = line.points(fit.weights, n + 1, step.corrected(weights))
     return change, line.leave(end)
 
@@ -150,13 +138,8 @@ def _scale(error: Tensor) -> Tensor:
 
     The squares of each member then add up to its RMSE, in parts of the mean of all.
     """
-    each = _rms(error).clamp_min(_TINY)
+    each = rms(error).clamp_min(_TINY)
     return (each * each.mean() * error[0].numel()).rsqrt().reshape(-1, *(1,) * (error.ndim - 1))
-
-
-def _rms(x: Tensor) -> Tensor:
-    """The root mean square of each member of ``x``, ``(B, ...)``: ``(B,)``."""
-    return x.flatten(1).square().mean(1).sqrt()
 
 
 def _joined(errors: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:

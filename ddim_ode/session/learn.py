@@ -84,8 +84,11 @@ def learn(
             places = Places(down, up)
             fits = cache(partial(_fits, model, material.known, places))
             entries = [kept_entry(folder / f"{steps}-learned.json", lambda: _entry(model, material, *fits()))]
+
+            def better() -> Entry:
+                return _entry(model, material, *_polished(model, known, material.fit_images, *fits()))
+
             if effort.walks and steps <= _MOST_POLISHED:
-                better = partial(_polished_entry, model, material, known, fits)
                 with suppress(SolverError):  # what it is made of may do all the same
                     entries.append(kept_entry(folder / f"{steps}-polished.json", better))
             return entries, places
@@ -256,12 +259,6 @@ def _fits(model: Model, known: Trajectories, places: Places) -> tuple[Walk, Walk
         _way(model, known, upward=False).walk(down.nodes, down.told),
         _way(model, known, upward=True).walk(up.nodes, up.told),
     )
-
-
-def _polished_entry(
-    model: Model, material: Material, known: Trajectories, fits: Callable[[], tuple[Walk, Walk]]
-) -> Entry:
-    return _entry(model, material, *_polished(model, known, material.fit_images, *fits()))
 
 
 def _polished(

@@ -50,7 +50,7 @@ def test_derivatives_are_those_of_the_walk() -> None:
     line = way.line(walk.nodes, walk.fit.told)
     numbers = _numbers(walk.fit)
     for i, number in enumerate(numbers):
-        change, end = _varied(way, walk, line.step(number.n, walk.points[number.n]), number)
+        change, end = _varied(line, walk, line.step(number.n, walk.points[number.n]), number)
         moved = [0.0] * len(numbers)
         moved[i] = change / 2
         half = way.follow(walk.nodes, _moved(walk.fit, moved)).x
