@@ -6,7 +6,7 @@ DEMO ?= demo
 # The one of Stable Diffusion is for weights that are somebody else's.
 NOTEBOOKS := $(filter-out 05_%,$(notdir $(basename $(wildcard analysis/notebooks/0*.py))))
 
-.PHONY: demo test lint notebooks $(NOTEBOOKS)
+.PHONY: demo test lint package notebooks $(NOTEBOOKS)
 
 demo: $(VENV)/.installed
 	mkdir -p $(DEMO)
@@ -24,6 +24,17 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The wheel, by itself in an environment of its own, used in an empty folder.
+package:
+	rm -rf $(VENV)-package
+	$(PYTHON) -m venv $(VENV)-package
+	$(VENV)-package/bin/python -m pip install --quiet build
+	$(VENV)-package/bin/python -m build --outdir $(VENV)-package/dist .
+	$(VENV)-package/bin/python -m pip install --quiet -c constraints.txt $(VENV)-package/dist/*.whl
+	mkdir $(VENV)-package/empty
+	cd $(VENV)-package/empty && ../bin/ddim-ode encode $(CURDIR)/examples/photo.jpg -o photo.latent.pt
+	cd $(VENV)-package/empty && ../bin/python -m ddim_ode decode photo.latent.pt -o photo.png
 
 # Run from top to bottom in the project's root, and kept with what they print and draw.
 notebooks: $(NOTEBOOKS)

@@ -1,4 +1,4 @@
-"""The command line: ``python cli.py COMMAND``, installed as ``ddim-ode``. It parses, calls and reports.
+"""The command line, ``ddim-ode COMMAND``, or ``python cli.py COMMAND`` in a clone. It parses, calls and reports.
 
 Only click is imported here, and what is cheap of the project: torch and the rest come with the command that needs them.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from analysis import ANALYSES
+from ddim_ode.analysis import ANALYSES
 from ddim_ode.conditions import NO_CLASS
 from ddim_ode.console import (
     Existing,
@@ -38,8 +38,8 @@ from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
+from ddim_ode.solvers import DEFAULT_SOLVER, SOLVERS, Solver
 from ddim_ode.spacings import GRIDS, SCHEDULER
-from solvers import DEFAULT_SOLVER, SOLVERS, Solver
 
 if TYPE_CHECKING:
     from ddim_ode.calibration import Entry
@@ -81,17 +81,17 @@ def main() -> None:
 
     \b
     Examples:
-      python cli.py encode photo.png                              writes photo.latent.pt
-      python cli.py decode photo.latent.pt                        writes photo.decoded.png
-      python cli.py decode photo.latent.pt --solver euler --steps 20 -o euler.png
-      python cli.py reconstruct *.png -o out/                     round trips and their errors
-      python cli.py sample -n 64 --seed 1 -o sheet.png            new images
-      python cli.py dataset pictures.zip -o latents               latents of many pictures, in shards
-      python cli.py train pictures.zip --minutes 60 -o model      a model of your own
-      python cli.py interpolate a.png b.png -n 9                  from one to the other
-      python cli.py sample --class horse --guidance 2 -o horses.png
-      python cli.py edit horse.png --from horse --to deer --guidance 3
-      python cli.py info                                          the solvers and grids
+      ddim-ode encode photo.png                              writes photo.latent.pt
+      ddim-ode decode photo.latent.pt                        writes photo.decoded.png
+      ddim-ode decode photo.latent.pt --solver euler --steps 20 -o euler.png
+      ddim-ode reconstruct *.png -o out/                     round trips and their errors
+      ddim-ode sample -n 64 --seed 1 -o sheet.png            new images
+      ddim-ode dataset pictures.zip -o latents               latents of many pictures, in shards
+      ddim-ode train pictures.zip --minutes 60 -o model      a model of your own
+      ddim-ode interpolate a.png b.png -n 9                  from one to the other
+      ddim-ode sample --class horse --guidance 2 -o horses.png
+      ddim-ode edit horse.png --from horse --to deer --guidance 3
+      ddim-ode info                                          the solvers and grids
     """
 
 
@@ -548,7 +548,7 @@ def train(
     """Train a diffusion model on the pictures in a folder or zip file.
 
     Every save leaves a checkpoint, a model that '--model' takes, its card, its loss and a sheet of samples. On several
-    devices or processes: torchrun --nproc_per_node N cli.py train ...
+    devices or processes: torchrun --nproc_per_node N -m ddim_ode train ...
     """
     import torch
 
@@ -642,7 +642,7 @@ def calibrate(
     What is worse than the default on images and latents that it was not fitted to is refused. It is for a guidance,
     whatever the class; with --overwrite what a file holds for other steps or guidance stays.
     """
-    from analysis.pictures import CIFAR10_TRAIN
+    from ddim_ode.analysis import pictures
     from ddim_ode.calibration import FILE, join_calibration, save_calibration
     from ddim_ode.devices import find_device
     from ddim_ode.files import check_writable
@@ -664,7 +664,8 @@ def calibrate(
     check_writable(target, overwrite=overwrite)
     effort = Effort(usual(loaded), steps or BUDGETS, latents, seed=seed, walks=walks)
     condition = plan_condition(Request(label=label, guidance=guidance), loaded)
-    calibration = calibrate_in(loaded, list_pictures(images or CIFAR10_TRAIN), effort, work, condition=condition)
+    photographs = list_pictures(images or pictures.CIFAR10_TRAIN)
+    calibration = calibrate_in(loaded, photographs, effort, work, condition=condition)
     save_calibration(join_calibration(calibration, target, loaded.schedule), target, overwrite=overwrite)
     for entry in calibration.entries:
         kind = "learned" if entry.grid.name == LEARNED else "fitted" if entry.fitted else "as it is"
@@ -693,7 +694,7 @@ class Analyses(click.Group):
         if name not in self.list_commands(ctx):
             return None
         module = "report" if name == "all" else name.replace("-", "_")
-        command: click.Command = import_module(f"analysis.{module}").main
+        command: click.Command = import_module(f"ddim_ode.analysis.{module}").main
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -3,7 +3,7 @@
 The features are what its last layer sees. They need no download, they are fixed by the weights that ship beside this
 module, and they know what is in a picture; they do not see well what classification does not need, such as colours.
 
-    python -m analysis.classifier train.zip test.zip
+    python -m ddim_ode.analysis.classifier train.zip test.zip
 
 trains it anew (a quarter of an hour on two cores) and says how often it is right on the second one.
 """
@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.options import errors_in_a_line
 from ddim_ode.files import write_file
 from ddim_ode.models import Model
 from ddim_ode.training.data import TrainingImages, read_training_images
+
+from .options import errors_in_a_line
 
 WEIGHTS = Path(__file__).parent / "features" / "cifar10_classifier.safetensors"
 SIZE = 32

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddim_ode import codec
 from ddim_ode.grids import Grid
 from ddim_ode.ode import ProbabilityFlowODE
-from solvers import Solution, Solver
+from ddim_ode.solvers import Solution, Solver
 
 
 def encode(ode: ProbabilityFlowODE, x_0: Tensor, grid: Grid, solver: codec.Solve) -> Tensor:

@@ -32,10 +32,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codec import decode, decode_solution, encode, encode_solution
-from analysis.comparison_plot import ComparisonRow, plot, table
-from analysis.figures import save_figure
-from analysis.options import (
+from ddim_ode.codec import draw_latents
+from ddim_ode.grids import make_grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import Model
+from ddim_ode.session.plan import Plan, plan_encoding
+from ddim_ode.session.request import Request
+from ddim_ode.solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, SolverError
+from ddim_ode.spacings import DEFAULT_GRID, GRIDS
+
+from .codec import decode, decode_solution, encode, encode_solution
+from .comparison_plot import ComparisonRow, plot, table
+from .figures import save_figure
+from .options import (
     ModelChoice,
     batch_size_option,
     errors_in_a_line,
@@ -46,19 +55,11 @@ from analysis.options import (
     steps_for,
     stride_option,
 )
-from analysis.pictures import load_images, rms, spread_over
-from analysis.reference import End, decoded_references, end_of, make_references
-from analysis.rows import Results, calibrated, describe
-from analysis.schedulers import decode_with_scheduler, invert_with_ddim, schedulers
-from analysis.spread import spread
-from ddim_ode.codec import draw_latents
-from ddim_ode.grids import make_grid
-from ddim_ode.images import pixel_mse
-from ddim_ode.models import Model
-from ddim_ode.session.plan import Plan, plan_encoding
-from ddim_ode.session.request import Request
-from ddim_ode.spacings import DEFAULT_GRID, GRIDS
-from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, SolverError
+from .pictures import load_images, rms, spread_over
+from .reference import End, decoded_references, end_of, make_references
+from .rows import Results, calibrated, describe
+from .schedulers import decode_with_scheduler, invert_with_ddim, schedulers
+from .spread import spread
 
 # Not that of the latents which solvers are calibrated on.
 SEED = 20

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.figures import COLOURS, MARKERS, label_counts, shade
-from analysis.spread import Spread
-from analysis.tables import markdown
-from solvers import AUTO
+from ddim_ode.solvers import AUTO
+
+from .figures import COLOURS, MARKERS, label_counts, shade
+from .spread import Spread
+from .tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

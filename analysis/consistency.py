@@ -19,13 +19,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codec import decode
-from analysis.figures import COLOURS, label_counts, save_figure, shade
-from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options, out_option, within
-from analysis.pictures import rms
-from analysis.rows import Results, describe
-from analysis.spread import Spread, spread
-from analysis.tables import markdown
 from ddim_ode.codec import draw_latents
 from ddim_ode.files import write_file
 from ddim_ode.images import tile
@@ -33,6 +26,14 @@ from ddim_ode.models import Model
 from ddim_ode.session.plan import plan_sampling
 from ddim_ode.session.request import Request
 from ddim_ode.spacings import GRIDS
+
+from .codec import decode
+from .figures import COLOURS, label_counts, save_figure, shade
+from .options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options, out_option, within
+from .pictures import rms
+from .rows import Results, describe
+from .spread import Spread, spread
+from .tables import markdown
 
 STEPS = (10, 20, 50, 100, 1000)
 

@@ -26,8 +26,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.figures import COLOURS, MARKERS, label_counts, save_figure
-from analysis.options import (
+from ddim_ode.codec import draw_latents
+from ddim_ode.models import Model
+from ddim_ode.solvers import SOLVERS, SolverError
+
+from .figures import COLOURS, MARKERS, label_counts, save_figure
+from .options import (
     FIXED_STEP,
     ModelChoice,
     count_option,
@@ -36,12 +40,9 @@ from analysis.options import (
     model_options,
     out_option,
 )
-from analysis.pictures import load_images
-from analysis.rows import Results, describe
-from analysis.tables import markdown
-from ddim_ode.codec import draw_latents
-from ddim_ode.models import Model
-from solvers import SOLVERS, SolverError
+from .pictures import load_images
+from .rows import Results, describe
+from .tables import markdown
 
 STEPS = {"closed": (2, 4, 8, 16, 32, 64), "network": (1, 2, 4, 8, 16, 32)}
 REFERENCE_STEPS = 64

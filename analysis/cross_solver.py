@@ -21,9 +21,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codec import decode, encode
-from analysis.figures import save_figure
-from analysis.options import (
+from ddim_ode.grids import Grid, make_grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import Model
+from ddim_ode.solvers import SOLVERS, SolverError
+from ddim_ode.spacings import GRIDS
+
+from .codec import decode, encode
+from .figures import save_figure
+from .options import (
     FIXED_STEP,
     ModelChoice,
     count_option,
@@ -33,15 +39,10 @@ from analysis.options import (
     out_option,
     steps_for,
 )
-from analysis.pictures import load_images
-from analysis.rows import Results, describe
-from analysis.spread import Spread, spread
-from analysis.tables import markdown
-from ddim_ode.grids import Grid, make_grid
-from ddim_ode.images import pixel_mse
-from ddim_ode.models import Model
-from ddim_ode.spacings import GRIDS
-from solvers import SOLVERS, SolverError
+from .pictures import load_images
+from .rows import Results, describe
+from .spread import Spread, spread
+from .tables import markdown
 
 DEFAULT_SOLVERS = ("euler", "ddim-inverse", "ddim-predicted", "midpoint", "ab2", "reab2", "dpmpp3m", "reversible-heun")
 

@@ -22,17 +22,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.figures import COLOURS, save_figure
-from analysis.options import ModelChoice, count_option, errors_in_a_line, images_option, model_options, out_option
-from analysis.pictures import load_images, rms
-from analysis.rows import Results, describe
-from analysis.tables import markdown
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model
 from ddim_ode.session.trajectories import Trajectories, walk
+from ddim_ode.solvers import ANGLE, SOLVERS, Chart
 from ddim_ode.spacings import GRIDS
-from solvers import SOLVERS
-from solvers.charts import ANGLE, Chart
+
+from .figures import COLOURS, save_figure
+from .options import ModelChoice, count_option, errors_in_a_line, images_option, model_options, out_option
+from .pictures import load_images, rms
+from .rows import Results, describe
+from .tables import markdown
 
 STEP = 0.1  # of log sigma
 GRID_STEPS = 20

@@ -30,11 +30,6 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from analysis.figures import COLOURS, MARKERS, save_figure
-from analysis.options import ModelChoice, batch_size_option, errors_in_a_line, model_options, out_option
-from analysis.rows import Results, describe
-from analysis.tables import markdown
-from analysis.timing import machine
 from ddim_ode.images import png
 from ddim_ode.session.dataset.crew import Crew
 from ddim_ode.session.dataset.encoder import Job, ShardEncoder
@@ -46,6 +41,12 @@ from ddim_ode.session.dataset.shards import Head, Row, Shard, list_shards, shard
 from ddim_ode.session.dataset.sources import Entry
 from ddim_ode.session.request import Request
 from ddim_ode.session.session import Session
+
+from .figures import COLOURS, MARKERS, save_figure
+from .options import ModelChoice, batch_size_option, errors_in_a_line, model_options, out_option
+from .rows import Results, describe
+from .tables import markdown
+from .timing import machine
 
 T = TypeVar("T")
 

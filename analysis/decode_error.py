@@ -20,9 +20,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codec import decode
-from analysis.figures import COLOURS, label_counts, mark_accuracy, save_figure
-from analysis.options import (
+from ddim_ode.codec import draw_latents
+from ddim_ode.grids import make_grid
+from ddim_ode.models import Model
+from ddim_ode.solvers import SOLVERS, SolverError
+
+from .codec import decode
+from .figures import COLOURS, label_counts, mark_accuracy, save_figure
+from .options import (
     ModelChoice,
     errors_in_a_line,
     model_options,
@@ -31,17 +36,13 @@ from analysis.options import (
     steps_for,
     stride_option,
 )
-from analysis.pictures import rms
-from analysis.reference import SOLVER as REFERENCE_SOLVER
-from analysis.reference import decoded_references
-from analysis.rows import Results, describe
-from analysis.schedulers import decode_with_scheduler, schedulers
-from analysis.spread import Spread, spread
-from analysis.tables import markdown
-from ddim_ode.codec import draw_latents
-from ddim_ode.grids import make_grid
-from ddim_ode.models import Model
-from solvers import SOLVERS, SolverError
+from .pictures import rms
+from .reference import SOLVER as REFERENCE_SOLVER
+from .reference import decoded_references
+from .rows import Results, describe
+from .schedulers import decode_with_scheduler, schedulers
+from .spread import Spread, spread
+from .tables import markdown
 
 BUDGETS = (5, 8, 10, 20)
 FAMILIES = ("diffusers", "ddim-ode")

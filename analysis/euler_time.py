@@ -15,8 +15,10 @@ from pathlib import Path
 
 import click
 
-from analysis.figures import save_figure
-from analysis.options import (
+from ddim_ode.spacings import GRIDS
+
+from .figures import save_figure
+from .options import (
     ModelChoice,
     count_option,
     errors_in_a_line,
@@ -26,11 +28,10 @@ from analysis.options import (
     references_option,
     stride_option,
 )
-from analysis.pictures import load_images
-from analysis.reconstruction import make_cases, run
-from analysis.reconstruction_plot import ReconstructionRow, plot
-from analysis.tables import markdown
-from ddim_ode.spacings import GRIDS
+from .pictures import load_images
+from .reconstruction import make_cases, run
+from .reconstruction_plot import ReconstructionRow, plot
+from .tables import markdown
 
 SOLVERS = ("euler", "variance-euler")
 STEPS = (5, 10, 20, 50, 100, 200)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from analysis.spread import Spread
+    from .spread import Spread
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; yellow, too pale for a line, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

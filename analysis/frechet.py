@@ -3,7 +3,7 @@
 Mean and covariance of the features of 5,000 of CIFAR-10's test images ship beside the classifier: samples can be judged
 where the images are not at hand.
 
-    python -m analysis.frechet cifar10_test.zip
+    python -m ddim_ode.analysis.frechet cifar10_test.zip
 
 makes that file anew. Heusel et al., arXiv 1706.08500, Eq. (6); computed by torchmetrics.
 """
@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from analysis.classifier import SIZE, WEIGHTS, load_features
 from ddim_ode.files import write_file
 from ddim_ode.training.data import read_training_images
+
+from .classifier import SIZE, WEIGHTS, load_features
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance

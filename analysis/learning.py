@@ -18,11 +18,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.figures import COLOURS, MARKERS, label_counts, save_figure
-from analysis.options import ModelChoice, count_option, errors_in_a_line, images_option, out_option, references_option
-from analysis.pictures import CIFAR10_TRAIN, load_images
-from analysis.rows import Results, describe
-from analysis.tables import markdown
 from ddim_ode.calibration import Entry, Learned
 from ddim_ode.conditions import UNCONDITIONAL, Condition
 from ddim_ode.console import device_option
@@ -34,6 +29,12 @@ from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, SCORES, WALKS, Effort, Material, gather, judge
 from ddim_ode.session.trajectories import join
 from ddim_ode.work import load_json
+
+from .figures import COLOURS, MARKERS, label_counts, save_figure
+from .options import ModelChoice, count_option, errors_in_a_line, images_option, out_option, references_option
+from .pictures import CIFAR10_TRAIN, load_images
+from .rows import Results, describe
+from .tables import markdown
 
 # Not that of the latents which solvers are learned from.
 SEED = 20

@@ -12,13 +12,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.codec import decode
-from analysis.figures import COLOURS, MARKERS, label_counts
 from ddim_ode.grids import make_grid
 from ddim_ode.images import tile
 from ddim_ode.interpolation import slerp
 from ddim_ode.models import Model
-from solvers import SOLVERS
+from ddim_ode.solvers import SOLVERS
+
+from .codec import decode
+from .figures import COLOURS, MARKERS, label_counts
 
 
 def ddim(ode: Callable[[Tensor, Tensor], Tensor], x_T: Tensor, sigmas: Tensor) -> Tensor:

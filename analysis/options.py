@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 
 import click
 
-from analysis.families import table_of
-from analysis.pictures import CIFAR10_TEST
-from analysis.reference import REFERENCES
 from ddim_ode.console import device_option, one_line
 from ddim_ode.devices import find_device
 from ddim_ode.models import DEFAULT_MODEL, Model, load_model
 from ddim_ode.session.options import class_option, guidance_option
 from ddim_ode.session.request import MOST_IN_A_BATCH, Request, plan_condition
-from solvers import SOLVERS, SolverError
+from ddim_ode.solvers import SOLVERS, SolverError
+
+from .families import table_of
+from .pictures import CIFAR10_TEST
+from .reference import REFERENCES
 
 T = TypeVar("T")
 

@@ -21,16 +21,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.codec import encode
-from analysis.options import FIXED_STEP, ModelChoice, batch_size_option, errors_in_a_line, model_options, out_option
-from analysis.rows import Results, describe
-from analysis.tables import markdown
-from analysis.timing import Stopwatch, machine, synchronize
 from ddim_ode.models import Model
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.session.plan import plan_encoding
 from ddim_ode.session.request import Request
-from solvers import SOLVERS
+from ddim_ode.solvers import SOLVERS
+
+from .codec import encode
+from .options import FIXED_STEP, ModelChoice, batch_size_option, errors_in_a_line, model_options, out_option
+from .rows import Results, describe
+from .tables import markdown
+from .timing import Stopwatch, machine, synchronize
 
 DEFAULT = ("euler", "heun", "ab4", "rk4", "torchdiffeq-rk4")
 SEED = 0

@@ -27,11 +27,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.options import ModelChoice, errors_in_a_line, images_option, model_options, out_option
-from analysis.pictures import load_images, rms
-from analysis.rows import Results, describe
-from analysis.tables import markdown
-from analysis.timing import machine, synchronize
 from ddim_ode import codec
 from ddim_ode.console import one_line
 from ddim_ode.images import pixel_mse
@@ -40,6 +35,12 @@ from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.session.plan import Plan, plan_encoding
 from ddim_ode.session.request import Request
 from ddim_ode.speed import products
+
+from .options import ModelChoice, errors_in_a_line, images_option, model_options, out_option
+from .pictures import load_images, rms
+from .rows import Results, describe
+from .tables import markdown
+from .timing import machine, synchronize
 
 DTYPES = {
     "float32": torch.float32,

@@ -27,16 +27,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.classifier import CLASSES, SIZE, check_size
-from analysis.classifier import labels as folder_labels
-from analysis.families import table_of
-from analysis.figures import COLOURS, save_figure
-from analysis.frechet import frechet
-from analysis.options import errors_in_a_line, out_option
-from analysis.pictures import spread_over
-from analysis.recognition import ClassRow, accuracy, class_table, measure_classes
-from analysis.rows import Results, calibrated
-from analysis.tables import markdown
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.conditions import Condition
 from ddim_ode.console import device_option
@@ -45,11 +35,22 @@ from ddim_ode.images import save_image, tile, to_uint8
 from ddim_ode.models import Model, load_model
 from ddim_ode.session.plan import plan_sampling
 from ddim_ode.session.request import Request
+from ddim_ode.solvers import AUTO, SOLVERS
 from ddim_ode.spacings import GRIDS
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.training.objective import denoising_loss
 from ddim_ode.work import load_tensors, save_tensors
-from solvers import AUTO, SOLVERS
+
+from .classifier import CLASSES, SIZE, check_size
+from .classifier import labels as folder_labels
+from .families import table_of
+from .figures import COLOURS, save_figure
+from .frechet import frechet
+from .options import errors_in_a_line, out_option
+from .pictures import spread_over
+from .recognition import ClassRow, accuracy, class_table, measure_classes
+from .rows import Results, calibrated
+from .tables import markdown
 
 PROJECTIONS = 1000
 SHEET = 100

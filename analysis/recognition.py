@@ -9,9 +9,9 @@ from math import nan
 import torch
 from torch import Tensor
 
-from analysis.classifier import CLASSES, guesses, load_features
-from analysis.frechet import frechet
-from analysis.tables import markdown
+from .classifier import CLASSES, guesses, load_features
+from .frechet import frechet
+from .tables import markdown
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codec import decode, encode
-from analysis.figures import save_figure
-from analysis.options import (
+from ddim_ode.grids import CLEAN_ENDS, Grid
+from ddim_ode.images import pixel_mse
+from ddim_ode.models import Model
+from ddim_ode.session.plan import plan_encoding
+from ddim_ode.session.request import Request
+from ddim_ode.solvers import SOLVERS, SolverError, way_back
+from ddim_ode.spacings import GRIDS
+from ddim_ode.work import load_json
+
+from .codec import decode, encode
+from .figures import save_figure
+from .options import (
     FIXED_STEP,
     ModelChoice,
     batch_size_option,
@@ -45,20 +54,12 @@ from analysis.options import (
     stride_option,
     within,
 )
-from analysis.pictures import load_images, rms
-from analysis.reconstruction_plot import PAPER, Case, ReconstructionRow, plot, table
-from analysis.reference import REFERENCES, End, Reference, end_of, make_references
-from analysis.reference import SOLVER as REFERENCE_SOLVER
-from analysis.rows import Results, describe, load_rows
-from analysis.spread import spread
-from ddim_ode.grids import CLEAN_ENDS, Grid
-from ddim_ode.images import pixel_mse
-from ddim_ode.models import Model
-from ddim_ode.session.plan import plan_encoding
-from ddim_ode.session.request import Request
-from ddim_ode.spacings import GRIDS
-from ddim_ode.work import load_json
-from solvers import SOLVERS, SolverError, way_back
+from .pictures import load_images, rms
+from .reconstruction_plot import PAPER, Case, ReconstructionRow, plot, table
+from .reference import REFERENCES, End, Reference, end_of, make_references
+from .reference import SOLVER as REFERENCE_SOLVER
+from .rows import Results, describe, load_rows
+from .spread import spread
 
 
 def measure(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.figures import COLOURS, MARKERS, draw_slopes, label_counts, mark_accuracy, round_counts, shade
-from analysis.spread import Spread
-from analysis.tables import markdown
+from .figures import COLOURS, MARKERS, draw_slopes, label_counts, mark_accuracy, round_counts, shade
+from .spread import Spread
+from .tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

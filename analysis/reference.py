@@ -24,8 +24,8 @@ from tqdm import tqdm
 from ddim_ode.codec import to_device
 from ddim_ode.grids import Grid
 from ddim_ode.models import Model
+from ddim_ode.solvers import correctable, get_solver
 from ddim_ode.work import load_tensors, save_tensors
-from solvers import correctable, get_solver
 
 # Where solutions to measure others against are kept, for all scripts.
 REFERENCES = Path("demo/references")

@@ -21,9 +21,10 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from analysis.options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options
 from ddim_ode.files import write_file
 from ddim_ode.work import load_json
+
+from .options import FIXED_STEP, ModelChoice, errors_in_a_line, model_options
 
 # What a command printed, beside its rows.
 PRINTED = "table.md"
@@ -59,7 +60,7 @@ class Section:
 
     def run(self, folder: Path, model: ModelChoice, *, full: bool) -> None:
         """Run it as its command line would, into its folder in ``folder``, and keep there what it prints."""
-        command: click.Command = import_module(f"analysis.{self.name}").main
+        command: click.Command = import_module(f"{__package__}.{self.name}").main
         own = folder / self.place
         options = [*((self.full if full else self.quick) or ()), "--model", model.name]
         options += ["--device", model.device, "--out", str(own)]
@@ -140,7 +141,7 @@ def page(folder: Path, sections: Sequence[Section], title: str, failures: Mappin
 
 
 def _section(folder: Path, section: Section, failure: str | None) -> str:
-    lead, _, rest = (import_module(f"analysis.{section.name}").__doc__ or "").partition("\n")
+    lead, _, rest = (import_module(f"{__package__}.{section.name}").__doc__ or "").partition("\n")
     aside = f" ({section.folder})" if section.folder else ""
     parts = [f'<h2 id="{section.place}">{escape(lead + aside)}</h2>\n']
     if failure:

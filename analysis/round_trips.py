@@ -30,12 +30,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codec import decode, decode_solution, encode, encode_solution
-from analysis.figures import save_figure
-from analysis.options import errors_in_a_line, out_option
-from analysis.pictures import rms
-from analysis.round_trips_plot import DDIM_INVERSE, EULER, TripRow, plot, table
-from analysis.rows import Results
 from ddim_ode.codec import to_device
 from ddim_ode.console import device_option, one_line
 from ddim_ode.devices import find_device
@@ -47,7 +41,14 @@ from ddim_ode.ode import EvaluationLimitError
 from ddim_ode.pipelines import from_pipeline, load_pipeline, scheduler_grid
 from ddim_ode.session.plan import plan_encoding
 from ddim_ode.session.request import Request
-from solvers import SolverError, get_solver
+from ddim_ode.solvers import SolverError, get_solver
+
+from .codec import decode, decode_solution, encode, encode_solution
+from .figures import save_figure
+from .options import errors_in_a_line, out_option
+from .pictures import rms
+from .round_trips_plot import DDIM_INVERSE, EULER, TripRow, plot, table
+from .rows import Results
 
 OURS = {
     "auto": Request(),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from analysis.figures import COLOURS, MARKERS
-from analysis.tables import markdown
+from .figures import COLOURS, MARKERS
+from .tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,19 +25,20 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.classifier import check_size
-from analysis.figures import COLOURS, MARKERS, label_counts, save_figure
-from analysis.frechet import frechet_to_test
-from analysis.options import ModelChoice, errors_in_a_line, model_options, out_option, within
-from analysis.rows import Results, describe
-from analysis.tables import markdown
-from analysis.timing import Stopwatch, machine
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.images import to_uint8
 from ddim_ode.models import Model
 from ddim_ode.spacings import GRIDS
+
+from .classifier import check_size
+from .figures import COLOURS, MARKERS, label_counts, save_figure
+from .frechet import frechet_to_test
+from .options import ModelChoice, errors_in_a_line, model_options, out_option, within
+from .rows import Results, describe
+from .tables import markdown
+from .timing import Stopwatch, machine
 
 SIGMA_HAT = "sigma-hat"
 ETAS = ("0", "0.2", "0.5", "1", SIGMA_HAT)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.families import table_of
-from analysis.reference import End
 from ddim_ode.models import Model
 from ddim_ode.predictions import PREDICTIONS
+
+from .families import table_of
+from .reference import End
 
 SPACINGS: dict[str, dict[str, object]] = {
     "trailing": {"timestep_spacing": "trailing"},

@@ -26,21 +26,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.options import ModelChoice, errors_in_a_line, images_option, model_options, out_option
-from analysis.pictures import load_images, rms
-from analysis.reference import REFERENCES, decoded_references
-from analysis.rows import Results, describe
-from analysis.schedulers import decode_with_scheduler, invert_with_ddim
-from analysis.tables import markdown
-from analysis.timing import machine, synchronize
 from ddim_ode import codec
 from ddim_ode.dtypes import DTYPES
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
 from ddim_ode.session.plan import Plan, plan_encoding
 from ddim_ode.session.request import Request
+from ddim_ode.solvers import DEFAULT_SOLVER
 from ddim_ode.speed import compiled, in_dtype, products
-from solvers import DEFAULT_SOLVER
+
+from .options import ModelChoice, errors_in_a_line, images_option, model_options, out_option
+from .pictures import load_images, rms
+from .reference import REFERENCES, decoded_references
+from .rows import Results, describe
+from .schedulers import decode_with_scheduler, invert_with_ddim
+from .tables import markdown
+from .timing import machine, synchronize
 
 SEED, STEPS = 0, 20
 DECODE_TARGETS, TRIP_TARGETS = (0.02,), (1e-3, 1e-5)

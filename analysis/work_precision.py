@@ -22,9 +22,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.codec import encode
-from analysis.figures import COLOURS, MARKERS, draw_slopes, label_counts, mark_accuracy, round_counts, save_figure
-from analysis.options import (
+from ddim_ode.grids import full_range, make_grid
+from ddim_ode.models import Model
+from ddim_ode.ode import EvaluationLimitError
+from ddim_ode.solvers import SOLVERS, AdaptiveSolver, Solver, SolverError
+
+from .codec import encode
+from .figures import COLOURS, MARKERS, draw_slopes, label_counts, mark_accuracy, round_counts, save_figure
+from .options import (
     FIXED_STEP,
     ModelChoice,
     count_option,
@@ -35,17 +40,12 @@ from analysis.options import (
     references_option,
     stride_option,
 )
-from analysis.pictures import load_images, rms
-from analysis.reference import make_references
-from analysis.rows import Results, describe
-from analysis.spread import Spread, spread
-from analysis.tables import markdown
-from analysis.timing import machine
-from ddim_ode.grids import full_range, make_grid
-from ddim_ode.models import Model
-from ddim_ode.ode import EvaluationLimitError
-from solvers import SOLVERS, Solver, SolverError
-from solvers.adaptive import AdaptiveSolver
+from .pictures import load_images, rms
+from .reference import make_references
+from .rows import Results, describe
+from .spread import Spread, spread
+from .tables import markdown
+from .timing import machine
 
 CLEAN_END = "sigma-min"
 ADAPTIVE = {name: solver for name, solver in SOLVERS.items() if isinstance(solver, AdaptiveSolver)}

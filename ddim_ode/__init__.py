@@ -12,6 +12,7 @@ Importing this package is cheap; a name brings its module, and torch, when it is
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ if TYPE_CHECKING:
     from ddim_ode.session.request import Request as Request
     from ddim_ode.session.session import Session as Session
     from ddim_ode.session.walks import Progress as Progress
+
+# In a clone `solvers`, `analysis` and `cli.py` lie beside this package, in an installed one inside it, so that they are
+# `ddim_ode.solvers`, `ddim_ode.analysis` and `ddim_ode.cli` in both.
+if not (Path(__file__).parent / "solvers").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 _MODULES = {
     "ancestral": ("Ancestral", "seeded_noise"),

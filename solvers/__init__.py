@@ -8,28 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from solvers.adaptive import AdaptiveSolver as AdaptiveSolver
-from solvers.base import Cost as Cost
-from solvers.base import Solution as Solution
-from solvers.base import Solver as Solver
-from solvers.base import SolverError as SolverError
-from solvers.charts import ANGLE, VARIANCE
-from solvers.exact import EXACT_SOLVERS
-from solvers.exact import ExactInverse as ExactInverse
-from solvers.fitted import Fit as Fit
-from solvers.fitted import FittedSolver
-from solvers.fixed import FixedStepSolver, in_chart
-from solvers.flow import FLOW_SOLVERS
-from solvers.multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
-from solvers.per_sample import PER_SAMPLE_SOLVERS
-from solvers.per_sample import PerSampleSolver as PerSampleSolver
-from solvers.pndm import PSEUDO_SOLVERS
-from solvers.reversible import REVERSIBLE_SOLVERS
-from solvers.reversible import ReversibleSolver as ReversibleSolver
-from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
-from solvers.scipy_adapter import SCIPY_SOLVERS
-from solvers.target import TARGET_SOLVERS
-from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
+from .adaptive import AdaptiveSolver as AdaptiveSolver
+from .base import Cost as Cost
+from .base import Solution as Solution
+from .base import Solver as Solver
+from .base import SolverError as SolverError
+from .charts import ANGLE as ANGLE
+from .charts import VARIANCE
+from .charts import Chart as Chart
+from .exact import EXACT_SOLVERS
+from .exact import ExactInverse as ExactInverse
+from .fitted import Fit as Fit
+from .fitted import FittedSolver
+from .fitted import corrected as corrected
+from .fixed import FixedStepSolver as FixedStepSolver
+from .fixed import in_chart
+from .flow import FLOW_SOLVERS
+from .multistep import ADAMS_BASHFORTH_SOLVERS, MULTISTEP_SOLVERS
+from .per_sample import PER_SAMPLE_SOLVERS
+from .per_sample import PerSampleSolver as PerSampleSolver
+from .pndm import PSEUDO_SOLVERS
+from .reversible import REVERSIBLE_SOLVERS
+from .reversible import ReversibleSolver as ReversibleSolver
+from .runge_kutta import RUNGE_KUTTA_SOLVERS
+from .scipy_adapter import SCIPY_SOLVERS
+from .target import TARGET_SOLVERS
+from .torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
 # What the calibration of a model says; and what is taken where that says nothing, or there is none.
 AUTO = "auto"

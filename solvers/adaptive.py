@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from solvers.base import Solver, check_finite, check_grid
-from solvers.charts import ASINH, Chart, chart_named
+from .base import Solver, check_finite, check_grid
+from .charts import ASINH, Chart, chart_named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 # The first trial step, as a part of the interval in the chart. Backends that guess it for themselves may probe
 # the field outside the interval; a step that is too long is rejected, one that is too short soon grows.

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from math import asinh, atan, cosh, exp, expm1, hypot, inf, isinf, log, log1p, pi, sinh, sqrt, tan
 from typing import TYPE_CHECKING, ClassVar
 
-from solvers.base import EndlessField, column, field_of, field_told
+from .base import EndlessField, column, field_of, field_told
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 
 @dataclass(frozen=True)

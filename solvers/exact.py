@@ -24,17 +24,17 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from solvers.base import SolverError, by_member, check_finite, check_within, column, refuse_companion, rms
-from solvers.charts import ANGLE, SIGMA
-from solvers.fixed import FixedStepSolver, WalkingSolver
-from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
+from .base import SolverError, by_member, check_finite, check_within, column, refuse_companion, rms
+from .charts import ANGLE, SIGMA
+from .fixed import FixedStepSolver, WalkingSolver
+from .runge_kutta import RUNGE_KUTTA_SOLVERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
-    from solvers.charts import Chart
-    from solvers.fixed import Step
+    from .base import Field
+    from .charts import Chart
+    from .fixed import Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,14 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import Solution, Solver, check_grid, combine, field_told
-from solvers.fixed import FixedStepSolver
+from .base import Solution, Solver, check_grid, combine, field_told
+from .fixed import FixedStepSolver
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
-    from solvers.fixed import Step
+    from .base import Field
+    from .fixed import Step
 
 # For each step of a walk the weights of the slopes, newest first, and then that of the state.
 Corrections = tuple[tuple[float, ...], ...]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import EndlessField, FiniteStates, Solution, Solver, check_grid, refuse_companion
-from solvers.charts import FLOW
+from .base import EndlessField, FiniteStates, Solution, Solver, check_grid, refuse_companion
+from .charts import FLOW
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
-    from solvers.charts import Chart
+    from .base import Field
+    from .charts import Chart
 
     # One step of the walk: (field, u, u_next, x, state) -> (x at u_next, state for the next step).
     # ``state`` is None on the first step; what it holds is the method's own affair.

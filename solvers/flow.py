@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from solvers.charts import FLOW
-from solvers.fixed import FixedStepSolver
-from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
+from .charts import FLOW
+from .fixed import FixedStepSolver
+from .runge_kutta import RUNGE_KUTTA_SOLVERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 
 def reused_midpoint(field: Field, u: Tensor, u_next: Tensor, x: Tensor, slope: Tensor | None) -> tuple[Tensor, Tensor]:

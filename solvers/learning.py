@@ -22,16 +22,16 @@ from math import exp, isinf
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from solvers.base import SolverError, check_finite, combine, field_told
-from solvers.charts import SIGMA
-from solvers.fitted import Fit, terms, uncorrected
-from solvers.fixed import FixedStepSolver
+from .base import SolverError, check_finite, combine, field_told
+from .charts import SIGMA
+from .fitted import Fit, terms, uncorrected
+from .fixed import FixedStepSolver
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
-    from solvers.charts import Chart
+    from .base import Field
+    from .charts import Chart
 
 # What is told at sigma = infinity to begin with, as a multiple of the node beside it.
 _FAR = 8.0

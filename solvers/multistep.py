@@ -27,14 +27,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from solvers.base import combine
-from solvers.charts import ANGLE, DATA, LOG, LOG_TAN, NONE, VP_TIME, Chart, Stretch
-from solvers.fixed import FixedStepSolver
+from .base import combine
+from .charts import ANGLE, DATA, LOG, LOG_TAN, NONE, VP_TIME, Chart, Stretch
+from .fixed import FixedStepSolver
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 # (stretch, begin, end) -> the integral of v(u) - v(begin) over u, or something that is as good to second order.
 FirstMoment = Callable[[Stretch, float, float], float]

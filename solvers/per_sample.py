@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from solvers.adaptive import AdaptiveSolver
-from solvers.base import (
+from .adaptive import AdaptiveSolver
+from .base import (
     Cost,
     Solution,
     SolverError,
@@ -28,13 +28,13 @@ from solvers.base import (
     refuse_companion,
     rms,
 )
-from solvers.charts import ANGLE
+from .charts import ANGLE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
-    from solvers.charts import Chart
+    from .base import Field
+    from .charts import Chart
 
 # A step is chosen a little shorter than the estimate allows, and changes by no more than these factors. HNW, II.4.
 SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from math import copysign
 from typing import TYPE_CHECKING
 
-from solvers.base import combine
-from solvers.charts import VP_TIME, vp_sigma
-from solvers.fixed import FixedStepSolver
-from solvers.multistep import ConstantAdamsBashforthStep
+from .base import combine
+from .charts import VP_TIME, vp_sigma
+from .fixed import FixedStepSolver
+from .multistep import ConstantAdamsBashforthStep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 STARTING_STEPS = 3
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from math import log
 from typing import TYPE_CHECKING
 
-from solvers.base import SolverError, rms
-from solvers.learning import Fitting, Line, Step, Walk, ridge_solution
+from .base import SolverError, rms
+from .learning import Fitting, Line, Step, Walk, ridge_solution
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.fitted import Fit
+    from .fitted import Fit
 
 # A weight is changed so far that the state changes by as much of itself; what is told, by so much of itself. A network
 # in float32 rounds a thousand times finer.

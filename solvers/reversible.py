@@ -21,16 +21,16 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from solvers.base import check_within
-from solvers.charts import ANGLE
-from solvers.fixed import FixedStepSolver, WalkingSolver
-from solvers.runge_kutta import RUNGE_KUTTA_SOLVERS
+from .base import check_within
+from .charts import ANGLE
+from .fixed import FixedStepSolver, WalkingSolver
+from .runge_kutta import RUNGE_KUTTA_SOLVERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
-    from solvers.fixed import Step
+    from .base import Field
+    from .fixed import Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from math import isclose
 from typing import TYPE_CHECKING
 
-from solvers.base import combine
-from solvers.fixed import FixedStepSolver
+from .base import combine
+from .fixed import FixedStepSolver
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 
 @dataclass(frozen=True)

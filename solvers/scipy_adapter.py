@@ -9,8 +9,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
-from solvers.base import Solution, SolverError, refuse_companion
+from .adaptive import FIRST_STEP, AdaptiveSolver, Watch
+from .base import Solution, SolverError, refuse_companion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 
 @dataclass(frozen=True, kw_only=True)

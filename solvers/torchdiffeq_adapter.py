@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from solvers.adaptive import FIRST_STEP, AdaptiveSolver, Watch
-from solvers.base import Solution, Solver, SolverError, check_finite, refuse_companion
+from .adaptive import FIRST_STEP, AdaptiveSolver, Watch
+from .base import Solution, Solver, SolverError, check_finite, refuse_companion
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from solvers.base import Field
+    from .base import Field
 
 # The kinds of devices that have no float64.
 WITHOUT_FLOAT64 = {"mps"}

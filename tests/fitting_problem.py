@@ -8,9 +8,9 @@ import torch
 from flows import Field, Recorded, gaussian, real
 from torch import Tensor
 
-from solvers import SOLVERS
-from solvers.fixed import FixedStepSolver
-from solvers.learning import Fitting, Walk
+from ddim_ode.solvers import SOLVERS
+from ddim_ode.solvers.fixed import FixedStepSolver
+from ddim_ode.solvers.learning import Fitting, Walk
 
 NODES = (0.05, 0.3, 0.8, 2.0, 6.0, 20.0)
 STEPS = len(NODES) - 1

@@ -12,7 +12,7 @@ import numpy as np
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import main
+from ddim_ode.cli import main
 
 # A file's content, or what makes it at a path.
 Content = bytes | Callable[[Path], object]

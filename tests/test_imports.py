@@ -30,7 +30,7 @@ NEEDLESS = {
 }
 RUN = """
 import sys
-from cli import main
+from ddim_ode.cli import main
 for arguments in {commands!r}:
     main(arguments, standalone_mode=False)
 print("loaded:", *sys.modules)
@@ -48,9 +48,9 @@ def loaded_by(*commands: list[str]) -> set[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["info"]])
 def test_help_and_lists_do_without_torch(arguments: list[str]) -> None:
     loaded = loaded_by(arguments)
-    assert {"click", "solvers.scipy_adapter", "solvers.torchdiffeq_adapter"} <= loaded
+    assert {"click", "ddim_ode.solvers.scipy_adapter", "ddim_ode.solvers.torchdiffeq_adapter"} <= loaded
     assert not loaded & (NEEDLESS | {"torch", "numpy", "PIL", "safetensors"})
-    assert not {name for name in loaded if name.startswith("analysis.")}
+    assert not {name for name in loaded if name.startswith("ddim_ode.analysis.")}
 
 
 def test_encoding_decoding_and_sampling_do_without_diffusers(tmp_path: Path) -> None:
@@ -63,6 +63,6 @@ def test_encoding_decoding_and_sampling_do_without_diffusers(tmp_path: Path) -> 
     )
     assert {"torch", "ddim_ode.session.session", "ddim_ode.ddpm_unet"} <= loaded
     assert not loaded & NEEDLESS
-    assert not {name for name in loaded if name.startswith("analysis.")}
+    assert not {name for name in loaded if name.startswith("ddim_ode.analysis.")}
     assert Path(picture).is_file()
     assert Path(sheet).is_file()

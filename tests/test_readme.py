@@ -15,15 +15,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.comparison import main as compare
-from analysis.comparison_plot import GOALS
-from analysis.overhead import main as measure_overhead
-from analysis.quality import DistanceRow, ErrorRow, error_table
-from analysis.quality import table as quality_table
-from analysis.recognition import ClassRow, class_table
-from analysis.reconstruction import main as reconstruct
-from analysis.rows import load_rows
-from cli import main
+from ddim_ode.analysis.comparison import main as compare
+from ddim_ode.analysis.comparison_plot import GOALS
+from ddim_ode.analysis.overhead import main as measure_overhead
+from ddim_ode.analysis.quality import DistanceRow, ErrorRow, error_table
+from ddim_ode.analysis.quality import table as quality_table
+from ddim_ode.analysis.recognition import ClassRow, class_table
+from ddim_ode.analysis.reconstruction import main as reconstruct
+from ddim_ode.analysis.rows import load_rows
+from ddim_ode.cli import main
 from ddim_ode.models import EMBEDDED, load_model
 from ddim_ode.work import load_json
 

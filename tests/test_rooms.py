@@ -1,4 +1,9 @@
-"""The rooms and who may know whom: every import in the source, wherever it stands, also for type checkers alone."""
+"""The rooms and who may know whom: every import in the source, wherever it stands, also for type checkers alone.
+
+``solvers``, ``analysis`` and ``cli`` lie beside ``ddim_ode`` in a clone and are imported as parts of it, which they are
+where it is installed; by other names they would be loaded twice. Within ``solvers`` and within ``analysis`` imports are
+relative, so that ``python -m analysis.convergence`` works in a clone.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("solvers", "ddim_ode", "analysis", "cli")
+# In a clone these lie beside ddim_ode, and inside it in an installed package.
+BESIDE = ("solvers", "analysis", "cli")
 
 
 def source_files() -> list[Path]:
@@ -25,34 +32,58 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in source_files()}
 
 
-def imports(path: Path) -> Iterator[str]:
-    """The modules of this project that the file imports, anywhere in it."""
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def in_its_room(name: str) -> str:
+    """The name in a clone's folders of the module that is imported as ``name``."""
+    inner = name.removeprefix("ddim_ode.")
+    return inner if room(inner) in BESIDE else name
+
+
+def imports(module: str, path: Path) -> Iterator[str]:
+    """The modules of this project that one of them imports, anywhere in its file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            within = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in MODULES else str(node.module) for name in within]
+            within_room = ".".join(filter(None, (room(module), node.module)))
+            base = within_room if node.level else in_its_room(str(node.module))
+            within = [in_its_room(f"{base}.{alias.name}") for alias in node.names]
+            names = [name if name in MODULES else base for name in within]
         else:
             continue
-        yield from (name for name in names if name.split(".")[0] in ROOMS)
+        yield from (name for name in names if room(name) in ROOMS)
 
 
-GRAPH = {name: sorted(set(imports(path)) - {name}) for name, path in MODULES.items()}
-
-
-def room(module: str) -> str:
-    return module.split(".")[0]
+GRAPH = {name: sorted(set(imports(name, path)) - {name}) for name, path in MODULES.items()}
 
 
 def may_import(module: str, other: str) -> bool:
     if room(module) == room(other):
         return True
+    if module == "ddim_ode.__main__":
+        return other == "cli"
     if room(module) == "ddim_ode":
         return room(other) == "solvers" and module.startswith("ddim_ode.session")
     allowed = {"solvers": set(), "analysis": {"solvers", "ddim_ode"}, "cli": {"solvers", "ddim_ode", "analysis"}}
     return room(other) in allowed[room(module)]
+
+
+@pytest.mark.parametrize("path", [path for top in (*ROOMS, "tests") for path in sorted(ROOT.glob(f"{top}*/**/*.py"))])
+def test_rooms_are_imported_by_the_names_that_they_have_when_installed(path: Path) -> None:
+    home = room(module_name(path)) if "notebooks" not in path.parts else ""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not {alias.name for alias in node.names if room(alias.name) in BESIDE}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            inner = room(str(node.module).removeprefix("ddim_ode."))
+            assert room(str(node.module)) not in BESIDE
+            assert inner not in BESIDE or inner != home, "within a room imports are relative"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1
+            assert home in BESIDE
 
 
 def test_the_walk_finds_the_rooms() -> None:

@@ -30,11 +30,11 @@
 # %matplotlib inline
 from inspect import getsource
 
-from analysis.lessons import ddim, decode_errors, plot_errors, show
-from analysis.schedulers import decode_with_scheduler
 from ddim_ode import decode, load_model, make_grid
+from ddim_ode.analysis.lessons import ddim, decode_errors, plot_errors, show
+from ddim_ode.analysis.schedulers import decode_with_scheduler
 from ddim_ode.codec import draw_latents
-from solvers import get_solver
+from ddim_ode.solvers import get_solver
 
 model = load_model("default")
 print(model.summary())

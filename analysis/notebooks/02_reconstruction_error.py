@@ -26,13 +26,13 @@
 import os
 from pathlib import Path
 
-from analysis.cross_solver import DEFAULT_SOLVERS
-from analysis.cross_solver import plot as plot_pairs
-from analysis.cross_solver import run as run_pairs
-from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.reconstruction import make_cases, run
-from analysis.reconstruction_plot import plot, table
 from ddim_ode import load_model
+from ddim_ode.analysis.cross_solver import DEFAULT_SOLVERS
+from ddim_ode.analysis.cross_solver import plot as plot_pairs
+from ddim_ode.analysis.cross_solver import run as run_pairs
+from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
+from ddim_ode.analysis.reconstruction import make_cases, run
+from ddim_ode.analysis.reconstruction_plot import plot, table
 
 # Images, and how coarse the reference is; a run for show takes fewer.
 count = int(os.environ.get("DDIM_ODE_IMAGES", "4"))

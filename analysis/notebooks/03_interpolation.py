@@ -26,12 +26,12 @@ import os
 
 import torch
 
-from analysis.lessons import plot_radii, radii, show
-from analysis.pictures import CIFAR10_TEST, load_images
 from ddim_ode import decode, encode, load_model, make_grid, span
+from ddim_ode.analysis.lessons import plot_radii, radii, show
+from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
 from ddim_ode.codec import draw_latents
 from ddim_ode.images import pixel_mse
-from solvers import get_solver
+from ddim_ode.solvers import get_solver
 
 steps = int(os.environ.get("DDIM_ODE_STEPS", "20"))
 model = load_model("default")

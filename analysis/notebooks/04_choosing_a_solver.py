@@ -20,13 +20,13 @@
 import os
 from pathlib import Path
 
-from analysis.curvature import plot as plot_bend
-from analysis.curvature import run as measure_bend
-from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.reconstruction import make_cases, run
-from analysis.reconstruction_plot import plot
 from ddim_ode import load_model
-from solvers import SOLVERS
+from ddim_ode.analysis.curvature import plot as plot_bend
+from ddim_ode.analysis.curvature import run as measure_bend
+from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
+from ddim_ode.analysis.reconstruction import make_cases, run
+from ddim_ode.analysis.reconstruction_plot import plot
+from ddim_ode.solvers import SOLVERS
 
 count = int(os.environ.get("DDIM_ODE_IMAGES", "4"))
 stride = int(os.environ.get("DDIM_ODE_STRIDE", "4"))

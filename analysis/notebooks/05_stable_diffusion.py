@@ -21,11 +21,10 @@
 import os
 from pathlib import Path
 
-import analysis
-from analysis.round_trips import Asked, measure
-from analysis.round_trips_plot import TripRow, plot, table
-from analysis.rows import Results
-from ddim_ode import Session, load_latent
+from ddim_ode import Session, analysis, load_latent
+from ddim_ode.analysis.round_trips import Asked, measure
+from ddim_ode.analysis.round_trips_plot import TripRow, plot, table
+from ddim_ode.analysis.rows import Results
 from ddim_ode.devices import find_device
 from ddim_ode.pipelines import load_pipeline
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ddim_ode.driven import PipelineError
 from ddim_ode.ode import EvaluationLimitError
-from solvers import SolverError
+from ddim_ode.solvers import SolverError
 
 # What is told of an input that fails, while the others go on.
 OnError = Callable[[Exception], object]

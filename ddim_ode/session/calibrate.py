@@ -32,10 +32,9 @@ from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, SCORES, WALKS, Effort, Material, check_memory, gather, judge
 from ddim_ode.session.request import Request, default_grid, default_solver, plan_condition
 from ddim_ode.session.trajectories import trajectory_solver
+from ddim_ode.solvers import SolverError, get_solver, learning
 from ddim_ode.speed import products
 from ddim_ode.work import claimed, load_json
-from solvers import SolverError, get_solver
-from solvers.learning import Fitting
 
 if TYPE_CHECKING:
     from ddim_ode.session.session import Session
@@ -214,7 +213,9 @@ def try_out(model: Model, material: Material, candidate: Candidate) -> Entry:
 
 
 def _fitted(model: Model, material: Material, grid: Grid, *, upward: bool) -> Learned:
-    fitting = Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=material.known.at)
+    fitting = learning.Fitting(
+        base=trajectory_solver(model), field=model.ode(), upward=upward, solution=material.known.at
+    )
     with torch.no_grad():
         return Learned(fitting.walk(grid.sigmas).fit.weights)
 

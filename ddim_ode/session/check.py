@@ -18,7 +18,7 @@ from ddim_ode.grids import Grid
 from ddim_ode.images import pixel_mse
 from ddim_ode.session.parts import Parts
 from ddim_ode.session.walks import Walker
-from solvers import Solver
+from ddim_ode.solvers import Solver
 
 # How far the second moment of a latent may be off, relative to that of the finer one.
 MOMENT_TOLERANCE = 0.03

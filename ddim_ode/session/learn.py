@@ -36,12 +36,8 @@ from ddim_ode.session.check import mean_square
 from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, Effort, Material, judge
 from ddim_ode.session.trajectories import Trajectories, join, trajectory_solver
+from ddim_ode.solvers import FixedStepSolver, SolverError, corrected, learning, polishing
 from ddim_ode.work import load_json, reading
-from solvers import SolverError
-from solvers.fitted import corrected
-from solvers.fixed import FixedStepSolver
-from solvers.learning import Fitting, Found, Place, Walk, begin, search
-from solvers.polishing import Aim, polish
 
 # As many latents, and as many images, serve the search.
 _SEARCHED = 8
@@ -57,8 +53,8 @@ _PATIENCE = 2
 class Places:
     """Where the searches of the two directions have ended."""
 
-    down: Place
-    up: Place
+    down: learning.Place
+    up: learning.Place
 
 
 def learn(
@@ -116,22 +112,22 @@ def _place(
     starts: Sequence[Grid],
     folder: Path,
     name: str,
-    before: Place | None,
-    error: Callable[[Trajectories, Walk], float],
-) -> Place:
+    before: learning.Place | None,
+    error: Callable[[Trajectories, learning.Walk], float],
+) -> learning.Place:
     """Where the search of the direction called ``name`` ends, which makes the ``error`` small."""
     steps = starts[0].steps
     way, score = _way(model, known, upward=name == "up"), partial(error, known)
     path = folder / f"{steps}-search-{name}.json"
     progress = _load(path)
     if progress is None:
-        places = [begin(grid.sigmas) for grid in starts]
+        places = [learning.begin(grid.sigmas) for grid in starts]
         places += [resampled(before, steps)] if before and len(before.told) > 1 else []
         place = min(places, key=lambda place: _first_score(way, place, score))
         progress = Progress(place, place)
     if not progress.over:
         most = steps * effort.walks if steps <= _MOST_SEARCHED else 0
-        found = search(way, progress.at, score, seed=effort.seed)
+        found = learning.search(way, progress.at, score, seed=effort.seed)
         progress = _searched(found, partial(_held_score, model, held, error), progress, most, path)
     return progress.best
 
@@ -146,13 +142,13 @@ class Progress:
     ``over``         whether the search has ended.
     """
 
-    at: Place
-    best: Place
+    at: learning.Place
+    best: learning.Place
     least: float | None = None
     evaluations: int = 0
     over: bool = False
 
-    def judged(self, place: Place, score: float, evaluations: int, *, over: bool) -> Progress:
+    def judged(self, place: learning.Place, score: float, evaluations: int, *, over: bool) -> Progress:
         """The progress at another ``place``, where the held-out ``score`` is this."""
         better = self.least is None or score < self.least
         tired = not better and place.sweeps - self.best.sweeps >= _PATIENCE
@@ -161,7 +157,11 @@ class Progress:
 
 
 def _searched(
-    findings: Iterable[Found], held_score: Callable[[Found], float], progress: Progress, most: int, path: Path
+    findings: Iterable[learning.Found],
+    held_score: Callable[[learning.Found], float],
+    progress: Progress,
+    most: int,
+    path: Path,
 ) -> Progress:
     """The end of a search, given its ``findings``, in at ``most`` so many evaluations, with a progress bar.
 
@@ -197,7 +197,7 @@ def _load(path: Path) -> Progress | None:
         return None
     with reading(path):
         at, best = (
-            Place(
+            learning.Place(
                 tuple(map(float, place["nodes"])),
                 tuple(map(float, place["told"])),
                 tuple(map(float, place["sizes"])),
@@ -208,7 +208,7 @@ def _load(path: Path) -> Progress | None:
         return Progress(at, best, content["least"], int(content["evaluations"]), bool(content["over"]))
 
 
-def _first_score(way: Fitting, place: Place, score: Callable[[Walk], float]) -> float:
+def _first_score(way: learning.Fitting, place: learning.Place, score: Callable[[learning.Walk], float]) -> float:
     """The score of a ``place``; infinite if the walk there ends at no finite numbers."""
     try:
         return score(way.walk(place.nodes, place.told))
@@ -216,17 +216,17 @@ def _first_score(way: Fitting, place: Place, score: Callable[[Walk], float]) -> 
         return inf
 
 
-def _way(model: Model, known: Trajectories, *, upward: bool) -> Fitting:
-    return Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=known.at)
+def _way(model: Model, known: Trajectories, *, upward: bool) -> learning.Fitting:
+    return learning.Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=known.at)
 
 
-def _error(known: Trajectories, walk: Walk) -> float:
+def _error(known: Trajectories, walk: learning.Walk) -> float:
     """The mean error at the end of a walk, relative to the states there."""
     truth = known.at(walk.nodes[-1])
     return float(mean_square(walk.x - truth).sqrt().mean()) / sqrt(float(truth.square().mean()))
 
 
-def _errors_there_and_back(model: Model, decoder: Walk, known: Trajectories, walk: Walk) -> float:
+def _errors_there_and_back(model: Model, decoder: learning.Walk, known: Trajectories, walk: learning.Walk) -> float:
     """The geometric mean of the error of latents, and of that of the images that the ``decoder`` makes of them.
 
     The first alone is not enough: in 5 steps it makes latents better by an eighth, and round trips worse by a half.
@@ -234,7 +234,7 @@ def _errors_there_and_back(model: Model, decoder: Walk, known: Trajectories, wal
     return sqrt(_error(known, walk) * _error(known, _again(model, decoder, walk.x)))
 
 
-def _again(model: Model, walk: Walk, x: Tensor) -> Walk:
+def _again(model: Model, walk: learning.Walk, x: Tensor) -> learning.Walk:
     """The same ``walk`` from ``x``, ``(B, C, H, W)``, without fitting; infinitely far off if it is not finite."""
     grid = torch.tensor(walk.nodes, dtype=torch.float64)
     try:
@@ -243,16 +243,18 @@ def _again(model: Model, walk: Walk, x: Tensor) -> Walk:
         return replace(walk, x=torch.full_like(x, inf))
 
 
-def _held_score(model: Model, held: Trajectories, error: Callable[[Trajectories, Walk], float], found: Found) -> float:
+def _held_score(
+    model: Model, held: Trajectories, error: Callable[[Trajectories, learning.Walk], float], found: learning.Found
+) -> float:
     """The ``error`` of what was found on solutions that it was not fitted to."""
     return error(held, _again(model, found.walk, held.at(found.walk.nodes[0])))
 
 
-def _fitted(model: Model, walk: Walk) -> FixedStepSolver:
+def _fitted(model: Model, walk: learning.Walk) -> FixedStepSolver:
     return corrected(trajectory_solver(model), walk.fit)
 
 
-def _fits(model: Model, known: Trajectories, places: Places) -> tuple[Walk, Walk]:
+def _fits(model: Model, known: Trajectories, places: Places) -> tuple[learning.Walk, learning.Walk]:
     """The walks of decoder and encoder at their ``places``, with weights fitted to all that is known."""
     down, up = places.down, places.up
     return (
@@ -262,27 +264,27 @@ def _fits(model: Model, known: Trajectories, places: Places) -> tuple[Walk, Walk
 
 
 def _polished(
-    model: Model, known: Trajectories, images: Trajectories, decoder: Walk, encoder: Walk
-) -> tuple[Walk, Walk]:
+    model: Model, known: Trajectories, images: Trajectories, decoder: learning.Walk, encoder: learning.Walk
+) -> tuple[learning.Walk, learning.Walk]:
     """Both, made better through the whole walk: the decoder for what is ``known``, the encoder for ``images``.
 
     Those are all that may be fitted to: on the eight of ``known`` it learns in 10 steps what does not hold for others.
     """
     steps, bar = len(decoder.nodes) - 1, partial(tqdm, leave=False, disable=None)
     way = _way(model, known, upward=False)
-    aim = Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
+    aim = polishing.Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
     decoder = way.follow(decoder.nodes, decoder.fit)
-    decoder = polish(way, decoder, aim, partial(bar, desc=f"{steps}-polish-down"))
+    decoder = polishing.polish(way, decoder, aim, partial(bar, desc=f"{steps}-polish-down"))
     way = _way(model, images, upward=True)
-    aim = Aim(
+    aim = polishing.Aim(
         results=lambda x: (x, _again(model, decoder, x).x),
         truths=(images.at(encoder.nodes[-1]), images.at(encoder.nodes[0])),
     )
     encoder = way.follow(encoder.nodes, encoder.fit)
-    return decoder, polish(way, encoder, aim, partial(bar, desc=f"{steps}-polish-up"))
+    return decoder, polishing.polish(way, encoder, aim, partial(bar, desc=f"{steps}-polish-up"))
 
 
-def _entry(model: Model, material: Material, decoder: Walk, encoder: Walk) -> Entry:
+def _entry(model: Model, material: Material, decoder: learning.Walk, encoder: learning.Walk) -> Entry:
     """The entry of what was fitted for the two directions, judged.
 
     Raises:
@@ -296,14 +298,14 @@ def _entry(model: Model, material: Material, decoder: Walk, encoder: Walk) -> En
     return Entry(name, grid, up, down, judge(model, material, learned_solver(name, grid, up, down), grid))
 
 
-def resampled(place: Place, steps: int) -> Place:
+def resampled(place: learning.Place, steps: int) -> learning.Place:
     """A search's ``place`` drawn out, or drawn together, to another number of ``steps``."""
     *finite, last = place.nodes
     if isinf(last):  # the last step, alone, leads there
         nodes = (*_resampled(finite, steps), inf)
     else:
         nodes = (finite[0], *_resampled(place.nodes, steps + 1)[1:-1], last)
-    return begin(nodes, _resampled(place.told, steps))
+    return learning.begin(nodes, _resampled(place.told, steps))
 
 
 def _resampled(values: Sequence[float], count: int) -> tuple[float, ...]:

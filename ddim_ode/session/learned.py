@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from ddim_ode.calibration import Learned
 from ddim_ode.grids import Grid
-from solvers import Fit, Solver, fitted
+from ddim_ode.solvers import Fit, Solver, fitted
 
 
 @lru_cache(maxsize=32)  # each of many latents is planned for

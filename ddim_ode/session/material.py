@@ -28,8 +28,8 @@ from ddim_ode.models import Model
 from ddim_ode.session.check import mean_square
 from ddim_ode.session.request import default_grid
 from ddim_ode.session.trajectories import Trajectories, join, trajectory_solver, walk
+from ddim_ode.solvers import Solver, SolverError
 from ddim_ode.work import load_tensors, save_tensors
-from solvers import Solver, SolverError
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20)
 CLEAN_END = "sigma-min"

@@ -19,8 +19,8 @@ from ddim_ode.console import Bar, FilePath, GridName, device_option
 from ddim_ode.dtypes import DTYPES
 from ddim_ode.grids import CLEAN_ENDS
 from ddim_ode.session.request import AUTO_BATCH, DEFAULT_STEPS, Request
+from ddim_ode.solvers import AUTO, DEFAULT_SOLVER, SOLVERS
 from ddim_ode.spacings import DEFAULT_GRID
-from solvers import AUTO, DEFAULT_SOLVER, SOLVERS
 
 if TYPE_CHECKING:
     from ddim_ode.asked import AskedFor

@@ -24,8 +24,7 @@ from ddim_ode.session.request import (
     plan_condition,
     towards_classes,
 )
-from ddim_ode.spacings import GRIDS, SCHEDULER
-from solvers import (
+from ddim_ode.solvers import (
     AUTO,
     DEFAULT_SOLVER,
     ExactInverse,
@@ -36,6 +35,7 @@ from solvers import (
     solver_from,
     way_back,
 )
+from ddim_ode.spacings import GRIDS, SCHEDULER
 
 if TYPE_CHECKING:
     from ddim_ode.calibration import Entry

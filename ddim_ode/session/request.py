@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ddim_ode.conditions import NO_CLASS, UNCONDITIONAL, Condition, Label
+from ddim_ode.solvers import DEFAULT_SOLVER
 from ddim_ode.spacings import DEFAULT_GRID, GRIDS, SCHEDULER, Tau
-from solvers import DEFAULT_SOLVER
 
 if TYPE_CHECKING:
     from ddim_ode.latents import Latent
     from ddim_ode.model import Model
-    from solvers import Solver
+    from ddim_ode.solvers import Solver
 
 DEFAULT_STEPS = 50
 # Of all timesteps, up to which a picture that is edited is encoded.

@@ -19,7 +19,7 @@ from ddim_ode.session.check import Check
 from ddim_ode.session.parts import Parts
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.walks import Walk
-from solvers import ExactInverse
+from ddim_ode.solvers import ExactInverse
 
 
 @dataclass(frozen=True, eq=False)

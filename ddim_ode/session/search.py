@@ -15,8 +15,8 @@ from ddim_ode.ode import EvaluationLimitError
 from ddim_ode.session.plan import Plan, plan_encoding
 from ddim_ode.session.request import PlanError, Request
 from ddim_ode.session.worker import Worker
+from ddim_ode.solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
 from ddim_ode.spacings import GRIDS, Tau
-from solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
 
 # The solvers that are looked through for the cheapest, where none is named.
 CANDIDATES = (AUTO, "dpmpp2m", "reab2")

@@ -1,7 +1,7 @@
 """A session: a model that encodes, decodes, reconstructs, samples and interpolates, one picture or any number.
 
     session = Session("default")                       # or a model's folder, a name on the Hub, a Model
-    latent = session.encode("photo.jpg", steps=10)     # what `cli.py encode photo.jpg --steps 10` writes
+    latent = session.encode("photo.jpg", steps=10)     # what `ddim-ode encode photo.jpg --steps 10` writes
     latent.save("photo.latent.pt")
     session.decode("photo.latent.pt").save("photo.png")
 

@@ -18,10 +18,7 @@ from tqdm import tqdm
 from ddim_ode.codec import to_device
 from ddim_ode.grids import Grid
 from ddim_ode.models import Model
-from solvers import correctable
-from solvers.charts import ANGLE
-from solvers.fixed import FixedStepSolver
-from solvers.fixed import walk as walk_along
+from ddim_ode.solvers import ANGLE, FixedStepSolver, correctable, fixed
 
 
 def trajectory_solver(model: Model) -> FixedStepSolver:
@@ -123,7 +120,7 @@ def _walk(model: Model, begin: Tensor, grid: Grid, upward: bool, label: str) -> 
     nodes = ANGLE.nodes(sigmas)
     states = [ANGLE.enter(begin if upward else begin * _size(grid.sigma_T), sigmas[0])]
     with torch.no_grad():
-        points = walk_along(solver.step, recorded, states[0], nodes)
+        points = fixed.walk(solver.step, recorded, states[0], nodes)
         states += [y for _, y, _ in tqdm(points, total=grid.steps, desc=label, leave=False, disable=None)]
         recorded(nodes[-1], states[-1])
     order = slice(None) if upward else slice(None, None, -1)

@@ -13,8 +13,8 @@ from ddim_ode.ancestral import Ancestral
 from ddim_ode.codec import decode, decode_solution, encode_solution
 from ddim_ode.grids import Grid
 from ddim_ode.ode import ProbabilityFlowODE
+from ddim_ode.solvers import Cost, ExactInverse, Solution, Solver, SolverError
 from ddim_ode.speed import products
-from solvers import Cost, ExactInverse, Solution, Solver, SolverError
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ddim_ode.session.parts import Parts
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Picture, Reconstructed, Sample
 from ddim_ode.session.walks import Listener, Walker
-from solvers import Solution, Solver, finer
+from ddim_ode.solvers import Solution, Solver, finer
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,7 +73,7 @@ class Hardware:
         if self.processes not in (None, accelerator.num_processes):
             raise ValueError(
                 f"{self.processes} processes are wanted, but accelerate runs {accelerator.num_processes}; "
-                f"start with: torchrun --nproc_per_node {self.processes} cli.py train ..."
+                f"start with: torchrun --nproc_per_node {self.processes} -m ddim_ode train ..."
             )
         return accelerator
 

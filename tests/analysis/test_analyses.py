@@ -18,7 +18,8 @@ from limited_device import limited_device
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis import (
+from ddim_ode import codec, decode, encode, load_model, make_grid
+from ddim_ode.analysis import (
     consistency,
     convergence,
     cross_solver,
@@ -29,19 +30,18 @@ from analysis import (
     sample_quality,
     work_precision,
 )
-from analysis.figures import save_figure
-from analysis.frechet import TEST_STATISTICS, frechet_to_test
-from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.reconstruction_plot import ReconstructionRow
-from analysis.rows import load_rows
-from analysis.spread import spread
-from ddim_ode import codec, decode, encode, load_model, make_grid
+from ddim_ode.analysis.figures import save_figure
+from ddim_ode.analysis.frechet import TEST_STATISTICS, frechet_to_test
+from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
+from ddim_ode.analysis.reconstruction_plot import ReconstructionRow
+from ddim_ode.analysis.rows import load_rows
+from ddim_ode.analysis.spread import spread
 from ddim_ode.ancestral import seeded_noise
 from ddim_ode.codec import draw_latents
 from ddim_ode.ddpm_unet import DDPMUNet
 from ddim_ode.images import pixel_mse
+from ddim_ode.solvers import SOLVERS, torchdiffeq_adapter
 from ddim_ode.work import load_json
-from solvers import SOLVERS, torchdiffeq_adapter
 
 
 def run(command: click.Command, model: Path | str, out: Path, *options: str) -> str:

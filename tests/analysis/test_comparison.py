@@ -10,12 +10,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.comparison import ComparisonRow, main, plan
-from analysis.comparison_plot import GOALS, table, verdict
-from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.rows import load_rows
-from analysis.schedulers import decode_with_scheduler, invert_with_ddim
-from analysis.spread import Spread
+from ddim_ode.analysis.comparison import ComparisonRow, main, plan
+from ddim_ode.analysis.comparison_plot import GOALS, table, verdict
+from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
+from ddim_ode.analysis.rows import load_rows
+from ddim_ode.analysis.schedulers import decode_with_scheduler, invert_with_ddim
+from ddim_ode.analysis.spread import Spread
 from ddim_ode.calibration import FILE, Calibration, Entry, Learned, save_calibration
 from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import make_grid
@@ -23,7 +23,7 @@ from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model, load_model
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
-from solvers import DEFAULT_SOLVER, SOLVERS
+from ddim_ode.solvers import DEFAULT_SOLVER, SOLVERS
 
 # diffusers hands torch tensors to numpy's old protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from analysis import dataset_speed
-from analysis.dataset_speed import DatasetRow, compared, drive, main, ratio, table
-from analysis.options import ModelChoice
-from analysis.rows import load_rows
+from ddim_ode.analysis import dataset_speed
+from ddim_ode.analysis.dataset_speed import DatasetRow, compared, drive, main, ratio, table
+from ddim_ode.analysis.options import ModelChoice
+from ddim_ode.analysis.rows import load_rows
 from ddim_ode.session.dataset.manifest import read_lines
 from ddim_ode.session.dataset.shards import Shard, list_shards
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.decode_error import OUR_GRIDS, OURS, DecodeErrorRow, competitors, main, table
-from analysis.rows import load_rows
-from analysis.schedulers import THEIRS
-from analysis.spread import spread
+from ddim_ode.analysis.decode_error import OUR_GRIDS, OURS, DecodeErrorRow, competitors, main, table
+from ddim_ode.analysis.rows import load_rows
+from ddim_ode.analysis.schedulers import THEIRS
+from ddim_ode.analysis.spread import spread
 from ddim_ode.codec import decode, draw_latents
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, load_model
-from solvers import SOLVERS
+from ddim_ode.solvers import SOLVERS
 
 # diffusers hands torch tensors to numpy's old protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

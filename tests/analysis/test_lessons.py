@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.lessons import ddim, decode_errors, plot_errors, plot_radii, radii, show
 from ddim_ode import decode, load_model, make_grid
+from ddim_ode.analysis.lessons import ddim, decode_errors, plot_errors, plot_radii, radii, show
 from ddim_ode.codec import draw_latents
 from ddim_ode.models import Model
-from solvers import SOLVERS
+from ddim_ode.solvers import SOLVERS
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from analysis.overhead import OverheadRow, main
-from analysis.rows import load_rows
-from analysis.timing import Stopwatch
+from ddim_ode.analysis.overhead import OverheadRow, main
+from ddim_ode.analysis.rows import load_rows
+from ddim_ode.analysis.timing import Stopwatch
 
 
 def test_rows_and_table(tiny_model: Path, tmp_path: Path) -> None:

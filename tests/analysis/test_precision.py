@@ -10,13 +10,13 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from analysis import precision
-from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.precision import PrecisionRow, main
-from analysis.rows import load_rows
 from ddim_ode import codec, load_model, make_grid
+from ddim_ode.analysis import precision
+from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
+from ddim_ode.analysis.precision import PrecisionRow, main
+from ddim_ode.analysis.rows import load_rows
 from ddim_ode.images import pixel_mse
-from solvers import SolverError, get_solver
+from ddim_ode.solvers import SolverError, get_solver
 
 STEPS = 6
 QUICK = ("--count", "2", "--steps", str(STEPS), "--network", "float32", "--network", "bfloat16", "--device", "cpu")

@@ -10,9 +10,9 @@ import torch
 from best_network import SD, best_model
 from torch import Tensor, nn
 
-from analysis.classifier import CLASSES, WEIGHTS, Features, guesses, labels, load_features, train
-from analysis.pictures import CIFAR10_TEST
-from analysis.quality import (
+from ddim_ode.analysis.classifier import CLASSES, WEIGHTS, Features, guesses, labels, load_features, train
+from ddim_ode.analysis.pictures import CIFAR10_TEST
+from ddim_ode.analysis.quality import (
     DistanceRow,
     ErrorRow,
     Subject,
@@ -28,16 +28,16 @@ from analysis.quality import (
     subjects,
     table,
 )
-from analysis.recognition import accuracy, class_table
-from analysis.rows import calibrated
+from ddim_ode.analysis.recognition import accuracy, class_table
+from ddim_ode.analysis.rows import calibrated
 from ddim_ode.calibration import Calibration, Entry, Learned
 from ddim_ode.grids import make_grid
 from ddim_ode.models import Model, load_model
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
+from ddim_ode.solvers import AUTO, DEFAULT_SOLVER
 from ddim_ode.training.data import TrainingImages, read_training_images
 from ddim_ode.work import save_tensors
-from solvers import AUTO, DEFAULT_SOLVER
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_folder_that_is_no_class() -> None:
 
 
 def test_samples_are_kept_and_gone_on_with(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.quality.CHUNK", 4)
+    monkeypatch.setattr("ddim_ode.analysis.quality.CHUNK", 4)
     model = load_model(str(tiny_model))
     options = {"solver": "euler", "grid": "trailing", "steps": 2, "seed": 0}
     whole = draw_samples(Subject(model, "tiny"), 10, tmp_path, **options)
@@ -118,7 +118,7 @@ def test_samples_are_kept_and_gone_on_with(tiny_model: Path, tmp_path: Path, mon
     assert whole.dtype == torch.uint8
     save_tensors([whole[:4]], tmp_path / "samples-tiny.pt")
     assert draw_samples(Subject(model, "tiny"), 10, tmp_path, **options).equal(whole)
-    monkeypatch.setattr("analysis.quality.decode", None)  # whoever calls it, fails
+    monkeypatch.setattr("ddim_ode.analysis.quality.decode", None)  # whoever calls it, fails
     assert draw_samples(Subject(model, "tiny"), 10, tmp_path, **options).equal(whole)
 
 
@@ -146,8 +146,8 @@ def test_what_is_measured_is_not_measured_again(
     assert [row.what for row in first[1]] == ["cifar10_test", "best"]
     assert first[1][0].frechet == pytest.approx(0, abs=1e-3)
     assert first[1][1].frechet > 1
-    monkeypatch.setattr("analysis.quality.measure_errors", None)
-    monkeypatch.setattr("analysis.quality.frechet", None)
+    monkeypatch.setattr("ddim_ode.analysis.quality.measure_errors", None)
+    monkeypatch.setattr("ddim_ode.analysis.quality.frechet", None)
     assert repr(run(models, pixels, pixels, tmp_path, count=6, **options)) == repr(first)  # nan among them
     with pytest.raises(ValueError, match="holds rows with another count"):
         run(models, pixels, pixels, tmp_path, count=7, **options)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from analysis.pictures import CIFAR10_TEST, load_images
-from analysis.reconstruction import ReconstructionRow, main, steps_for
-from analysis.reconstruction_plot import plot, table
-from analysis.rows import load_rows
 from ddim_ode import decode, encode, load_model, make_grid
+from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
+from ddim_ode.analysis.reconstruction import ReconstructionRow, main, steps_for
+from ddim_ode.analysis.reconstruction_plot import plot, table
+from ddim_ode.analysis.rows import load_rows
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
-from solvers import SOLVERS
+from ddim_ode.solvers import SOLVERS
 
 OPTIONS = ("--solver", "euler", "--solver", "heun", "--grid", "log-snr", "--count", "2", "--stride", "100")
 

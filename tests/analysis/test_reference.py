@@ -9,7 +9,7 @@ import pytest
 import torch
 from best_network import SD, best_model
 
-from analysis.reference import decoded_references, make_references
+from ddim_ode.analysis.reference import decoded_references, make_references
 from ddim_ode.codec import draw_latents
 from ddim_ode.models import load_model
 

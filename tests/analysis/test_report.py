@@ -12,16 +12,16 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from analysis import ANALYSES, report
-from analysis.report import PAGE, SECTIONS, Section, page
-from cli import main
+from ddim_ode.analysis import ANALYSES, report
+from ddim_ode.analysis.report import PAGE, SECTIONS, Section, page
+from ddim_ode.cli import main
 
 OVERHEAD = Section("overhead", ("--solver", "euler", "--steps", "1", "--repeats", "1", "--batch-size", "1"))
 
 
 @pytest.mark.parametrize("name", ANALYSES)
 def test_every_analysis_is_a_command(name: str) -> None:
-    module = import_module(f"analysis.{name}")
+    module = import_module(f"ddim_ode.analysis.{name}")
     assert isinstance(module.main, click.Command)
     result = CliRunner().invoke(main, ["analyze", name.replace("_", "-"), "--help"])
     assert result.exit_code == 0
@@ -101,7 +101,7 @@ def test_an_interrupt_ends_all(tiny_model: Path, tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report, "SECTIONS", (OVERHEAD, OVERHEAD))
-    monkeypatch.setattr("analysis.overhead.measure", interrupted)
+    monkeypatch.setattr("ddim_ode.analysis.overhead.measure", interrupted)
     result = CliRunner().invoke(main, ["analyze", "all", "--model", str(tiny_model), "--out", str(tmp_path)])
     assert result.exit_code == 1
     assert "Aborted!" in result.output
@@ -132,6 +132,6 @@ def test_every_analysis_has_a_section_in_either_run() -> None:
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.place)
 def test_options_of_sections_are_those_of_their_commands(section: Section) -> None:
-    command = import_module(f"analysis.{section.name}").main
+    command = import_module(f"ddim_ode.analysis.{section.name}").main
     for options in (section.quick, section.full):
         command.make_context(section.name, list(options or ()))

@@ -15,10 +15,10 @@ from diffusers import DDIMScheduler
 from tiny_pipelines import build, picture
 from torch import Tensor
 
-from analysis.round_trips import main
-from analysis.round_trips_plot import DDIM_INVERSE, EULER, TripRow, table
-from analysis.rows import load_rows
 from ddim_ode import from_pipeline
+from ddim_ode.analysis.round_trips import main
+from ddim_ode.analysis.round_trips_plot import DDIM_INVERSE, EULER, TripRow, table
+from ddim_ode.analysis.rows import load_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore::FutureWarning")
 
@@ -155,13 +155,13 @@ def test_a_second_run_measures_nothing(folders: Path, tmp_path: Path, monkeypatc
     rows = load_rows(TripRow, tmp_path / "rows.csv")
     assert len(rows) == 4
     assert all(isnan(row.latent_rmse) for row in rows if not row.why)
-    monkeypatch.setattr("analysis.round_trips.Judge", None)
+    monkeypatch.setattr("ddim_ode.analysis.round_trips.Judge", None)
     assert run(folders, tmp_path, *quick, pipelines=("SD3",)) == first
 
 
 def test_a_solver_that_fails_says_why(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from analysis import round_trips
-    from solvers import SolverError
+    from ddim_ode.analysis import round_trips
+    from ddim_ode.solvers import SolverError
 
     def fail(*_: object) -> None:
         raise SolverError("it stopped\nthere")

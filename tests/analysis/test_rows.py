@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.rows import Results, load_rows
+from ddim_ode.analysis.rows import Results, load_rows
 from ddim_ode.work import WorkError
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ OTHER = """
 import sys
 from pathlib import Path
 from tests.analysis.test_rows import Number
-from analysis.rows import Results
+from ddim_ode.analysis.rows import Results
 Results(Number, Path(sys.argv[1]), {"seed": 0}).add(Number(2))
 """
 

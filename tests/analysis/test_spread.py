@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from analysis.spread import spread, trimmed_mean
+from ddim_ode.analysis.spread import spread, trimmed_mean
 
 
 def log_normal(count: int) -> Tensor:

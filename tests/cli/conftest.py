@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import main
+from ddim_ode.cli import main
 
 Cli = Callable[..., Result]
 WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate", "edit", "dataset")

@@ -17,16 +17,16 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cli import main
 from ddim_ode import load_latent, load_model
 from ddim_ode.calibration import Calibration, Entry, Learned, save_calibration
+from ddim_ode.cli import main
 from ddim_ode.grids import make_grid
 from ddim_ode.images import load_image, to_picture
 from ddim_ode.session.material import WALKS
 from ddim_ode.session.request import DEFAULT_STEPS
 from ddim_ode.session.search import CANDIDATES
+from ddim_ode.solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver
 from ddim_ode.spacings import GRIDS
-from solvers import DEFAULT_SOLVER, SOLVERS, ReversibleSolver
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).parents[2]

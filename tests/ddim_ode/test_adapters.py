@@ -22,7 +22,7 @@ from ddim_ode.grids import grid_of_timesteps, make_grid
 from ddim_ode.kinds import ModelError
 from ddim_ode.model import Model
 from ddim_ode.pipelines import scheduler_grid
-from solvers import get_solver
+from ddim_ode.solvers import get_solver
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore::FutureWarning")
 

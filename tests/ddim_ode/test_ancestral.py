@@ -16,8 +16,8 @@ from ddim_ode.family import forward_process, noise_of_sigma_hat
 from ddim_ode.grids import CLEAN_ENDS, Grid, grid_of_timesteps, make_grid
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.schedule import make_schedule
+from ddim_ode.solvers import get_solver
 from ddim_ode.spacings import GRIDS
-from solvers import get_solver
 
 SCHEDULE = make_schedule()
 SHAPE = (2, 3, 4, 5)

@@ -14,7 +14,7 @@ from ddim_ode.codec import decode, draw_latents, encode
 from ddim_ode.grids import Grid, full_range, make_grid
 from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 from ddim_ode.schedule import NoiseSchedule, make_schedule
-from solvers import SOLVERS, Solver, get_solver
+from ddim_ode.solvers import SOLVERS, Solver, get_solver
 
 SCHEDULE = make_schedule()
 FROM_ALMOST_ZERO = make_schedule(beta_start=1e-10)

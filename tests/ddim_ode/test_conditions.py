@@ -20,7 +20,7 @@ from ddim_ode.models import Model, ModelError, load_model
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
-from solvers import EXACT_SOLVERS, REVERSIBLE_SOLVERS, SOLVERS, get_solver, way_back
+from ddim_ode.solvers import EXACT_SOLVERS, REVERSIBLE_SOLVERS, SOLVERS, get_solver, way_back
 
 SCHEDULE = make_schedule()
 # The means of the classes, and of all pixels; their standard deviation.

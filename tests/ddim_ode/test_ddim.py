@@ -16,8 +16,8 @@ from ddim_ode.grids import make_grid
 from ddim_ode.models import EMBEDDED, Model, load_model
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.schedule import NoiseSchedule, make_schedule
+from ddim_ode.solvers import get_solver
 from ddim_ode.spacings import GRIDS, Tau
-from solvers import get_solver
 
 EULER = get_solver("euler")
 TAUS = sorted(name for name, kind in GRIDS.items() if isinstance(kind, Tau))

@@ -34,7 +34,7 @@ from ddim_ode.kinds import ModelError
 from ddim_ode.latents import LatentError
 from ddim_ode.model import Model
 from ddim_ode.pipelines import scheduler_grid
-from solvers import get_solver
+from ddim_ode.solvers import get_solver
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore::FutureWarning")
 

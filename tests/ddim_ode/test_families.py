@@ -27,7 +27,7 @@ from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 from ddim_ode.processes import EDM, Flow, Process, VarianceExploding, VariancePreserving
 from ddim_ode.schedule import make_schedule, schedule_from_diffusers
 from ddim_ode.session.plan import PlanError
-from solvers import SOLVERS, get_solver
+from ddim_ode.solvers import SOLVERS, get_solver
 
 SD = 0.5
 ZERO_SNR = schedule_from_diffusers({"rescale_betas_zero_snr": True})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddim_ode import Flow, ProbabilityFlowODE, make_grid
 from ddim_ode.codec import decode, encode
-from solvers import get_solver
+from ddim_ode.solvers import get_solver
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 COUNT, STEPS = 20, 20

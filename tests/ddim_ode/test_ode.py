@@ -18,7 +18,7 @@ from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.processes import Flow
 from ddim_ode.schedule import make_schedule
-from solvers import get_solver
+from ddim_ode.solvers import get_solver
 
 SCHEDULE = make_schedule()
 MEAN, STD = 0.3, 0.5

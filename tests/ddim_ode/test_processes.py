@@ -14,7 +14,7 @@ from ddim_ode.grids import make_grid
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.schedule import make_schedule
-from solvers import SOLVERS, get_solver
+from ddim_ode.solvers import SOLVERS, get_solver
 
 SCHEDULE = make_schedule()
 each_prediction = pytest.mark.parametrize("name", PREDICTIONS)

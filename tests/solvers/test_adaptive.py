@@ -15,10 +15,10 @@ import torchdiffeq
 from flows import GAUSSIAN, PROBLEMS, SIGMA_MAX, Field, Problem, Recorded, real, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, AdaptiveSolver, Solver, SolverError, get_solver
-from solvers.charts import ASINH, SIGMA
-from solvers.scipy_adapter import SCIPY_SOLVERS, ScipySolver
-from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
+from ddim_ode.solvers import SOLVERS, AdaptiveSolver, Solver, SolverError, get_solver
+from ddim_ode.solvers.charts import ASINH, SIGMA
+from ddim_ode.solvers.scipy_adapter import SCIPY_SOLVERS, ScipySolver
+from ddim_ode.solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
 ADAPTIVE = [s for s in SOLVERS.values() if s.adaptive]
 

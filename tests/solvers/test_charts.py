@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from solvers import SOLVERS, charts
-from solvers.charts import ANGLE, DATA, Chart, Stretch
-from solvers.fixed import FixedStepSolver, in_chart
+from ddim_ode.solvers import SOLVERS, charts
+from ddim_ode.solvers.charts import ANGLE, DATA, Chart, Stretch
+from ddim_ode.solvers.fixed import FixedStepSolver, in_chart
 
 CHARTS = [value for value in vars(charts).values() if isinstance(value, Chart)]
 STRETCHES = [value for value in vars(charts).values() if isinstance(value, Stretch)]

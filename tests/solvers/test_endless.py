@@ -13,8 +13,8 @@ import torch
 from flows import GAUSSIAN, MIXTURE, Problem, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, ReversibleSolver, Solver, SolverError, get_solver
-from solvers.charts import CHARTS, FLOW
+from ddim_ode.solvers import SOLVERS, ReversibleSolver, Solver, SolverError, get_solver
+from ddim_ode.solvers.charts import CHARTS, FLOW
 
 ENDLESS = [solver for solver in SOLVERS.values() if solver.endless]
 UNDOING = [solver for solver in ENDLESS if solver.name.startswith("exact-")]

@@ -13,10 +13,10 @@ import torch
 from flows import CORRELATED, GAUSSIAN, Field, Recorded, level, real, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, ExactInverse, PerSampleSolver, ReversibleSolver, Solver, SolverError, get_solver
-from solvers.charts import FLOW
-from solvers.fixed import WalkingSolver
-from solvers.scipy_adapter import ScipySolver
+from ddim_ode.solvers import SOLVERS, ExactInverse, PerSampleSolver, ReversibleSolver, Solver, SolverError, get_solver
+from ddim_ode.solvers.charts import FLOW
+from ddim_ode.solvers.fixed import WalkingSolver
+from ddim_ode.solvers.scipy_adapter import ScipySolver
 
 
 def sharp(solver: Solver) -> Solver:

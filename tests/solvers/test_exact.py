@@ -9,8 +9,8 @@ import torch
 from flows import MIXTURE, SIGMA_MAX, Recorded, real, relative_error, steps_in_proportion
 from torch import Tensor, nn
 
-from solvers import SOLVERS, ExactInverse, SolverError, exact_inverse, way_back
-from solvers.exact import EXACT_SOLVERS
+from ddim_ode.solvers import SOLVERS, ExactInverse, SolverError, exact_inverse, way_back
+from ddim_ode.solvers.exact import EXACT_SOLVERS
 
 each_exact_solver = pytest.mark.parametrize("solver", EXACT_SOLVERS, ids=lambda s: s.name)
 both_directions = pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import torch
 from flows import MIXTURE, Field, Recorded, gaussian, real
 from torch import Tensor
 
-from solvers import SOLVERS
-from solvers.fitted import Fit, FittedSolver
-from solvers.fixed import FixedStepSolver
-from solvers.learning import Fitting
+from ddim_ode.solvers import SOLVERS
+from ddim_ode.solvers.fitted import Fit, FittedSolver
+from ddim_ode.solvers.fixed import FixedStepSolver
+from ddim_ode.solvers.learning import Fitting
 
 NODES = (0.05, 0.3, 0.8, 2.0, 6.0, 20.0)
 GRID = torch.tensor(NODES, dtype=torch.float64)

@@ -22,11 +22,11 @@ from flows import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers import FIXED_STEP_SOLVERS, SOLVERS, ExactInverse, Solver
-from solvers.fixed import FixedStepSolver
-from solvers.multistep import PredictorCorrectorStep
-from solvers.reversible import TwoStepSolver
-from solvers.runge_kutta import RungeKuttaStep
+from ddim_ode.solvers import FIXED_STEP_SOLVERS, SOLVERS, ExactInverse, Solver
+from ddim_ode.solvers.fixed import FixedStepSolver
+from ddim_ode.solvers.multistep import PredictorCorrectorStep
+from ddim_ode.solvers.reversible import TwoStepSolver
+from ddim_ode.solvers.runge_kutta import RungeKuttaStep
 
 # What is solved by iteration is solved to rounding here.
 FIXED = [replace(s, tolerance=1e-13) if isinstance(s, ExactInverse) else s for s in SOLVERS.values() if not s.adaptive]

@@ -8,8 +8,8 @@ import torch
 from flows import MIXTURE, relative_error
 from torch import Tensor
 
-from solvers import get_solver
-from solvers.charts import FLOW
+from ddim_ode.solvers import get_solver
+from ddim_ode.solvers.charts import FLOW
 
 # u, rising, in unequal steps.
 NODES = torch.tensor([0.1, 0.25, 0.5, 0.6, 0.9], dtype=torch.float64)

@@ -12,9 +12,9 @@ from fitting_problem import NODES, PROBLEM, STEPS, Lying, fitting, score
 from flows import Field, Recorded
 from torch import Tensor
 
-from solvers import SOLVERS, SolverError
-from solvers.fixed import FixedStepSolver
-from solvers.learning import Fitting, Found, _directions, begin, common_steps, search
+from ddim_ode.solvers import SOLVERS, SolverError
+from ddim_ode.solvers.fixed import FixedStepSolver
+from ddim_ode.solvers.learning import Fitting, Found, _directions, begin, common_steps, search
 
 
 def last(found: Iterable[Found]) -> Found:

@@ -24,10 +24,10 @@ from numpy.polynomial import Polynomial
 from scipy.integrate import quad
 from torch import Tensor
 
-from solvers import SOLVERS
-from solvers.charts import DATA, LOG, LOG_TAN, NONE, VP_TIME, Stretch
-from solvers.fixed import FixedStepSolver
-from solvers.multistep import (
+from ddim_ode.solvers import SOLVERS
+from ddim_ode.solvers.charts import DATA, LOG, LOG_TAN, NONE, VP_TIME, Stretch
+from ddim_ode.solvers.fixed import FixedStepSolver
+from ddim_ode.solvers.multistep import (
     _EQUAL_STEPS,
     AdamsBashforthStep,
     _History,

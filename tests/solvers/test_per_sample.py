@@ -11,8 +11,8 @@ from flows import MIXTURE, SIGMA_MAX, Field, Recorded, level, real
 from scipy.integrate import RK23
 from torch import Tensor
 
-from solvers import Cost, PerSampleSolver, SolverError, get_solver
-from solvers.per_sample import PER_SAMPLE_SOLVERS
+from ddim_ode.solvers import Cost, PerSampleSolver, SolverError, get_solver
+from ddim_ode.solvers.per_sample import PER_SAMPLE_SOLVERS
 
 BOSH3 = get_solver("per-sample-bosh3", rtol=1e-3, atol=1e-3)
 each_per_sample_solver = pytest.mark.parametrize(

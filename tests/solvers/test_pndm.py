@@ -12,9 +12,9 @@ from diffusers import PNDMScheduler
 from flows import MIXTURE, relative_error
 from torch import Tensor
 
-from solvers import SOLVERS, Solver
-from solvers.charts import VP_TIME, vp_sigma
-from solvers.pndm import PseudoNumericalStep, middle_in_time
+from ddim_ode.solvers import SOLVERS, Solver
+from ddim_ode.solvers.charts import VP_TIME, vp_sigma
+from ddim_ode.solvers.pndm import PseudoNumericalStep, middle_in_time
 
 PNDM = SOLVERS["pndm"]
 TIMES = range(950, -1, -50)  # of diffusers' grid 'leading' with 20 steps

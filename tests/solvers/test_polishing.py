@@ -10,9 +10,9 @@ import torch
 from fitting_problem import NODES, PROBLEM, STEPS, Lying, ends, fitting, score
 from torch import Tensor
 
-from solvers.fitted import Fit, corrected
-from solvers.learning import Fitting, Walk
-from solvers.polishing import Aim, _moved, _numbers, _varied, polish
+from ddim_ode.solvers.fitted import Fit, corrected
+from ddim_ode.solvers.learning import Fitting, Walk
+from ddim_ode.solvers.polishing import Aim, _moved, _numbers, _varied, polish
 
 
 def aim_at(way: Fitting, walk: Walk) -> Aim:

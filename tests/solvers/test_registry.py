@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from torchdiffeq._impl.odeint import SOLVERS as TORCHDIFFEQS_OWN
 
-import solvers
-from solvers import AUTO, SOLVERS, AdaptiveSolver, Solver, get_solver, solver_from, way_back
-from solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
+from ddim_ode import solvers
+from ddim_ode.solvers import AUTO, SOLVERS, AdaptiveSolver, Solver, get_solver, solver_from, way_back
+from ddim_ode.solvers.torchdiffeq_adapter import TORCHDIFFEQ_SOLVERS
 
 each_name = pytest.mark.parametrize("name", SOLVERS)
 each_adaptive_name = pytest.mark.parametrize("name", [name for name, s in SOLVERS.items() if s.adaptive])
@@ -145,7 +145,8 @@ def test_order_of_torchdiffeq_solvers_is_torchdiffeqs(solver: Solver) -> None:
 
 
 def test_importing_solvers_imports_no_backend() -> None:
-    script = "import sys, solvers; print(sorted({'torch', 'scipy', 'torchdiffeq', 'numpy'} & set(sys.modules)))"
+    backends = "{'torch', 'scipy', 'torchdiffeq', 'numpy'}"
+    script = f"import sys, ddim_ode.solvers; print(sorted({backends} & set(sys.modules)))"
     root = Path(solvers.__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

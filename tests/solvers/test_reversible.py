@@ -19,8 +19,8 @@ from flows import (
 )
 from torch import Tensor, nn
 
-from solvers import SOLVERS, ReversibleSolver, Solution
-from solvers.reversible import BDIA, EDICT, TwoStepSolver
+from ddim_ode.solvers import SOLVERS, ReversibleSolver, Solution
+from ddim_ode.solvers.reversible import BDIA, EDICT, TwoStepSolver
 
 REVERSIBLE = [s for s in SOLVERS.values() if isinstance(s, ReversibleSolver)]
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMInverseScheduler
 from flows import CORRELATED, MIXTURE, relative_error, steps_of_two_sizes
 
-from solvers import SOLVERS, way_back
+from ddim_ode.solvers import SOLVERS, way_back
 
 
 def round_trip_error(name: str, steps: int) -> float:

@@ -62,7 +62,7 @@ def _check(*, started: bool) -> None:
     if not started:
         raise PlanError(
             "engine 'torchrun' is for processes that torchrun starts, but it did not start this one; begin the command "
-            "with: torchrun --nproc_per_node N cli.py dataset"
+            "with: torchrun --nproc_per_node N -m ddim_ode dataset"
         )
 
 

@@ -28,8 +28,8 @@ from ddim_ode.session.material import Effort
 from ddim_ode.session.plan import plan_sampling
 from ddim_ode.session.request import Request
 from ddim_ode.session.trajectories import walk
+from ddim_ode.solvers import SOLVERS, SolverError
 from ddim_ode.work import load_json
-from solvers import SOLVERS, SolverError
 
 SCHEDULE = make_schedule()
 MODES = torch.tensor([-0.8, 0.5], dtype=torch.float64)

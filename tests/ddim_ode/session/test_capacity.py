@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from cli import main
 from ddim_ode import Session
+from ddim_ode.cli import main
 from ddim_ode.models import Model
 from ddim_ode.networks import KnowingClasses
 from ddim_ode.processes import VariancePreserving

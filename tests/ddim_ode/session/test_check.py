@@ -17,8 +17,8 @@ from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.check import MOMENT_TOLERANCE, check
 from ddim_ode.session.walks import Walker
+from ddim_ode.solvers import finer, get_solver
 from ddim_ode.spacings import GRIDS
-from solvers import finer, get_solver
 
 SCHEDULE = make_schedule()
 STD = 0.6

@@ -21,7 +21,7 @@ from ddim_ode.grids import make_grid
 from ddim_ode.latents import LatentError
 from ddim_ode.session.corners import between
 from ddim_ode.session.request import PlanError
-from solvers import AUTO, Solver, exact_inverse, get_solver
+from ddim_ode.solvers import AUTO, Solver, exact_inverse, get_solver
 
 CLASSES = ("cat", "dog", "horse")
 

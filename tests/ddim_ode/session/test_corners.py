@@ -15,7 +15,7 @@ from ddim_ode.models import Model, load_model
 from ddim_ode.session.corners import Corner, corner_errors, count_images, encode_corners, load_corners
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.worker import Worker
-from solvers import get_solver
+from ddim_ode.solvers import get_solver
 
 
 @pytest.fixture

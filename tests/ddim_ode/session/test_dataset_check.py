@@ -19,7 +19,7 @@ from ddim_ode.session.dataset.manifest import read_lines
 from ddim_ode.session.dataset.run import Summary
 from ddim_ode.session.dataset.shards import Shard, list_shards
 from ddim_ode.session.dataset.sources import open_pictures
-from solvers import SolverError
+from ddim_ode.solvers import SolverError
 
 REQUEST = Request(solver="euler", steps=3)
 COUNT = 9

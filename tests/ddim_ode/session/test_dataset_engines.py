@@ -89,7 +89,7 @@ def run_ray(pictures: Path, out: Path, model: Path) -> None:
 
 
 def run_torchrun(pictures: Path, out: Path, model: Path) -> None:
-    command = f"-m torch.distributed.run --standalone --nproc_per_node 2 cli.py dataset {pictures} -o {out}"
+    command = f"-m torch.distributed.run --standalone --nproc_per_node 2 -m ddim_ode dataset {pictures} -o {out}"
     options = f"--model {model} --device cpu --batch-size 2 --solver heun --steps 2 --shard-size 1 --engine torchrun"
     run = subprocess.run(
         [sys.executable, *command.split(), *options.split()], cwd=ROOT, capture_output=True, text=True, timeout=100

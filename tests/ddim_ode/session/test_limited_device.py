@@ -17,7 +17,7 @@ from PIL import Image
 from ddim_ode import Request, Session, codec, load_model
 from ddim_ode.fingerprints import stamp
 from ddim_ode.models import Model
-from solvers import SOLVERS, Solver, torchdiffeq_adapter
+from ddim_ode.solvers import SOLVERS, Solver, torchdiffeq_adapter
 
 WISHES = {
     name: Request(name, rtol=0.1, atol=0.1) if solver.adaptive else Request(name, steps=6)

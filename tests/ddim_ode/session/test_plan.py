@@ -28,8 +28,8 @@ from ddim_ode.session.plan import (
     plan_sampling,
 )
 from ddim_ode.session.request import DEFAULT_STEPS, PlanError, Request
+from ddim_ode.solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, get_solver, way_back
 from ddim_ode.spacings import GRIDS, Spacing
-from solvers import AUTO, DEFAULT_SOLVER, SOLVERS, ReversibleSolver, get_solver, way_back
 
 SCHEDULE = make_schedule()
 X_T = torch.zeros(1, 1, 2, 2)

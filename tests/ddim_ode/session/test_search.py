@@ -20,8 +20,8 @@ from ddim_ode.session.plan import Plan
 from ddim_ode.session.request import Request
 from ddim_ode.session.search import cheapest, least, worst_psnr
 from ddim_ode.session.worker import Worker
+from ddim_ode.solvers import get_solver
 from ddim_ode.spacings import GRIDS, Tau
-from solvers import get_solver
 
 SCHEDULE = make_schedule()
 

@@ -21,15 +21,15 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
 
-from cli import main
 from ddim_ode import Latent, PlanError, Progress, Request, Session, load_latent
+from ddim_ode.cli import main
 from ddim_ode.images import Source, load_image, to_picture
 from ddim_ode.models import Model, ModelError
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.batches import MemberError
+from ddim_ode.solvers import SOLVERS, SolverError
 from ddim_ode.spaces import PixelSpace
-from solvers import SOLVERS, SolverError
 
 # Cheap, and enough to tell one solver from another.
 WISHES = {name: {"rtol": 1e-2, "atol": 1e-2} if s.adaptive else {"steps": 6} for name, s in SOLVERS.items()}

@@ -1,0 +1,3 @@
+# As solvers.pyi.
+from analysis import ANALYSES as ANALYSES
+from analysis import pictures as pictures

@@ -1,0 +1,2 @@
+# As solvers.pyi.
+from cli import main as main
