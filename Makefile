@@ -6,9 +6,12 @@ DEMO ?= demo
 # The one of Stable Diffusion is for weights that are somebody else's.
 NOTEBOOKS := $(filter-out 05_%,$(notdir $(basename $(wildcard analysis/notebooks/0*.py))))
 
-.PHONY: demo test lint package notebooks $(NOTEBOOKS)
+.PHONY: help demo test lint package notebooks $(NOTEBOOKS)
 
-demo: $(VENV)/.installed
+help:  ## Say what the targets are (this list).
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## Encode, decode and edit the photograph in examples/, into demo/.
 	mkdir -p $(DEMO)
 	$(VENV)/bin/python cli.py encode examples/photo.jpg -o $(DEMO)/photo.latent.pt --overwrite
 	$(VENV)/bin/python cli.py decode $(DEMO)/photo.latent.pt -o $(DEMO)/photo.decoded.png --overwrite
@@ -17,16 +20,15 @@ demo: $(VENV)/.installed
 	@echo "The photograph and what came back, side by side: $(DEMO)/side-by-side.png"
 	@echo "The same horse as a deer: $(DEMO)/edit.png"
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test  ## Run all tests, in as many processes as there are cores.
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-test  ## Check style and types (ruff, mypy).
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# The wheel, by itself in an environment of its own, used in an empty folder.
-package:
+package:  ## Build the wheel, and use it in an environment of its own and an empty folder.
 	rm -rf $(VENV)-package
 	$(PYTHON) -m venv $(VENV)-package
 	$(VENV)-package/bin/python -m pip install --quiet build
@@ -36,8 +38,7 @@ package:
 	cd $(VENV)-package/empty && ../bin/ddim-ode encode $(CURDIR)/examples/photo.jpg -o photo.latent.pt
 	cd $(VENV)-package/empty && ../bin/python -m ddim_ode decode photo.latent.pt -o photo.png
 
-# Run from top to bottom in the project's root, and kept with what they print and draw.
-notebooks: $(NOTEBOOKS)
+notebooks: $(NOTEBOOKS)  ## Run the notebooks from top to bottom, and keep what they print and draw.
 
 $(NOTEBOOKS): $(VENV)/.installed-notebooks
 	mkdir -p $(DEMO)/notebooks

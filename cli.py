@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from ddim_ode import __version__
 from ddim_ode.analysis import ANALYSES
 from ddim_ode.conditions import NO_CLASS
 from ddim_ode.console import (
@@ -75,6 +76,7 @@ def existing_options(command: Callable[..., T]) -> Callable[..., T]:
     return with_existing
 
 
+@click.version_option(__version__, message="ddim-ode %(version)s")
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
     """Encode images to latents and back with a diffusion model, through the ODE of DDIM.

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from ddim_ode.session.session import Session as Session
     from ddim_ode.session.walks import Progress as Progress
 
+__version__ = "0.1.0"
+
 # In a clone `solvers`, `analysis` and `cli.py` lie beside this package, in an installed one inside it, so that they are
 # `ddim_ode.solvers`, `ddim_ode.analysis` and `ddim_ode.cli` in both.
 if not (Path(__file__).parent / "solvers").is_dir():

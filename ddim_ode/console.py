@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ddim_ode.session.request import PlanError
 from ddim_ode.spacings import GRIDS, SCHEDULER
@@ -211,6 +212,10 @@ class GridName(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             known = ", ".join(sorted([*GRIDS, SCHEDULER]))
             self.fail(f"unknown grid '{value}'; choose one of: {known}, or timesteps T,T,...")
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The grids that begin with what is typed."""
+        return [CompletionItem(name) for name in sorted([*GRIDS, SCHEDULER]) if name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)

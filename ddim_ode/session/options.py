@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ddim_ode.conditions import NO_CLASS
 from ddim_ode.console import Bar, FilePath, GridName, device_option
@@ -247,6 +248,12 @@ def run_options(command: Callable[..., T]) -> Callable[..., T]:
     return with_run
 
 
+def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell may complete ``incomplete`` to: the model that ships, files and folders."""
+    shipped = [CompletionItem("default")] if "default".startswith(incomplete) else []
+    return [*shipped, CompletionItem(incomplete, type="file")]
+
+
 _RUN_OPTIONS = (
     click.option(
         "--prompt", metavar="TEXT", help="What a pipeline is asked for. Default: nothing; of a latent its own."
@@ -258,6 +265,7 @@ _RUN_OPTIONS = (
         default="default",
         show_default=True,
         metavar="FOLDER|FILE|ORG/NAME",
+        shell_complete=_models,
         help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
         "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
     ),
