@@ -6,7 +6,7 @@ DEMO ?= demo
 # The one of Stable Diffusion is for weights that are somebody else's.
 NOTEBOOKS := $(filter-out 05_%,$(notdir $(basename $(wildcard analysis/notebooks/0*.py))))
 
-.PHONY: help demo test lint package notebooks $(NOTEBOOKS)
+.PHONY: help demo test lint docs package notebooks $(NOTEBOOKS)
 
 help:  ## Say what the targets are (this list).
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ lint: $(VENV)/.installed-test  ## Check style and types (ruff, mypy).
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.installed-docs  ## Make the documentation, in docs/_build; a warning is an error.
+	$(VENV)/bin/sphinx-build -q -W --keep-going -b html docs docs/_build
 
 package:  ## Build the wheel, and use it in an environment of its own and an empty folder.
 	rm -rf $(VENV)-package
@@ -53,6 +56,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@
 
 $(VENV)/.installed-notebooks: pyproject.toml constraints.txt

@@ -39,7 +39,7 @@ from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
 from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
-from ddim_ode.solvers import DEFAULT_SOLVER, SOLVERS, Solver
+from ddim_ode.solvers import DEFAULT_SOLVER, SOLVERS
 from ddim_ode.spacings import GRIDS, SCHEDULER
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def main() -> None:
       ddim-ode encode photo.png                              writes photo.latent.pt
       ddim-ode decode photo.latent.pt                        writes photo.decoded.png
       ddim-ode decode photo.latent.pt --solver euler --steps 20 -o euler.png
-      ddim-ode reconstruct *.png -o out/                     round trips and their errors
+      ddim-ode reconstruct a.png b.png -o out/               round trips and their errors
       ddim-ode sample -n 64 --seed 1 -o sheet.png            new images
       ddim-ode dataset pictures.zip -o latents               latents of many pictures, in shards
       ddim-ode train pictures.zip --minutes 60 -o model      a model of your own
@@ -732,19 +732,11 @@ def info(targets: tuple[str, ...], config: Path | None) -> None:
 def _list_registries() -> None:
     say("Solvers (order, NFE per step + those that the first ones take more, source):")
     for name, solver in sorted(SOLVERS.items()):
-        say(f"  {name:26} {solver.order:2}  {_cost(solver):8}  {solver.source}")
+        say(f"  {name:26} {solver.order:2}  {solver.cost_of_step:8}  {solver.source}")
     say("Grids (clean end unless given, rule):")
     for name, grid in sorted(GRIDS.items()):
         say(f"  {name:26} {grid.clean_end:12}  {grid.source}")
     say(f"  {SCHEDULER:26} {'its own':12}  Of a pipeline: what its scheduler walks.")
-
-
-def _cost(solver: Solver) -> str:
-    many, one_less = solver.nfe(100), solver.nfe(99)
-    if many is None or one_less is None:
-        return "adaptive" if solver.adaptive else "iterates"
-    more = many - 100 * (many - one_less)
-    return f"{many - one_less}{f' + {more}' if more else ''}"
 
 
 def _describe(target: str, config: Path | None) -> None:

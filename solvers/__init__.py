@@ -104,7 +104,7 @@ def correctable(name: str) -> FixedStepSolver:
     return solver
 
 
-def fitted(name: str, nodes: tuple[float, ...], up: Fit, down: Fit) -> Solver:
+def fitted_solver(name: str, nodes: tuple[float, ...], up: Fit, down: Fit) -> Solver:
     """The solver called ``name`` with what was fitted for the two directions of one grid, ``nodes``, rising: 'auto'.
 
     Without any weights it is the solver itself.

@@ -158,6 +158,15 @@ class Solver(ABC):
         """Number of field evaluations for ``steps`` steps; None where the method decides for itself."""
 
     @property
+    def cost_of_step(self) -> str:
+        """What a step costs in evaluations, and how many more the first ones take; in words where that varies."""
+        many, one_less = self.nfe(100), self.nfe(99)
+        if many is None or one_less is None:
+            return "adaptive" if self.adaptive else "iterates"
+        more = many - 100 * (many - one_less)
+        return f"{many - one_less}{f' + {more}' if more else ''}"
+
+    @property
     def endless(self) -> bool:
         """Whether the grid may end or begin at sigma = infinity."""
         return False

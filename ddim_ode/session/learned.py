@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from ddim_ode.calibration import Learned
 from ddim_ode.grids import Grid
-from ddim_ode.solvers import Fit, Solver, fitted
+from ddim_ode.solvers import Fit, Solver, fitted_solver
 
 
 @lru_cache(maxsize=32)  # each of many latents is planned for
@@ -16,4 +16,4 @@ def learned_solver(name: str, grid: Grid, up: Learned, down: Learned) -> Solver:
     Raises:
         ValueError: if there is no such solver, or what was learned does not belong to its steps.
     """
-    return fitted(name, grid.sigmas, *(Fit(way.weights, way.told, way.sigmas) for way in (up, down)))
+    return fitted_solver(name, grid.sigmas, *(Fit(way.weights, way.told, way.sigmas) for way in (up, down)))
