@@ -475,6 +475,29 @@ def edit(
 
 
 @main.command()
+@click.argument("image", type=PATH, metavar="IMG")
+@run_options
+@class_option()
+@click.option("-o", "--output", type=PATH, help="Output file. [default: IMG.trace.png]")
+@overwrite_option
+def trace(run: Run, image: Path, label: str | None, output: Path | None, overwrite: bool) -> None:
+    """Draw the way of a picture to noise and back: what the network takes for it, and the error of each step."""
+    from ddim_ode.analysis import figures, trace_plot
+    from ddim_ode.files import write_file
+    from ddim_ode.images import check_image_path
+
+    target = output or image.with_name(f"{image.stem}.trace.png")
+    check_image_path(target, overwrite=overwrite)
+    check_outputs([target], [image])
+    session = run.session()
+    found = session.trace(image, Request(**run.wishes(session.model), label=label))
+    warn(*found.there.notes, *found.back.notes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_file(target, figures.png(trace_plot.plot(found), found.settings), overwrite=overwrite)
+    say(f"{found.name} -> {target} ({found.report()})")
+
+
+@main.command()
 @click.argument("model", metavar="FOLDER|FILE|ORG/NAME")
 @config_option
 @class_option()

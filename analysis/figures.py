@@ -72,11 +72,16 @@ def save_figure(figure: Figure, path: Path) -> None:
     according to the ``settings.json`` beside it.
     """
     settings = load_json(path.parent / "settings.json")
+    write_file(path, png(figure, settings), overwrite=True)
+
+
+def png(figure: Figure, settings: Mapping[str, Any]) -> bytes:
+    """The content of a PNG file of ``figure``; above it and in the file stand the ``settings`` it was made with."""
     figure.text(0.01, 1.01, _caption(settings), va="bottom", fontsize="x-small", color="0.4")
     buffer = io.BytesIO()
     about = {"ddim-ode": json.dumps(settings)}
     figure.savefig(buffer, format="png", dpi=150, metadata=about, bbox_inches="tight")  # with what stands above it
-    write_file(path, buffer.getvalue(), overwrite=True)
+    return buffer.getvalue()
 
 
 def _caption(settings: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from .adaptive import AdaptiveSolver as AdaptiveSolver
 from .base import Cost as Cost
+from .base import Seen as Seen
 from .base import Solution as Solution
 from .base import Solver as Solver
 from .base import SolverError as SolverError

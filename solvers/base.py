@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isinf
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_checkable
@@ -57,6 +57,16 @@ class ToldField(Protocol):
 
     def told(self, sigma: float) -> Field:
         """The same field, told ``sigma`` wherever it is evaluated."""
+
+
+@runtime_checkable
+class Seen(Protocol):
+    """A solver whose every step can be seen."""
+
+    def trajectory(
+        self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None
+    ) -> Iterator[tuple[float, Solution]]:
+        """The points of the walk with the solution at each, as ``WalkingSolver.trajectory`` gives them."""
 
 
 def field_told(field: Field, sigma: float) -> Field:

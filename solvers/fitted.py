@@ -12,7 +12,7 @@ says nothing of others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
@@ -96,6 +96,18 @@ class FittedSolver(Solver):
                 )
 
     def solve(self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None) -> Solution:
+        solver, grid = self._on(grid)
+        return solver.solve(field, x, grid, companion)
+
+    def trajectory(
+        self, field: Field, x: Tensor, grid: Tensor, companion: Tensor | None = None
+    ) -> Iterator[tuple[float, Solution]]:
+        """The points of the walk, at the nodes of its own where it has some, as those of its base."""
+        solver, grid = self._on(grid)
+        return solver.trajectory(field, x, grid, companion)
+
+    def _on(self, grid: Tensor) -> tuple[FixedStepSolver, Tensor]:
+        """What walks along ``grid``, ``(steps + 1,)``, and where it steps."""
         import torch
 
         check_grid(grid, endless=self.endless)
@@ -105,7 +117,7 @@ class FittedSolver(Solver):
         if fit.nodes:
             inner = grid.new_tensor(fit.nodes if upward else fit.nodes[::-1])
             grid = torch.cat([grid[:1], inner, grid[-1:]])
-        return corrected(self.base, fit, name=self.name).solve(field, x, grid, companion)
+        return corrected(self.base, fit, name=self.name), grid
 
     def _check_nodes(self, nodes: Sequence[float]) -> None:
         same = len(nodes) == len(self.nodes) and all(

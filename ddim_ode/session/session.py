@@ -66,6 +66,7 @@ from ddim_ode.session.results import (
     check_sheet,
 )
 from ddim_ode.session.search import cheapest
+from ddim_ode.session.trace import Trace, trace
 from ddim_ode.session.walks import Listener
 from ddim_ode.session.worker import LatentJob, PictureJob, Worker, alike, plan_settings
 from ddim_ode.spaces import Readable
@@ -437,6 +438,16 @@ class Session:
         plans = [self._affordable(plan_edit(request, self.model, part)) for part in strengths]
         own = self.model.condition(label)
         return edit(here, there, read, own, dict(zip(strengths, plans, strict=True)))
+
+    def trace(self, picture: Readable, request: Request | None = None) -> Trace:
+        """The way of ``picture`` up to noise and back, seen at each step; the ``request`` says what is wished.
+
+        Raises:
+            ValueError: as ``encode`` does, and if the solver has steps that cannot be seen.
+            SolverError, EvaluationLimitError: if the solver does not reach the end.
+        """
+        read = self.model.space.read(picture)
+        return trace(self._worker, read, self._affordable(plan_encoding(request or Request(), self.model)))
 
     def encode_all(
         self, pictures: Iterable[Readable], request: Requests = None, *, on_error: OnError | None = None

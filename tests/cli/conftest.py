@@ -13,7 +13,7 @@ from PIL import Image
 from ddim_ode.cli import main
 
 Cli = Callable[..., Result]
-WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate", "edit", "dataset")
+WITH_MODEL = ("encode", "decode", "reconstruct", "sample", "interpolate", "edit", "trace", "dataset")
 
 
 @pytest.fixture

@@ -590,3 +590,13 @@ def test_a_model_that_is_one_file(cli: Cli, tiny_model: Path, tmp_path: Path) ->
         assert "does not say its schedule; add --config FOLDER" in cli(*words).stderr
     refused = cli("calibrate", "--model", "net.safetensors", "-o", "calibration.json")
     assert "lies in the folder of its model, and 'net.safetensors' is one file" in refused.stderr
+
+
+def test_a_trace_carries_what_made_it(cli: Cli, picture: Path) -> None:
+    done = cli("trace", picture, "--solver", "heun", "--steps", "3")
+    assert done.exit_code == 0, done.output
+    target = picture.with_name("photo.trace.png")
+    assert json.loads(Image.open(target).text["ddim-ode"])["solver"] == {"name": "heun"}
+    assert "photo.png -> " in done.output
+    assert cli("trace", picture, "--steps", "3").exit_code == 1
+    assert cli("trace", picture, "--steps", "3", "--overwrite").exit_code == 0

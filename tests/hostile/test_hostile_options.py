@@ -124,6 +124,11 @@ OPTIONS: Sequence[str] = (
     "calibrate --images empty",
     "analyze curvature --images empty --out rows",
     "analyze curvature --images pictures --out good.png",
+    "trace good.png --solver scipy-RK45",
+    "trace good.png --steps 20000",
+    "trace good.png -o good.png --overwrite",
+    "trace good.png -o trace.jpg",
+    "trace nowhere.png",
     # A model without classes.
     "encode good.png --class cat",
     "encode good.png --guidance 2",
@@ -176,7 +181,18 @@ CLASS_OPTIONS: Sequence[str] = (
     "analyze curvature --class cow --images pictures --out rows",
     "analyze curvature --guidance 2 --images pictures --out rows",
 )
-WITH_MODEL = ("dataset", "encode", "reconstruct", "sample", "interpolate", "decode", "calibrate", "analyze", "edit")
+WITH_MODEL = (
+    "dataset",
+    "encode",
+    "reconstruct",
+    "sample",
+    "interpolate",
+    "decode",
+    "calibrate",
+    "analyze",
+    "edit",
+    "trace",
+)
 
 
 @pytest.mark.parametrize("line", CLASS_OPTIONS)

@@ -52,6 +52,7 @@ PICTURE_COMMANDS: Sequence[Sequence[str]] = (
     ("encode", "BAD", "--steps", "1"),
     ("encode", "BAD", "--steps", "1", "-o", "out"),
     ("reconstruct", "BAD", "--steps", "1"),
+    ("trace", "BAD", "--steps", "1"),
     ("interpolate", "BAD", "good.png", "--steps", "1"),
     ("interpolate", "good.png", "BAD", "--steps", "1", "--frames", "frames"),
 )

@@ -1,0 +1,65 @@
+"""The figure of a trace: what the network takes for the picture along the way, and the error of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .figures import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ddim_ode.session.trace import Point, Trace
+
+# Pictures in a strip.
+SHOWN = 10
+
+
+def plot(trace: Trace) -> Figure:
+    """Two strips of pictures, up above and down below, both with noise on the right; and the errors along sigma."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
+    spec = figure.add_gridspec(3, SHOWN, height_ratios=(1, 1, 1.9))
+    for row, points, words in ((0, trace.up, "up: encoding"), (1, trace.down[::-1], "down: decoding")):
+        shown = some(points, SHOWN)
+        for column, point in enumerate(shown):
+            axes = figure.add_subplot(spec[row, column])
+            _draw_picture(axes, point)
+            if column == 0:
+                axes.set_ylabel(words)
+    axes = figure.add_subplot(spec[2, :])
+    for points, words, colour, marker in zip((trace.up, trace.down), ("up", "down"), COLOURS, MARKERS, strict=False):
+        _draw_errors(axes, points, f"steps {words}, at their ends", colour, marker)
+    axes.set(xscale="log", yscale="log", xlabel="sigma", ylabel="RMS error of a step, in x")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    solver, back = trace.there.solver.name, trace.back.solver.name
+    names = solver if solver == back else f"{solver}, back by {back}"
+    axes.set_title(
+        f"{trace.name}: {names}, {trace.there.nfe} + {trace.back.nfe} NFE; comes back with MSE {trace.mse:.2g}."
+        " The pictures are x_bar - sigma eps; each error is against two finer steps from where the step begins.",
+        fontsize=9,
+    )
+    return figure
+
+
+def some(points: Sequence[Point], count: int) -> list[Point]:
+    """``count`` of the ``points``, spread evenly over them and with both ends; all of them if there are no more."""
+    last = len(points) - 1
+    return list(points) if last < count else [points[round(i * last / (count - 1))] for i in range(count)]
+
+
+def _draw_picture(axes: Axes, point: Point) -> None:
+    pixels = point.clean.permute(1, 2, 0).clamp(-1, 1) / 2 + 0.5
+    axes.imshow(pixels.squeeze(-1).double().numpy(), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(f"sigma {point.sigma:.3g}", fontsize=9)
+
+
+def _draw_errors(axes: Axes, points: Sequence[Point], label: str, colour: str, marker: str) -> None:
+    ends = [(point.sigma, point.error) for point in points if point.error and point.sigma > 0]
+    axes.plot(*zip(*ends, strict=True), color=colour, marker=marker, markersize=4, label=label)
