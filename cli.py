@@ -37,7 +37,7 @@ from ddim_ode.console import (
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.session.dataset.engines import DEFAULT_ENGINE, ENGINES
 from ddim_ode.session.dataset.formats import DEFAULT_FORMAT, FORMATS
-from ddim_ode.session.options import Run, class_option, config_option, guidance_option, run_options
+from ddim_ode.session.options import Run, class_option, config_option, guidance_option, model_options, run_options
 from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
 from ddim_ode.solvers import DEFAULT_SOLVER, SOLVERS
 from ddim_ode.spacings import GRIDS, SCHEDULER
@@ -495,6 +495,18 @@ def trace(run: Run, image: Path, label: str | None, output: Path | None, overwri
     target.parent.mkdir(parents=True, exist_ok=True)
     write_file(target, figures.png(trace_plot.plot(found), found.settings), overwrite=overwrite)
     say(f"{found.name} -> {target} ({found.report()})")
+
+
+@main.command()
+@model_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port; 0 is any.")
+@click.option("--seconds", type=float, default=120.0, show_default=True, help="The longest that a request may take.")
+def page(run: Run, host: str, port: int, seconds: float) -> None:
+    """Show a page in the browser: pictures there and back, between two, and edited. Needs the extra [page]."""
+    from ddim_ode.page.app import serve
+
+    serve(run.opener(), host=host, port=port, seconds=seconds)
 
 
 @main.command()

@@ -101,7 +101,7 @@ def test_what_is_to_be_typed_works(page: str, folder: Path, capsys: pytest.Captu
 
 def test_every_command_is_shown() -> None:
     shown = {command.split()[0] for command in COMMAND.findall("\n".join(PAGES.values()))}
-    assert shown == set(main.commands) - {"analyze"}
+    assert shown == set(main.commands) - {"analyze", "page"}
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -33,6 +33,10 @@ T = TypeVar("T")
 FC = TypeVar("FC", bound=Callable[..., Any])
 
 
+# What --solver takes, and the page.
+SOLVER_NAMES = [AUTO, *sorted(SOLVERS)]
+
+
 @dataclass(frozen=True)
 class Run:
     """The options that the commands share, each named as on the command line."""
@@ -235,81 +239,118 @@ def class_option(*, several: str = "") -> Callable[[FC], FC]:
     return click.option("--class", name, multiple=bool(several), metavar="NAME|NUMBER", help=help)
 
 
-def run_options(command: Callable[..., T]) -> Callable[..., T]:
-    """The shared options, handed to the command as one ``Run``."""
-
-    @wraps(command)
-    def with_run(**values: Any) -> T:
-        run = Run(**{option.name: values.pop(option.name) for option in fields(Run)})
-        return command(run, **values)
-
-    for option in reversed(_RUN_OPTIONS):
-        with_run = option(with_run)
-    return with_run
-
-
 def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What a shell may complete ``incomplete`` to: the model that ships, files and folders."""
     shipped = [CompletionItem("default")] if "default".startswith(incomplete) else []
     return [*shipped, CompletionItem(incomplete, type="file")]
 
 
-_RUN_OPTIONS = (
-    click.option(
-        "--prompt", metavar="TEXT", help="What a pipeline is asked for. Default: nothing; of a latent its own."
-    ),
-    click.option("--negative-prompt", metavar="TEXT", help="What it is asked to avoid, with guidance above 1."),
-    click.option("--size", type=Size(), metavar="HxW", help="Size of its pictures. Default: its own, or the latent's."),
-    click.option(
-        "--model",
-        default="default",
-        show_default=True,
-        metavar="FOLDER|FILE|ORG/NAME",
-        shell_complete=_models,
-        help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
-        "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
-    ),
-    config_option,
-    click.option(
-        "--solver",
-        type=click.Choice([AUTO, *sorted(SOLVERS)], case_sensitive=False),
-        metavar="NAME",
-        help=f"Solver, one of those that 'info' lists. Default: the latent's own, or {AUTO}: what the model's "
-        f"calibration says for the number of steps, or else {DEFAULT_SOLVER}.",
-    ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=1),
-        help=f"Number of steps (fixed-step solvers). Default: {DEFAULT_STEPS}, or the latent's own.",
-    ),
-    click.option(
-        "--grid",
-        type=GridName(),
-        help=f"Noise levels to visit (fixed-step solvers). Default: {DEFAULT_GRID}, or the latent's own.",
-    ),
-    click.option("--clean-end", type=click.Choice(CLEAN_ENDS), help="Noise level at which the image is taken."),
-    click.option("--rtol", type=float, help="Relative tolerance (adaptive solvers). Default: 1e-5."),
-    click.option("--atol", type=float, help="Absolute tolerance (adaptive solvers). Default: 1e-5."),
-    guidance_option,
-    click.option(
-        "--max-nfe",
-        type=click.IntRange(min=1),
-        default=10_000,
-        show_default=True,
-        help="Largest number of network evaluations for a batch, one way.",
-    ),
-    device_option,
-    click.option(
-        "--dtype",
-        type=click.Choice([*DTYPES]),
-        help="What the network computes in; the state of the ODE stays in float64. Default: float32.",
-    ),
-    click.option("--compile", is_flag=True, help="Compile the network: slow at first, then faster, above all on GPUs."),
-    click.option(
-        "--batch-size",
-        type=BatchSize(),
-        default=16,
-        show_default=True,
-        help=f"Number of images that go through the network together; '{AUTO_BATCH}' tries how many are worth it.",
-    ),
+_prompt_option = click.option(
+    "--prompt", metavar="TEXT", help="What a pipeline is asked for. Default: nothing; of a latent its own."
 )
+_negative_prompt_option = click.option(
+    "--negative-prompt", metavar="TEXT", help="What it is asked to avoid, with guidance above 1."
+)
+_size_option = click.option(
+    "--size", type=Size(), metavar="HxW", help="Size of its pictures. Default: its own, or the latent's."
+)
+_model_option = click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="FOLDER|FILE|ORG/NAME",
+    shell_complete=_models,
+    help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
+    "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
+)
+_solver_option = click.option(
+    "--solver",
+    type=click.Choice(SOLVER_NAMES, case_sensitive=False),
+    metavar="NAME",
+    help=f"Solver, one of those that 'info' lists. Default: the latent's own, or {AUTO}: what the model's "
+    f"calibration says for the number of steps, or else {DEFAULT_SOLVER}.",
+)
+_steps_option = click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help=f"Number of steps (fixed-step solvers). Default: {DEFAULT_STEPS}, or the latent's own.",
+)
+_grid_option = click.option(
+    "--grid",
+    type=GridName(),
+    help=f"Noise levels to visit (fixed-step solvers). Default: {DEFAULT_GRID}, or the latent's own.",
+)
+_clean_end_option = click.option(
+    "--clean-end", type=click.Choice(CLEAN_ENDS), help="Noise level at which the image is taken."
+)
+_rtol_option = click.option("--rtol", type=float, help="Relative tolerance (adaptive solvers). Default: 1e-5.")
+_atol_option = click.option("--atol", type=float, help="Absolute tolerance (adaptive solvers). Default: 1e-5.")
+_max_nfe_option = click.option(
+    "--max-nfe",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Largest number of network evaluations for a batch, one way.",
+)
+_dtype_option = click.option(
+    "--dtype",
+    type=click.Choice([*DTYPES]),
+    help="What the network computes in; the state of the ODE stays in float64. Default: float32.",
+)
+_compile_option = click.option(
+    "--compile", is_flag=True, help="Compile the network: slow at first, then faster, above all on GPUs."
+)
+_batch_size_option = click.option(
+    "--batch-size",
+    type=BatchSize(),
+    default=16,
+    show_default=True,
+    help=f"Number of images that go through the network together; '{AUTO_BATCH}' tries how many are worth it.",
+)
+# What a session is opened with, and what is wished of it.
+_MODEL_OPTIONS = (
+    _model_option,
+    config_option,
+    _max_nfe_option,
+    device_option,
+    _dtype_option,
+    _compile_option,
+    _batch_size_option,
+)
+_RUN_OPTIONS = (
+    _prompt_option,
+    _negative_prompt_option,
+    _size_option,
+    _model_option,
+    config_option,
+    _solver_option,
+    _steps_option,
+    _grid_option,
+    _clean_end_option,
+    _rtol_option,
+    _atol_option,
+    guidance_option,
+    _max_nfe_option,
+    device_option,
+    _dtype_option,
+    _compile_option,
+    _batch_size_option,
+)
+
+
+def _as_run(options: Sequence[Callable[[FC], FC]]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    def shared(command: Callable[..., T]) -> Callable[..., T]:
+        @wraps(command)
+        def with_run(**values: Any) -> T:
+            run = Run(**{option.name: values.pop(option.name, None) for option in fields(Run)})
+            return command(run, **values)
+
+        for option in reversed(options):
+            with_run = option(with_run)
+        return with_run
+
+    return shared
+
+
+# The shared options, or those of the model alone, handed to the command as one ``Run``.
+run_options, model_options = _as_run(_RUN_OPTIONS), _as_run(_MODEL_OPTIONS)
