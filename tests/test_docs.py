@@ -6,7 +6,9 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterator
+from math import exp, log2
 from pathlib import Path
 
 import click
@@ -29,6 +31,7 @@ from ddim_ode.analysis.reconstruction import main as reconstruct
 from ddim_ode.analysis.rows import load_rows
 from ddim_ode.cli import main
 from ddim_ode.models import EMBEDDED, load_model
+from ddim_ode.solvers import runge_kutta
 from ddim_ode.work import load_json
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +165,17 @@ def test_the_overhead_is_measured_as_it_says(folder: Path) -> None:
     assert "`ddim-ode analyze overhead`" in PAGES["measurements"]
     quick = ["--solver", "euler", "--steps", "1", "--repeats", "1", "--batch-size", "1"]
     assert CliRunner().invoke(measure_overhead, quick, catch_exceptions=False).exit_code == 0
+
+
+def test_the_solver_of_the_first_hour_is_of_its_order() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"^    _runge_kutta\($.+?^    \),$", text, re.DOTALL | re.MULTILINE)
+    solver = eval(textwrap.dedent(entry).removesuffix(","), vars(runge_kutta))
+    errors = [
+        float((solver(lambda t, x: -x, torch.ones(1, dtype=torch.float64), grid) - exp(-1)).abs())
+        for grid in (torch.linspace(0, 1, steps + 1, dtype=torch.float64) for steps in (20, 40))
+    ]
+    assert log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.2)
 
 
 def test_set_up_by_hand_is_what_make_does() -> None:
