@@ -9,7 +9,7 @@ NOTEBOOKS := $(filter-out 05_%,$(notdir $(basename $(wildcard analysis/notebooks
 .PHONY: help demo test lint docs package notebooks $(NOTEBOOKS)
 
 help:  ## Say what the targets are (this list).
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed  ## Encode, decode and edit the photograph in examples/, into demo/.
 	mkdir -p $(DEMO)

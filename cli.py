@@ -500,9 +500,9 @@ def trace(run: Run, image: Path, label: str | None, output: Path | None, overwri
 @main.command()
 @model_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port; 0 is any.")
-@click.option("--seconds", type=float, default=120.0, show_default=True, help="The longest that a request may take.")
-def page(run: Run, host: str, port: int, seconds: float) -> None:
+@click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True, help="Port to listen on.")
+@click.option("--seconds", type=click.IntRange(min=1), default=120, show_default=True, help="Most for a request.")
+def page(run: Run, host: str, port: int, seconds: int) -> None:
     """Show a page in the browser: pictures there and back, between two, and edited. Needs the extra [page]."""
     from ddim_ode.page.app import serve
 

@@ -10,11 +10,9 @@ from .figures import COLOURS, MARKERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from ddim_ode.session.trace import Point, Trace
-
-# Pictures in a strip.
-SHOWN = 10
 
 
 def plot(trace: Trace) -> Figure:
@@ -22,12 +20,15 @@ def plot(trace: Trace) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6.2), layout="constrained")
-    spec = figure.add_gridspec(3, SHOWN, height_ratios=(1, 1, 1.9))
-    for row, points, words in ((0, trace.up, "up: encoding"), (1, trace.down[::-1], "down: decoding")):
-        shown = some(points, SHOWN)
-        for column, point in enumerate(shown):
+    strips = [
+        [(point.sigma, point.clean) for point in points if point.clean is not None]
+        for points in (trace.up, trace.down[::-1])
+    ]
+    spec = figure.add_gridspec(3, max(map(len, strips)), height_ratios=(1, 1, 1.9))
+    for row, (shown, words) in enumerate(zip(strips, ("up: encoding", "down: decoding"), strict=True)):
+        for column, (sigma, clean) in enumerate(shown):
             axes = figure.add_subplot(spec[row, column])
-            _draw_picture(axes, point)
+            _draw_picture(axes, sigma, clean)
             if column == 0:
                 axes.set_ylabel(words)
     axes = figure.add_subplot(spec[2, :])
@@ -42,22 +43,17 @@ def plot(trace: Trace) -> Figure:
         f"{trace.name}: {names}, {trace.there.nfe} + {trace.back.nfe} NFE; comes back with MSE {trace.mse:.2g}."
         " The pictures are x_bar - sigma eps; each error is against two finer steps from where the step begins.",
         fontsize=9,
+        parse_math=False,  # in the name of a file a dollar is one
     )
     return figure
 
 
-def some(points: Sequence[Point], count: int) -> list[Point]:
-    """``count`` of the ``points``, spread evenly over them and with both ends; all of them if there are no more."""
-    last = len(points) - 1
-    return list(points) if last < count else [points[round(i * last / (count - 1))] for i in range(count)]
-
-
-def _draw_picture(axes: Axes, point: Point) -> None:
-    pixels = point.clean.permute(1, 2, 0).clamp(-1, 1) / 2 + 0.5
+def _draw_picture(axes: Axes, sigma: float, clean: Tensor) -> None:
+    pixels = clean.permute(1, 2, 0).clamp(-1, 1) / 2 + 0.5
     axes.imshow(pixels.squeeze(-1).double().numpy(), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(f"sigma {point.sigma:.3g}", fontsize=9)
+    axes.set_title(f"sigma {sigma:.3g}", fontsize=9)
 
 
 def _draw_errors(axes: Axes, points: Sequence[Point], label: str, colour: str, marker: str) -> None:

@@ -87,6 +87,13 @@ def shortened(command: str) -> str:
     return f"{command} --unet unet.json" if new else command
 
 
+def check_said(out: str) -> None:
+    """A program says something; where that is evaluations and an MSE, it is of a good round trip."""
+    assert out, "a program says nothing"
+    for nfe, mse in re.findall(r"^(\d+) (\S+)$", out, re.MULTILINE):
+        assert float(mse) < {"10": 1e-4, "40": 1e-5}[nfe]
+
+
 @pytest.mark.usefixtures("pipelines")
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_to_be_typed_works(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +101,7 @@ def test_what_is_to_be_typed_works(page: str, folder: Path, capsys: pytest.Captu
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, f"<{page}>", "exec"), {"__name__": page})
-            assert capsys.readouterr().out, "a program says nothing"
+            check_said(capsys.readouterr().out)
         elif language == "console":
             assert all(map(COMMAND.match, text.splitlines()))
             for command in COMMAND.findall(text):
@@ -105,6 +112,8 @@ def test_what_is_to_be_typed_works(page: str, folder: Path, capsys: pytest.Captu
 def test_every_command_is_shown() -> None:
     shown = {command.split()[0] for command in COMMAND.findall("\n".join(PAGES.values()))}
     assert shown == set(main.commands) - {"analyze", "page"}
+    said = sum(len(re.findall(r"^print\(\w+\.nfe, ", text, re.MULTILINE)) for text in PAGES.values())
+    assert said == 4
 
 
 def test_every_public_name_is_in_the_reference() -> None:

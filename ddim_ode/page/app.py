@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ddim_ode.conditions import NO_CLASS
-from ddim_ode.console import one_line
+from ddim_ode.console import one_line, say
 from ddim_ode.page.work import Clock, Desk, Wishes
-from ddim_ode.session.options import SOLVER_NAMES
+from ddim_ode.session.options import STEP_SOLVER_NAMES
 from ddim_ode.session.request import DEFAULT_STRENGTH
 from ddim_ode.session.session import Session
 from ddim_ode.spacings import GRIDS
 
 _USUAL = "usual"
 _LARGEST_FILE = "20mb"
+# Seconds, for which files are kept.
+_KEPT = 3600
 _FIRST_STEPS, _MOST_STEPS = 10, 200
 _MOST_BETWEEN = 17
 # Of pictures, in pixels of the page.
@@ -38,15 +43,20 @@ def serve(opener: Callable[..., Session], *, host: str, port: int, seconds: floa
         ValueError: if gradio is not installed.
         OSError: if the port is taken.
     """
-    with TemporaryDirectory(prefix="ddim-ode-page-") as folder:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is removed
+    with TemporaryDirectory(prefix=f"ddim-ode-page-{os.getpid()}-", ignore_cleanup_errors=True) as folder:
         # Read when gradio is imported, and matplotlib by it.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "MPLCONFIGDIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         gradio = _gradio()
         clock = Clock(seconds)
         desk = Desk(opener(progress=clock), clock, Path(folder))
-        page(desk).launch(
+        blocks = page(desk)
+        say(f"http://{host}:{port} shows the page; Ctrl-C ends it")
+        blocks.launch(
             server_name=host,
             server_port=port,
+            share=False,
+            quiet=True,
             max_file_size=_LARGEST_FILE,
             theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             footer_links=[],
@@ -57,8 +67,11 @@ def serve(opener: Callable[..., Session], *, host: str, port: int, seconds: floa
 def _gradio() -> Any:
     try:
         import gradio
+        import pandas  # noqa: F401 - whose tables gradio draws
     except ImportError:
-        raise ValueError("the page needs gradio; install it with: python -m pip install 'ddim-ode[page]'") from None
+        raise ValueError(
+            "the page needs gradio; install the extra [page], or: python -m pip install gradio pandas"
+        ) from None
     return gradio
 
 
@@ -66,11 +79,11 @@ def page(desk: Desk) -> Any:
     """The page over a ``desk``, as gradio's ``Blocks``, not yet served."""
     gr = _gradio()
     model = desk.session.model
-    with gr.Blocks(title="ddim-ode", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="ddim-ode", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as blocks:
         gr.Markdown(f"# ddim-ode\nPictures, their latents and what lies between, with the model '{model.name}'.")
         with gr.Accordion("Solver, and what the pictures show", open=False):
             with gr.Row():
-                solver = gr.Dropdown(SOLVER_NAMES, value=SOLVER_NAMES[0], label="Solver")
+                solver = gr.Dropdown(STEP_SOLVER_NAMES, value=STEP_SOLVER_NAMES[0], label="Solver")
                 grid = gr.Dropdown([_USUAL, *sorted(GRIDS)], value=_USUAL, label="Grid")
                 guidance = gr.Slider(0, 10, value=1, step=0.5, label="Guidance", visible=_can_be_asked(desk))
             asked = _what(gr, desk, "What the pictures show")
@@ -132,7 +145,7 @@ def _there_and_back(gr: Any, desk: Desk, wishes: Sequence[Any]) -> None:
 
     def errors(path: str | None, *chosen: Any) -> Iterator[Any]:
         points = list[tuple[int, float]]()
-        for point in desk.curve(_path(path), _wishes(desk, *chosen), _MOST_STEPS):
+        for point in desk.curve(_path(path), _wishes(desk, *chosen)):
             points.append(point)
             yield pd.DataFrame(points, columns=["steps each way", "PSNR in dB"])
 
@@ -176,15 +189,18 @@ def _edit(gr: Any, desk: Desk, wishes: Sequence[Any]) -> None:
 
     def edit(path: str | None, to: str, strength: float, *chosen: Any) -> Iterator[tuple[Any, ...]]:
         wished = _wishes(desk, *chosen)
-        made, line = desk.edited(_path(path), wished.asked, to, strength, wished)
+        made, line = desk.edited(_path(path), to, strength, wished)
         yield str(made), line, str(made)
 
     _when(go, gr, desk, edit, [picture, to, strength, *wishes], [strip, report, file])
 
 
 def _picture(gr: Any, label: str) -> Any:
+    """Where a picture is dropped, which stays as it is: without a mode gradio converts nothing."""
     place = label.lower().replace(" ", "-")
-    return gr.Image(type="filepath", sources=["upload", "clipboard"], label=label, height=_HEIGHT, elem_id=place)
+    return gr.Image(
+        type="filepath", sources=["upload", "clipboard"], label=label, height=_HEIGHT, elem_id=place, image_mode=None
+    )
 
 
 def _result(gr: Any, label: str) -> Any:
@@ -214,14 +230,16 @@ def _when(
 
     def event(*values: Any, told: Any = bar) -> Iterator[Any]:
         desk.clock.start(lambda done: told((done.nfe, done.total) if done.total else 0, desc=done.label))
+        said, failure, results = set[str](), None, work(*values)
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", UserWarning)
-                yield from work(*values)
-            for warning in caught:
-                gr.Warning(str(warning.message))
+            while (result := _next(results, said)) is not None:
+                yield result
         except _ERRORS as error:
-            raise gr.Error(one_line(error), print_exception=False) from error
+            failure = gr.Error(one_line(error), print_exception=False)
+        for sentence in sorted(said):
+            gr.Warning(sentence)
+        if failure:
+            raise failure
 
     button.click(
         event,
@@ -232,3 +250,16 @@ def _when(
         concurrency_id="model",
         api_visibility="private",
     )
+
+
+def _next(results: Iterator[Any], said: set[str]) -> Any:
+    """The next of the ``results``, or None; what it warns of is ``said``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = partial(_collect, said)
+        return next(results, None)
+
+
+def _collect(said: set[str], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    if issubclass(category, UserWarning):
+        said.add(str(message))

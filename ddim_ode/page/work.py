@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import erf, sqrt
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
@@ -17,13 +19,16 @@ from torch import Tensor
 from ddim_ode.conditions import Label
 from ddim_ode.images import pixel_mse, psnr, tile
 from ddim_ode.latents import Latent
+from ddim_ode.session.request import Request
 from ddim_ode.session.results import Picture
 from ddim_ode.session.session import Session
 from ddim_ode.session.walks import Progress
 
 # Of a latent, whose values are about N(0, 1): what is shown of it, in so many parts.
 _REACH, _BINS = 4.0, 32
-# The numbers of steps whose errors are drawn, as far as they are allowed.
+# Folders of results that are kept.
+_MOST_PLACES = 50
+# The numbers of steps whose errors are drawn.
 CURVE = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
 # Shorter sides of pictures are drawn with pixels as large as that needs.
 _SHOWN = 256
@@ -95,35 +100,37 @@ class Desk:
     session: Session
     clock: Clock
     folder: Path
+    _places: deque[Path] = field(default_factory=deque)
 
     def there_and_back(self, picture: Path, wishes: Wishes) -> RoundTrip:
         """The ``picture`` encoded and decoded. Errors are those of ``Session.encode`` and ``decode``."""
         session, label = self._asked(wishes)
         read = session.model.space.read(picture)
-        latent = session.encode(picture, **wishes.of(label))
-        back = session.decode(latent)
+        (encoded,) = session.encode_all([picture], Request(**wishes.of(label)))
+        (decoded,) = session.decode_all([encoded.latent])
+        for walk in (encoded.walk, decoded.walk):
+            walk.warn()
+        latent, back = encoded.latent, decoded.picture
         mse = float(pixel_mse(read.pixels, back.image[None]))
         place = self._place()
         files = place / f"{picture.stem}.latent.pt", place / f"{picture.stem}.decoded.png"
         latent.save(files[0])
         back.save(files[1])
-        square = float(latent.x_T.square().mean())
         return RoundTrip(
             seen=enlarged(read.pixels[0]),
             latent=enlarged(latent_image(latent)),
             back=enlarged(back.image),
             bins=histogram(latent.x_T),
-            report=f"{latent.solver['name']}, {latent.grid.steps} steps on {latent.grid.name}, {latent.nfe} NFE each "
-            f"way: MSE {mse:.3g} on [0, 1], {psnr(mse):.1f} dB; mean square of the latent {square:.3f}",
+            report=f"MSE {mse:.3g} on [0, 1], {psnr(mse):.1f} dB; mean square of the latent "
+            f"{float(latent.x_T.square().mean()):.3f}. Encode {encoded.report()}; decode {decoded.report()}",
             files=files,
         )
 
-    def curve(self, picture: Path, wishes: Wishes, most: int) -> Iterator[tuple[int, float]]:
-        """Steps, up to ``most``, and the PSNR in dB of what comes back; one after the other as they are found."""
+    def curve(self, picture: Path, wishes: Wishes) -> Iterator[tuple[int, float]]:
+        """Steps, and the PSNR in dB of what comes back; one after the other as they are found."""
         session, label = self._asked(wishes)
         for steps in CURVE:
-            if steps <= most:
-                yield steps, psnr(session.reconstruct(picture, **wishes.of(label) | {"steps": steps}).mse)
+            yield steps, psnr(session.reconstruct(picture, **wishes.of(label) | {"steps": steps}).mse)
 
     def between(self, pictures: Sequence[Path], wishes: Wishes, count: int) -> tuple[list[Image.Image], str, Path]:
         """The way between two ``pictures`` in ``count`` images, in a line, and all of it as a file."""
@@ -131,14 +138,18 @@ class Desk:
         found = session.interpolate(pictures, count=count, **wishes.of(label))
         path = self._place() / f"{pictures[0].stem}-{pictures[1].stem}.png"
         found.sheet.save(path)
+        found.there.warn()
+        found.back.warn()
         return [enlarged(picture.image) for picture in found.pictures], found.report(), path
 
-    def edited(self, picture: Path, own: str | None, to: str, strength: float, wishes: Wishes) -> tuple[Path, str]:
-        """The ``picture`` of ``own`` made into one of ``to``, as a file of the strip, and how in a line."""
-        guidance = {"guidance": wishes.guidance}
-        found = self.session.edit(picture, to, strength=strength, **wishes.of(own) | guidance)
+    def edited(self, picture: Path, to: str, strength: float, wishes: Wishes) -> tuple[Path, str]:
+        """The ``picture`` of what it shows made into one of ``to``, as a file of the strip, and how in a line."""
+        walk = wishes.of(wishes.asked) | {"guidance": wishes.guidance}
+        found = self.session.edit(picture, to, strength=strength, **walk)
         path = self._place() / f"{picture.stem}.edit.png"
         found.strip.save(path)
+        found.edits[0].there.warn()
+        found.edits[0].back.warn()
         return path, found.edits[0].report()
 
     def _asked(self, wishes: Wishes) -> tuple[Session, Label | None]:
@@ -148,7 +159,11 @@ class Desk:
         return self.session.asked_for(prompt=wishes.asked or "", guidance=wishes.guidance), None
 
     def _place(self) -> Path:
-        return Path(mkdtemp(dir=self.folder))
+        """A new folder; the oldest one goes where there are many."""
+        self._places.append(Path(mkdtemp(dir=self.folder)))
+        if len(self._places) > _MOST_PLACES:
+            rmtree(self._places.popleft(), ignore_errors=True)
+        return self._places[-1]
 
 
 def enlarged(image: Tensor) -> Image.Image:

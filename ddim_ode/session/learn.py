@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from math import inf, isinf, sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,18 +81,20 @@ def learn(
             up = place("up", starts_from[1], partial(_errors_there_and_back, model, decoder))
             places = Places(down, up)
             fits = cache(partial(_fits, model, material.known, places))
-            entries = [kept_entry(folder / f"{steps}-learned.json", lambda: _entry(model, material, *fits()))]
+            decoder_polished = cache(lambda: _polished_decoder(model, known, fits()[0]))
 
-            def better() -> Entry:
-                return _entry(model, material, *_polished(model, known, material.fit_images, *fits()))
+            def polished() -> tuple[learning.Walk, learning.Walk]:
+                decoder = decoder_polished()
+                return decoder, _polished_encoder(model, material.fit_images, decoder, fits()[1])
 
-            def better_down() -> Entry:
-                return _judged(model, material, replace(entries[1], up=entries[0].up))
-
+            ways: dict[str, Callable[[], tuple[learning.Walk, learning.Walk]]] = {"learned": fits}
             if effort.walks and steps <= _MOST_POLISHED:
-                with suppress(SolverError):  # what they are made of may do all the same
-                    entries.append(kept_entry(folder / f"{steps}-polished.json", better))
-                    entries.append(kept_entry(folder / f"{steps}-polished-down.json", better_down))
+                ways |= {"polished-down": lambda: (decoder_polished(), fits()[1]), "polished": polished}
+            entries = list[Entry]()
+            for name, way in ways.items():
+                with suppress(SolverError):  # another may do all the same
+                    make = partial(_entry, model, material, way)
+                    entries.append(kept_entry(folder / f"{steps}-{name}.json", make))
             return entries, places
     except SolverError:
         return [], before
@@ -268,45 +271,44 @@ def _fits(model: Model, known: Trajectories, places: Places) -> tuple[learning.W
     )
 
 
-def _polished(
-    model: Model, known: Trajectories, images: Trajectories, decoder: learning.Walk, encoder: learning.Walk
-) -> tuple[learning.Walk, learning.Walk]:
-    """Both, made better through the whole walk: the decoder for what is ``known``, the encoder for ``images``.
-
-    Those are all that may be fitted to: on the eight of ``known`` it learns in 10 steps what does not hold for others.
-    """
-    steps, bar = len(decoder.nodes) - 1, partial(tqdm, leave=False, disable=None)
+def _polished_decoder(model: Model, known: Trajectories, decoder: learning.Walk) -> learning.Walk:
+    """The ``decoder``, made better through the whole walk for what is ``known``."""
     way = _way(model, known, upward=False)
     aim = polishing.Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
-    decoder = way.follow(decoder.nodes, decoder.fit)
-    decoder = polishing.polish(way, decoder, aim, partial(bar, desc=f"{steps}-polish-down"))
+    return polishing.polish(way, way.follow(decoder.nodes, decoder.fit), aim, _bar(decoder, "polish-down"))
+
+
+def _polished_encoder(
+    model: Model, images: Trajectories, decoder: learning.Walk, encoder: learning.Walk
+) -> learning.Walk:
+    """The ``encoder``, made better likewise, with the ``decoder``, for all ``images`` that may be fitted to.
+
+    On eight of them it learns in 10 steps what does not hold for others.
+    """
     way = _way(model, images, upward=True)
     aim = polishing.Aim(
         results=lambda x: (x, _again(model, decoder, x).x),
         truths=(images.at(encoder.nodes[-1]), images.at(encoder.nodes[0])),
     )
-    encoder = way.follow(encoder.nodes, encoder.fit)
-    return decoder, polishing.polish(way, encoder, aim, partial(bar, desc=f"{steps}-polish-up"))
+    return polishing.polish(way, way.follow(encoder.nodes, encoder.fit), aim, _bar(encoder, "polish-up"))
 
 
-def _entry(model: Model, material: Material, decoder: learning.Walk, encoder: learning.Walk) -> Entry:
-    """The entry of what was fitted for the two directions, judged.
+def _bar(walk: learning.Walk, name: str) -> Callable[..., Any]:
+    return partial(tqdm, leave=False, disable=None, desc=f"{len(walk.nodes) - 1}-{name}")
+
+
+def _entry(model: Model, material: Material, fits: Callable[[], tuple[learning.Walk, learning.Walk]]) -> Entry:
+    """The entry of what was fitted for the two directions, decoder and encoder, judged.
 
     Raises:
         SolverError: if it leads to numbers that are not finite.
     """
-    name = trajectory_solver(model).name
+    name, (decoder, encoder) = trajectory_solver(model).name, fits()
     # The nodes of the decoder are those of the grid.
     down = Learned(decoder.fit.weights, decoder.fit.told)
     up = Learned(encoder.fit.weights, encoder.fit.told, encoder.nodes[1:-1])
     grid = learned_grid(model.schedule, decoder.nodes[::-1], CLEAN_END)
-    return _judged(model, material, Entry(name, grid, up, down, {}))
-
-
-def _judged(model: Model, material: Material, entry: Entry) -> Entry:
-    """The ``entry`` with its errors on what it was not fitted to. Errors are those of ``_entry``."""
-    solver = learned_solver(entry.solver, entry.grid, entry.up, entry.down)
-    return replace(entry, scores=judge(model, material, solver, entry.grid))
+    return Entry(name, grid, up, down, judge(model, material, learned_solver(name, grid, up, down), grid))
 
 
 def resampled(place: learning.Place, steps: int) -> learning.Place:

@@ -33,8 +33,9 @@ T = TypeVar("T")
 FC = TypeVar("FC", bound=Callable[..., Any])
 
 
-# What --solver takes, and the page.
+# What --solver takes; and those that take the steps they are asked for.
 SOLVER_NAMES = [AUTO, *sorted(SOLVERS)]
+STEP_SOLVER_NAMES = [AUTO, *sorted(name for name, solver in SOLVERS.items() if not solver.adaptive)]
 
 
 @dataclass(frozen=True)
@@ -239,10 +240,9 @@ def class_option(*, several: str = "") -> Callable[[FC], FC]:
     return click.option("--class", name, multiple=bool(several), metavar="NAME|NUMBER", help=help)
 
 
-def _models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """What a shell may complete ``incomplete`` to: the model that ships, files and folders."""
-    shipped = [CompletionItem("default")] if "default".startswith(incomplete) else []
-    return [*shipped, CompletionItem(incomplete, type="file")]
+def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """A shell completes the name of a model as that of a file or a folder."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 _prompt_option = click.option(
@@ -259,7 +259,7 @@ _model_option = click.option(
     default="default",
     show_default=True,
     metavar="FOLDER|FILE|ORG/NAME",
-    shell_complete=_models,
+    shell_complete=_files,
     help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
     "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
 )
@@ -309,6 +309,9 @@ _batch_size_option = click.option(
 )
 # What a session is opened with, and what is wished of it.
 _MODEL_OPTIONS = (
+    _prompt_option,
+    _negative_prompt_option,
+    _size_option,
     _model_option,
     config_option,
     _max_nfe_option,

@@ -439,15 +439,20 @@ class Session:
         own = self.model.condition(label)
         return edit(here, there, read, own, dict(zip(strengths, plans, strict=True)))
 
-    def trace(self, picture: Readable, request: Request | None = None) -> Trace:
+    def trace(self, picture: Readable, request: Request | None = None, *, shown: int = 10) -> Trace:
         """The way of ``picture`` up to noise and back, seen at each step; the ``request`` says what is wished.
+
+        ``shown``  at so many nodes of each way, 2 at least, there is a picture of what the network takes it for.
 
         Raises:
             ValueError: as ``encode`` does, and if the solver has steps that cannot be seen.
             SolverError, EvaluationLimitError: if the solver does not reach the end.
         """
+        if shown < 2:
+            raise ValueError(f"at least 2 nodes of a way are shown, but {shown} are asked for")
         read = self.model.space.read(picture)
-        return trace(self._worker, read, self._affordable(plan_encoding(request or Request(), self.model)))
+        plan = self._affordable(plan_encoding(request or Request(), self.model))
+        return trace(self._worker, read, plan, shown=shown)
 
     def encode_all(
         self, pictures: Iterable[Readable], request: Requests = None, *, on_error: OnError | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ddim_ode.conditions import Asked
 from ddim_ode.grids import Grid, halved
+from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.request import PlanError
@@ -36,12 +37,12 @@ _JUDGE = "angle-rk4"
 class Point:
     """A node of a walk.
 
-    ``clean``  what the network takes for the picture there, ``(C, H, W)`` on the CPU, pixels in [-1, 1].
+    ``clean``  what the network takes for the picture there, ``(C, H, W)`` on the CPU, pixels in [-1, 1]; of some nodes.
     ``error``  RMS error of the step that led here, in x, which has about unit variance; None where the walk begins.
     """
 
     sigma: float
-    clean: Tensor
+    clean: Tensor | None
     error: float | None
 
 
@@ -74,25 +75,27 @@ class Trace:
         )
 
 
-def trace(worker: Worker, picture: Read, plan: Plan) -> Trace:
-    """The way of a ``picture`` up and down as the ``plan`` says.
+def trace(worker: Worker, picture: Read, plan: Plan, *, shown: int) -> Trace:
+    """The way of a ``picture`` up and down as the ``plan`` says; of each way so many nodes are ``shown``.
 
     Raises:
-        PlanError: if its solver has steps that cannot be seen.
+        PlanError: if its solver has steps that cannot be seen, or there are none but to infinity.
         SolverError, EvaluationLimitError: if it does not reach the end.
     """
+    if sum(map(isfinite, plan.grid.sigmas)) < 2:
+        raise PlanError("one step alone leads to infinity, where there is nothing to see; take 2 steps or more")
     x_0, condition = worker.states([picture.state]), plan.condition
     walker, up, down = worker.walker([condition]), _recorder(plan.solver), _recorder(plan.back)
     there, walk_there = walker.encode(x_0, plan.grid, up, label="trace up")
     companion = there.companion if plan.exact else None
     back, walk_back = walker.decode(there.x, plan.grid, down, companion=companion, label="trace down")
-    mse = float(worker.errors(x_0, back.x))
+    mse = float(pixel_mse(picture.pixels, worker.pictures(back.x)))
     settings = plan_settings(worker.model, worker.model.fingerprint, plan, plan.solver, picture.source.name)
     return Trace(
         name=picture.source.name,
         image=worker.pictures(x_0)[0],
-        up=_points(worker, condition, plan.grid, up.states, "errors up"),
-        down=_points(worker, condition, plan.grid, down.states, "errors down"),
+        up=_points(worker, condition, plan.grid, up.states, "errors up", shown),
+        down=_points(worker, condition, plan.grid, down.states, "errors down", shown),
         mse=mse,
         plan=plan,
         there=replace(walk_there, solver=plan.solver),
@@ -135,11 +138,12 @@ def _recorder(solver: Solver) -> _Recorder:
 
 
 def _points(
-    worker: Worker, condition: Asked, grid: Grid, states: Sequence[tuple[float, Tensor]], label: str
+    worker: Worker, condition: Asked, grid: Grid, states: Sequence[tuple[float, Tensor]], label: str, shown: int
 ) -> list[Point]:
     """What is seen at the ``states`` of a walk along ``grid`` but for those at infinity, where x_bar has no limit."""
     walker, judge, errors = worker.walker([condition], times=16), get_solver(_JUDGE), list[float | None]([None])
     finite = [(sigma, x) for sigma, x in states if isfinite(sigma)]
+    places, clean = spread(len(finite), shown), list[Tensor]()
 
     def judged() -> Solution:
         for (sigma, x), (following, found) in pairwise(finite):
@@ -147,13 +151,19 @@ def _points(
             nodes = torch.tensor([sigma, middle, following], dtype=x.dtype, device=x.device)
             miss = (found - judge(walker.ode, x, nodes)).square().mean().sqrt()
             errors.append(float(miss) / sqrt(1 + following**2))
+        clean.extend(_clean(walker.ode, *finite[place]) for place in places)
         return Solution(finite[-1][1])
 
     with torch.no_grad():
         walker.watch(label, halved(grid, worker.model.schedule), judge, judged)
-        clean = [_clean(walker.ode, sigma, x) for sigma, x in finite]
-    pictures = worker.pictures(torch.cat(clean))
-    return [Point(sigma, one, error) for (sigma, _), one, error in zip(finite, pictures, errors, strict=True)]
+    pictures = dict(zip(places, worker.pictures(torch.cat(clean)), strict=True))
+    return [Point(sigma, pictures.get(i), errors[i]) for i, (sigma, _) in enumerate(finite)]
+
+
+def spread(count: int, shown: int) -> list[int]:
+    """Which of ``count`` nodes are shown: so many, spread evenly and with both ends; all if there are no more."""
+    last = count - 1
+    return list(range(count)) if count <= shown else [round(i * last / (shown - 1)) for i in range(shown)]
 
 
 def _clean(ode: ProbabilityFlowODE, sigma: float, x_bar: Tensor) -> Tensor:

@@ -599,4 +599,7 @@ def test_a_trace_carries_what_made_it(cli: Cli, picture: Path) -> None:
     assert json.loads(Image.open(target).text["ddim-ode"])["solver"] == {"name": "heun"}
     assert "photo.png -> " in done.output
     assert cli("trace", picture, "--steps", "3").exit_code == 1
+    dollars = picture.rename(picture.with_name("a$^$b.png"))
+    assert cli("trace", dollars, "--steps", "3").exit_code == 0
+    dollars.rename(picture)
     assert cli("trace", picture, "--steps", "3", "--overwrite").exit_code == 0

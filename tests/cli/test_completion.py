@@ -13,7 +13,7 @@ TYPED = {
     "enc": ["plain,encode"],
     "encode --solver dpmpp": sorted(f"plain,{name}" for name in SOLVERS if name.startswith("dpmpp")),
     "encode --grid l": sorted(f"plain,{name}" for name in GRIDS if name.startswith("l")),
-    "encode --model d": ["file,d", "plain,default"],
+    "encode --model d": ["file,d"],
     "encode pho": ["file,pho"],
     "decode a.pt -o pict": ["file,pict"],
     "analyze rec": ["plain,reconstruction"],

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_pipelines import build
 from torch import Tensor, nn
 
 from ddim_ode import Flow, Request, Session, VarianceExploding, from_module
-from ddim_ode.analysis.trace_plot import plot, some
+from ddim_ode.analysis.trace_plot import plot
 from ddim_ode.calibration import Calibration, Entry, Learned
 from ddim_ode.grids import learned_grid
 from ddim_ode.session.plan import PlanError
+from ddim_ode.session.trace import spread
 
 
 class Normal(nn.Module):
@@ -49,7 +51,7 @@ def photo(tmp_path: Path) -> Path:
 
 def test_errors_are_those_of_each_step(session: Session, photo: Path) -> None:
     """Of Euler's they are known: a step from sigma to s multiplies by 1 + (s - sigma) sigma / (1 + sigma^2)."""
-    trace = session.trace(photo, Request("euler", steps=12))
+    trace = session.trace(photo, Request("euler", steps=12), shown=13)
     for points in (trace.up, trace.down):
         x = trace.image.double() if points is trace.up else None
         for before, after in pairwise(points):
@@ -97,6 +99,18 @@ def test_infinity_is_left_out(photo: Path, solver: str) -> None:
         assert all(point.error is not None and isfinite(point.error) for point in points[1:])
 
 
+def test_one_step_to_infinity_shows_nothing(photo: Path) -> None:
+    session = Session(from_module(Straight(), process=Flow(), shape=(3, 8, 8)))
+    with pytest.raises(PlanError, match=r"^one step alone leads to infinity, where there is nothing to see; take 2"):
+        session.trace(photo, Request("euler", steps=1))
+
+
+def test_a_pipeline_comes_back_as_reconstruct_says(photo: Path) -> None:
+    session = Session(build("SD 1.5"), prompt="a cat")
+    trace = session.trace(photo, Request("euler", steps=2))
+    assert trace.mse == pytest.approx(session.reconstruct(photo, solver="euler", steps=2).mse)
+
+
 @pytest.mark.parametrize("solver", ["torchdiffeq-dopri5", "per-sample-bosh3", "scipy-RK45"])
 def test_steps_that_cannot_be_seen(session: Session, photo: Path, solver: str) -> None:
     with pytest.raises(PlanError, match=f"^solver '{solver}' shows none of its steps; take one with fixed steps"):
@@ -108,6 +122,7 @@ def test_the_figure_shows_ten_pictures_a_way(session: Session, photo: Path) -> N
     figure = plot(trace)
     assert len(figure.axes) == 21
     assert len(figure.axes[-1].lines) == 2
-    assert [point.sigma for point in some(trace.up, 3)] == [trace.up[i].sigma for i in (0, 10, 20)]
+    assert [spread(21, 3), spread(3, 10), spread(11, 10)] == [[0, 10, 20], [0, 1, 2], [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]]
+    assert [i for i, point in enumerate(trace.up) if point.clean is not None] == spread(21, 10)
     assert len(plot(session.trace(photo, Request("euler", steps=3))).axes) == 9
     assert torch.isfinite(trace.image).all()
