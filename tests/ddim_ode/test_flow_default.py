@@ -1,4 +1,4 @@
-"""What is taken for flow matching by default, beside others: the numbers that the README says, measured anew."""
+"""What is taken for flow matching by default, beside others: the numbers that the documentation says, measured anew."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddim_ode import Flow, ProbabilityFlowODE, make_grid
 from ddim_ode.codec import decode, encode
 from ddim_ode.solvers import get_solver
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 COUNT, STEPS = 20, 20
 _DRAW = torch.Generator().manual_seed(0)
 MEANS = 0.5 * torch.randn(COUNT, 3, 4, 4, generator=_DRAW, dtype=torch.float64)
@@ -55,11 +55,11 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("solver", ERRORS)
-def test_the_errors_are_those_that_the_readme_says(images: Tensor, solver: str) -> None:
+def test_the_errors_are_those_that_the_documentation_says(images: Tensor, solver: str) -> None:
     name, of_images, of_latents = ERRORS[solver]
     grid = make_grid(Flow().schedule, name, STEPS, clean_end="sigma-min")
     assert rms(decode(ode(), X_T, grid, get_solver(solver)) - images) == pytest.approx(float(of_images), rel=0.05)
     assert rms(encode(ode(), images, grid, get_solver(solver)) - X_T) == pytest.approx(float(of_latents), rel=0.05)
-    prose = " ".join(README.split())
+    prose = " ".join(PAGE.split())
     assert of_images in prose
     assert of_latents in prose

@@ -297,9 +297,8 @@ def test_formats_that_are_not_to_be_had(run: partial[object], tmp_path: Path, mo
     assert not (tmp_path / "new").exists()
 
 
-def test_the_readme_names_them_all() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    said = readme.split("## A data set of latents")[1].split("\n## ")[0]
+def test_the_documentation_names_them_all() -> None:
+    said = (Path(__file__).parents[3] / "docs" / "data-sets.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in said for name in FORMATS)
     assert all(f"`[{own.extra}]`" in said for own in FORMATS.values() if own.extra)
     assert f"`{DEFAULT_FORMAT}`, the default" in said
