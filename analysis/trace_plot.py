@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ddim_ode.images import to_picture
+
 from .figures import COLOURS, MARKERS
 
 if TYPE_CHECKING:
@@ -49,8 +51,7 @@ def plot(trace: Trace) -> Figure:
 
 
 def _draw_picture(axes: Axes, sigma: float, clean: Tensor) -> None:
-    pixels = clean.permute(1, 2, 0).clamp(-1, 1) / 2 + 0.5
-    axes.imshow(pixels.squeeze(-1).double().numpy(), interpolation="nearest", cmap="gray", vmin=0, vmax=1)
+    axes.imshow(to_picture(clean), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(f"sigma {sigma:.3g}", fontsize=9)

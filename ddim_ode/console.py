@@ -196,13 +196,17 @@ class Bar:
             self._bar = None
 
 
+# What --grid takes beside timesteps.
+GRID_NAMES = sorted([*GRIDS, SCHEDULER])
+
+
 class GridName(click.ParamType):  # type: ignore[type-arg]
     """The name of a grid, or an explicit list of timesteps such as 0,250,500,999."""
 
     name = "grid"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return f"[{'|'.join(sorted([*GRIDS, SCHEDULER]))}|T,T,...]"
+        return f"[{'|'.join(GRID_NAMES)}|T,T,...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str) or value in GRIDS or value == SCHEDULER:
@@ -210,12 +214,12 @@ class GridName(click.ParamType):  # type: ignore[type-arg]
         try:
             return tuple(float(t) for t in value.split(","))
         except ValueError:
-            known = ", ".join(sorted([*GRIDS, SCHEDULER]))
+            known = ", ".join(GRID_NAMES)
             self.fail(f"unknown grid '{value}'; choose one of: {known}, or timesteps T,T,...")
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The grids that begin with what is typed."""
-        return [CompletionItem(name) for name in sorted([*GRIDS, SCHEDULER]) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in GRID_NAMES if name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)

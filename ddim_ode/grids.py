@@ -108,10 +108,10 @@ class Grid:
 
 
 def halved(grid: Grid, schedule: Levels) -> Grid:
-    """``grid`` with one node more in the middle of each step, as ``_middle`` has it."""
+    """``grid`` with one node more in the middle of each step, as ``middle`` has it."""
     sigmas = [grid.sigmas[0]]
     for sigma, following in pairwise(grid.sigmas):
-        sigmas += [_middle(sigma, following), following]
+        sigmas += [middle(sigma, following), following]
     timesteps = [float(t) for t in schedule.t(_tensor(sigmas))]
     return Grid("explicit", grid.clean_end, tuple(sigmas), tuple(timesteps))
 
@@ -121,7 +121,7 @@ def learned_grid(schedule: Levels, sigmas: Sequence[float], clean_end: str) -> G
     return Grid(LEARNED, clean_end, tuple(sigmas), tuple(float(t) for t in schedule.t(_tensor(sigmas))))
 
 
-def _middle(sigma: float, following: float) -> float:
+def middle(sigma: float, following: float) -> float:
     """A sigma between two: in the middle of their logarithms, of sigma from 0, and of 1 / sigma up to infinity."""
     if isinf(following):
         return 2 * sigma or 1.0

@@ -14,6 +14,7 @@ from .base import Seen as Seen
 from .base import Solution as Solution
 from .base import Solver as Solver
 from .base import SolverError as SolverError
+from .base import rms as rms
 from .charts import ANGLE as ANGLE
 from .charts import VARIANCE
 from .charts import Chart as Chart

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ddim_ode.conditions import Asked
-from ddim_ode.grids import Grid, halved
+from ddim_ode.grids import Grid, halved, middle
 from ddim_ode.images import pixel_mse
 from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.request import PlanError
 from ddim_ode.session.walks import Walk
 from ddim_ode.session.worker import Worker, plan_settings
-from ddim_ode.solvers import Seen, Solution, Solver, get_solver
+from ddim_ode.solvers import Seen, Solution, Solver, get_solver, rms
 from ddim_ode.spaces import Read
 
 if TYPE_CHECKING:
@@ -147,10 +147,8 @@ def _points(
 
     def judged() -> Solution:
         for (sigma, x), (following, found) in pairwise(finite):
-            middle = sqrt(sigma * following) if sigma and following else (sigma + following) / 2
-            nodes = torch.tensor([sigma, middle, following], dtype=x.dtype, device=x.device)
-            miss = (found - judge(walker.ode, x, nodes)).square().mean().sqrt()
-            errors.append(float(miss) / sqrt(1 + following**2))
+            nodes = torch.tensor([sigma, middle(*sorted((sigma, following))), following], dtype=torch.float64)
+            errors.append(float(rms(found - judge(walker.ode, x, nodes))) / sqrt(1 + following**2))
         clean.extend(_clean(walker.ode, *finite[place]) for place in places)
         return Solution(finite[-1][1])
 
