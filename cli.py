@@ -646,7 +646,14 @@ def train(
     type=click.IntRange(min=0),
     default=60,
     show_default=True,
-    help="Walks of 16 images that searching may take, for each number of steps and direction.",
+    help="Walks of a batch that searching may take, for each number of steps and direction.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=2),
+    default=16,
+    show_default=True,
+    help="Trajectories that are walked at once, and serve the search; on a GPU take more, of more --latents.",
 )
 @class_option()
 @guidance_option
@@ -667,6 +674,7 @@ def calibrate(
     latents: int,
     seed: int,
     walks: int,
+    batch_size: int,
     label: str | None,
     guidance: float | None,
     device: str,
@@ -699,7 +707,7 @@ def calibrate(
         raise click.UsageError(f"model '{model}' is in no folder; name a file with --output")
     target = output or Path(loaded.folder or ".") / FILE
     check_writable(target, overwrite=overwrite)
-    effort = Effort(usual(loaded), steps or BUDGETS, latents, seed=seed, walks=walks)
+    effort = Effort(usual(loaded), steps or BUDGETS, latents, batch_size=batch_size, seed=seed, walks=walks)
     condition = plan_condition(Request(label=label, guidance=guidance), loaded)
     photographs = list_pictures(images or pictures.CIFAR10_TRAIN)
     calibration = calibrate_in(loaded, photographs, effort, work, condition=condition)

@@ -278,7 +278,8 @@ def learn_solver(
         pictures = session.sample(16, steps=8)
         save_calibration(session.model.calibration, "calibration.json")
 
-    Beside the weights of a model, under that name, it is found again.
+    Beside the weights of a model, under that name, it is found again. One batch of the session serves searching and
+    polishing: on a GPU take a large one, more latents, and more pictures.
 
     ``latents``      random ones, half of them for judging; ``pictures`` too, or else images of other random latents.
     ``walks``        for each number of steps and direction, as in ``Effort``; 0 for no search.
@@ -290,7 +291,7 @@ def learn_solver(
     """
     model = session.model
     budgets = (steps,) if isinstance(steps, int) else tuple(steps)
-    effort = Effort(usual(model), budgets, latents, seed=seed, walks=walks)
+    effort = Effort(usual(model), budgets, latents, batch_size=max(2, session.batch_size), seed=seed, walks=walks)
     condition = plan_condition(Request(label=label, guidance=guidance), model)
     images = torch.cat([model.space.read(picture)[0] for picture in pictures]) if pictures else None
     with TemporaryDirectory() as temporary:

@@ -4,11 +4,11 @@ Nodes are searched for together with the noise levels that the network is told i
 steps fitted anew for each trial (``solvers.learning``): first for the decoder, so that the images of random latents and
 of those of real images err as little as they can, then for the encoder, so that latents do, and the images that the
 decoder makes of them. Each direction has nodes of its own, since encoding needs more of them at small sigma than
-decoding: with common ones decoding in 5 steps errs 1.6 times as much. Some of what is known serves the search, as a
-batch that is quick to walk; at its end the weights are fitted to all of it. Then, where steps are few, all numbers of a
-direction but its nodes are made better together (``solvers.polishing``): in 8 steps images and latents then err less by
-a twelfth, and round trips by a quarter. In 10 and 12 steps the encoder learns what does not hold for others, and the
-decoder alone is the better for it, so that is tried as well.
+decoding: with common ones decoding in 5 steps errs 1.6 times as much. Of what is known one batch serves the search; at
+its end the weights are fitted to all of it. Then all numbers of a direction but its nodes are made better together on a
+batch (``solvers.polishing``), again and again while that helps what nothing is fitted to: in 8 steps images and latents
+then err less by a twelfth, and round trips by a quarter. From a batch of 16 the encoder of 10 and of 12 steps learns
+what does not hold for others, and the decoder alone is the better for it, so that is tried as well.
 
 Such searches are known for decoders: LD3 (Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 2405.15506) and S4S (Frankel et al., "S4S: Solving for a Diffusion Model Solver", arXiv 2502.17423) take gradients
@@ -39,14 +39,14 @@ from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, Effort, Material, judge
 from ddim_ode.session.trajectories import Trajectories, join, trajectory_solver
 from ddim_ode.solvers import FixedStepSolver, SolverError, corrected, learning, polishing
+from ddim_ode.speed import products
 from ddim_ode.work import load_json, reading
 
-# As many latents, and as many images, serve the search.
-_SEARCHED = 8
 # In 20 steps a search gains an eighth, and takes longest; in more it is left out.
 _MOST_SEARCHED = 20
-# In more steps it costs more than the search does.
-_MOST_POLISHED = 12
+# What polishing a decoder once takes, in walks of a batch: for each step eight numbers, each half a walk; and a few
+# trials. An encoder takes three times as much, with what is decoded; as searching for one does.
+_POLISHING_WALKS = (4, 5)
 # Sweeps without a gain on what nothing is fitted to, after which a search ends.
 _PATIENCE = 2
 
@@ -70,7 +70,8 @@ def learn(
     Progress bars show how far it is. There are no entries if nothing leads to finite numbers.
     """
     steps = starts[0].steps
-    known = join([part.take(slice(0, _SEARCHED)) for part in (material.fit_latents, material.fit_images)])
+    half = slice(0, effort.batch_size // 2)
+    known = join([material.fit_latents.take(half), material.fit_images.take(half)])
     held = join([material.latents, material.images])
     starts_from = (before.down, before.up) if before else (None, None)
     try:
@@ -81,14 +82,16 @@ def learn(
             up = place("up", starts_from[1], partial(_errors_there_and_back, model, decoder))
             places = Places(down, up)
             fits = cache(partial(_fits, model, material.known, places))
-            decoder_polished = cache(lambda: _polished_decoder(model, known, fits()[0]))
+            each, trials = _POLISHING_WALKS
+            rounds = effort.walks // (each * steps + trials)
+            decoder_polished = cache(lambda: _polished_decoder(model, known, held, fits()[0], rounds))
 
             def polished() -> tuple[learning.Walk, learning.Walk]:
-                decoder = decoder_polished()
-                return decoder, _polished_encoder(model, material.fit_images, decoder, fits()[1])
+                decoder, images = decoder_polished(), material.fit_images.take(slice(0, effort.batch_size))
+                return decoder, _polished_encoder(model, images, held, decoder, fits()[1], rounds)
 
             ways: dict[str, Callable[[], tuple[learning.Walk, learning.Walk]]] = {"learned": fits}
-            if effort.walks and steps <= _MOST_POLISHED:
+            if rounds:
                 ways |= {"polished-down": lambda: (decoder_polished(), fits()[1]), "polished": polished}
             entries = list[Entry]()
             for name, way in ways.items():
@@ -136,7 +139,8 @@ def _place(
     if not progress.over:
         most = steps * effort.walks if steps <= _MOST_SEARCHED else 0
         found = learning.search(way, progress.at, score, seed=effort.seed)
-        progress = _searched(found, partial(_held_score, model, held, error), progress, most, path)
+        held_score = partial(_held_score, model, held, error)
+        progress = _searched(found, lambda found: held_score(found.walk), progress, most, path)
     return progress.best
 
 
@@ -252,10 +256,10 @@ def _again(model: Model, walk: learning.Walk, x: Tensor) -> learning.Walk:
 
 
 def _held_score(
-    model: Model, held: Trajectories, error: Callable[[Trajectories, learning.Walk], float], found: learning.Found
+    model: Model, held: Trajectories, error: Callable[[Trajectories, learning.Walk], float], walk: learning.Walk
 ) -> float:
-    """The ``error`` of what was found on solutions that it was not fitted to."""
-    return error(held, _again(model, found.walk, held.at(found.walk.nodes[0])))
+    """The ``error`` of what was found in a ``walk`` on solutions that it was not fitted to."""
+    return error(held, _again(model, walk, held.at(walk.nodes[0])))
 
 
 def _fitted(model: Model, walk: learning.Walk) -> FixedStepSolver:
@@ -271,30 +275,55 @@ def _fits(model: Model, known: Trajectories, places: Places) -> tuple[learning.W
     )
 
 
-def _polished_decoder(model: Model, known: Trajectories, decoder: learning.Walk) -> learning.Walk:
-    """The ``decoder``, made better through the whole walk for what is ``known``."""
-    way = _way(model, known, upward=False)
+def _polished_decoder(
+    model: Model, known: Trajectories, held: Trajectories, decoder: learning.Walk, rounds: int
+) -> learning.Walk:
+    """The ``decoder``, made better through the whole walk for what is ``known``, as long as ``held`` is too."""
     aim = polishing.Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
-    return polishing.polish(way, way.follow(decoder.nodes, decoder.fit), aim, _bar(decoder, "polish-down"))
+    way, score = _way(model, known, upward=False), partial(_held_score, model, held, _error)
+    return _polished(way, decoder, aim, score, rounds, "polish-down")
 
 
 def _polished_encoder(
-    model: Model, images: Trajectories, decoder: learning.Walk, encoder: learning.Walk
+    model: Model,
+    images: Trajectories,
+    held: Trajectories,
+    decoder: learning.Walk,
+    encoder: learning.Walk,
+    rounds: int,
 ) -> learning.Walk:
-    """The ``encoder``, made better likewise, with the ``decoder``, for all ``images`` that may be fitted to.
+    """The ``encoder``, made better likewise, with the ``decoder``, for ``images`` that may be fitted to.
 
     On eight of them it learns in 10 steps what does not hold for others.
     """
-    way = _way(model, images, upward=True)
     aim = polishing.Aim(
         results=lambda x: (x, _again(model, decoder, x).x),
         truths=(images.at(encoder.nodes[-1]), images.at(encoder.nodes[0])),
     )
-    return polishing.polish(way, way.follow(encoder.nodes, encoder.fit), aim, _bar(encoder, "polish-up"))
+    score = partial(_held_score, model, held, partial(_errors_there_and_back, model, decoder))
+    return _polished(_way(model, images, upward=True), encoder, aim, score, rounds, "polish-up")
 
 
-def _bar(walk: learning.Walk, name: str) -> Callable[..., Any]:
-    return partial(tqdm, leave=False, disable=None, desc=f"{len(walk.nodes) - 1}-{name}")
+def _polished(
+    way: learning.Fitting,
+    walk: learning.Walk,
+    aim: polishing.Aim,
+    held_score: Callable[[learning.Walk], float],
+    rounds: int,
+    name: str,
+) -> learning.Walk:
+    """The ``walk`` polished in so many ``rounds``, or in fewer if the next makes the ``held_score`` no smaller."""
+    best, least = walk, held_score(walk)
+    for i in range(rounds):
+        label = f"{len(walk.nodes) - 1}-{name} {i + 1}"
+        track: Callable[..., Any] = partial(tqdm, leave=False, disable=None, desc=label)
+        with products(tf32=False):  # differences need all digits
+            found = polishing.polish(way, way.follow(best.nodes, best.fit), aim, track)
+        score = held_score(found)
+        if score >= least:
+            break
+        best, least = found, score
+    return best
 
 
 def _entry(model: Model, material: Material, fits: Callable[[], tuple[learning.Walk, learning.Walk]]) -> Entry:

@@ -44,12 +44,13 @@ class Effort:
 
     ``default``      solver and grid that nothing may be worse than.
     ``budgets``      in steps.
-    ``walks``        of 16 images that a search for nodes, and for what to tell the network, may take in each direction;
-                     those up are decoded too, which makes four times as many in all.
+    ``batch_size``   so many trajectories are walked at once, and serve searching and polishing; half are of latents.
+    ``walks``        of a batch that a search for nodes, and for what to tell the network, may take in each direction;
+                     those up are decoded too, which makes four times as many in all. Polishing takes no more again.
 
     Raises:
-        ValueError: for fewer than 2 latents or 0 walks, a wrong seed, or budgets that are repeated, or outside of what
-            the trajectories can judge.
+        ValueError: for fewer than 2 latents or 0 walks, a batch of fewer than 2, a wrong seed, or budgets that are
+            repeated, or outside of what the trajectories can judge.
     """
 
     default: tuple[str, str]
@@ -70,6 +71,8 @@ class Effort:
             raise ValueError(f"numbers of steps must differ, but they are {self.budgets}; name each once")
         if self.latents < 2:
             raise ValueError(f"there must be 2 latents or more, half of them for judging, but there are {self.latents}")
+        if self.batch_size < 2:
+            raise ValueError(f"a batch must hold 2 trajectories or more, but it holds {self.batch_size}")
         if self.walks < 0:
             raise ValueError(f"walks must be 0 or more, but they are {self.walks}")
 

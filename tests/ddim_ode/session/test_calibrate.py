@@ -28,7 +28,7 @@ from ddim_ode.session.material import Effort
 from ddim_ode.session.plan import plan_sampling
 from ddim_ode.session.request import Request
 from ddim_ode.session.trajectories import walk
-from ddim_ode.solvers import SOLVERS, SolverError
+from ddim_ode.solvers import SOLVERS, SolverError, learning, polishing
 from ddim_ode.work import load_json
 
 SCHEDULE = make_schedule()
@@ -181,6 +181,7 @@ def test_errors_that_are_no_numbers_are_never_written(
         ({"latents": 1}, "there must be 2 latents or more"),
         ({"seed": -1}, "a seed must be at least 0"),
         ({"walks": -1}, "walks must be 0 or more, but they are -1"),
+        ({"batch_size": 1}, "a batch must hold 2 trajectories or more, but it holds 1"),
         ({"budgets": (5, 5)}, r"numbers of steps must differ, but they are \(5, 5\)"),
     ],
 )
@@ -290,6 +291,29 @@ def test_what_is_learned_errs_less_than_what_is_fitted(family: str, tmp_path: Pa
     assert (plan.solver.settings, plan.grid) == (solver.settings, found.grid)
     with pytest.raises(CalibrationError, match="was made for other weights"):
         Session(model(Gaussian())).calibrated(replace(calibration, fingerprint="other"))
+
+
+@pytest.mark.parametrize(("rounds", "made", "kept"), [(0, 0, 5.0), (1, 1, 4.0), (2, 2, 3.0), (9, 3, 3.0)])
+def test_polishing_goes_on_as_long_as_it_helps_others(
+    rounds: int, made: int, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, calls = model(Mixture()), list[learning.Walk]()
+    solutions = walk(true, pictures(2), make_grid(true.schedule, "log-snr", 8), upward=True, batch_size=2, label="")
+    way = learn._way(true, solutions, upward=True)
+    begin = way.walk(make_grid(true.schedule, "log-snr", 3).sigmas)
+    aim = polishing.Aim(results=lambda x: (x,), truths=(begin.x,))
+    others = [5.0, 4.0, 3.0, 3.5, 1.0]
+
+    def next_one(way: learning.Fitting, start: learning.Walk, *rest: object) -> learning.Walk:
+        calls.append(start)
+        return replace(start, x=begin.x + len(calls))
+
+    def score(found: learning.Walk) -> float:
+        return others[round(float((found.x - begin.x).mean()))]
+
+    monkeypatch.setattr(learn.polishing, "polish", next_one)
+    found = learn._polished(way, begin, aim, score, rounds, "polish-up")
+    assert (len(calls), score(found)) == (made, kept)
 
 
 def test_a_search_that_was_cut_off_goes_on_where_it_was(
