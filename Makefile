@@ -1,4 +1,4 @@
-# Each target sets up all it needs: a virtual environment with torch for the CPU, and this project in it.
+# Each target sets up all it needs: a virtual environment with torch, and this project in it.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo

@@ -139,7 +139,7 @@ class Run:
         from ddim_ode.session.session import Session
 
         asked: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt, "size": self.size}
-        if told or any(asked.values()) or is_pipeline(self.model):
+        if told or any(value is not None for value in asked.values()) or is_pipeline(self.model):
             asked["prompt"] = self.prompt or ""
             asked["guidance"] = self.guidance
         return partial(
@@ -295,7 +295,7 @@ _max_nfe_option = click.option(
 _dtype_option = click.option(
     "--dtype",
     type=click.Choice([*DTYPES]),
-    help="What the network computes in; the state of the ODE stays in float64. Default: float32.",
+    help="What the network computes in; the state of the ODE stays in float64, on mps in float32. Default: float32.",
 )
 _compile_option = click.option(
     "--compile", is_flag=True, help="Compile the network: slow at first, then faster, above all on GPUs."

@@ -132,7 +132,7 @@ class Session:
     ``size``        height and width of a pipeline's pictures, in pixels; its own unless given.
     ``config``      of a model that is one file, what the file does not say: a folder or a file, see ``formats``.
     ``dtype``       a key of ``dtypes.DTYPES``: what the network of a model that is loaded here computes in, float32
-                    unless given. The state of the ODE stays in float64.
+                    unless given. The state of the ODE stays in float64, but on 'mps', which has none.
     ``compile``     compile the network, which takes a minute at first; of pipelines those that can be written out.
 
     Solvers that fail raise ``solvers.SolverError``, a limit that is reached ``ode.EvaluationLimitError``; whatever is

@@ -127,8 +127,8 @@ def test_samples_of_a_pipeline(cli: Cli, folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_pipeline_has_no_prompt(cli: Cli, picture: Path, tiny_model: Path, tmp_path: Path) -> None:
-    for model in (tiny_model, tmp_path / "missing"):
-        refused = cli("encode", picture, "--model", model, "--prompt", "a cat")
+    for model, prompt in ((tiny_model, "a cat"), (tiny_model, ""), (tmp_path / "missing", "a cat")):
+        refused = cli("encode", picture, "--model", model, "--prompt", prompt)
         assert refused.exit_code != 0
         assert "Traceback" not in refused.output
         assert len(refused.output.strip().splitlines()) == 1
