@@ -7,8 +7,8 @@ decoder makes of them. Each direction has nodes of its own, since encoding needs
 decoding: with common ones decoding in 5 steps errs 1.6 times as much. Of what is known one batch serves the search; at
 its end the weights are fitted to all of it. Then all numbers of a direction but its nodes are made better together on a
 batch (``solvers.polishing``), again and again while that helps what nothing is fitted to: in 8 steps images and latents
-then err less by a twelfth, and round trips by a quarter. From a batch of 16 the encoder of 10 and of 12 steps learns
-what does not hold for others, and the decoder alone is the better for it, so that is tried as well.
+then err less by a twelfth, and round trips by a quarter, while the encoder of 10 and of 12 steps learns from a batch of
+16 what does not hold for others, and is left as it was.
 
 Such searches are known for decoders: LD3 (Tong et al., "Learning to Discretize Denoising Diffusion ODEs", arXiv
 2405.15506) and S4S (Frankel et al., "S4S: Solving for a Diffusion Model Solver", arXiv 2502.17423) take gradients
@@ -84,15 +84,15 @@ def learn(
             fits = cache(partial(_fits, model, material.known, places))
             each, trials = _POLISHING_WALKS
             rounds = effort.walks // (each * steps + trials)
-            decoder_polished = cache(lambda: _polished_decoder(model, known, held, fits()[0], rounds))
 
             def polished() -> tuple[learning.Walk, learning.Walk]:
-                decoder, images = decoder_polished(), material.fit_images.take(slice(0, effort.batch_size))
+                images = material.fit_images.take(slice(0, effort.batch_size))
+                decoder = _polished_decoder(model, known, held, fits()[0], rounds)
                 return decoder, _polished_encoder(model, images, held, decoder, fits()[1], rounds)
 
             ways: dict[str, Callable[[], tuple[learning.Walk, learning.Walk]]] = {"learned": fits}
             if rounds:
-                ways |= {"polished-down": lambda: (decoder_polished(), fits()[1]), "polished": polished}
+                ways["polished"] = polished
             entries = list[Entry]()
             for name, way in ways.items():
                 with suppress(SolverError):  # another may do all the same
@@ -292,10 +292,7 @@ def _polished_encoder(
     encoder: learning.Walk,
     rounds: int,
 ) -> learning.Walk:
-    """The ``encoder``, made better likewise, with the ``decoder``, for ``images`` that may be fitted to.
-
-    On eight of them it learns in 10 steps what does not hold for others.
-    """
+    """The ``encoder``, made better likewise, with the ``decoder``, for ``images`` that may be fitted to."""
     aim = polishing.Aim(
         results=lambda x: (x, _again(model, decoder, x).x),
         truths=(images.at(encoder.nodes[-1]), images.at(encoder.nodes[0])),
