@@ -3,15 +3,15 @@
 Least squares step by step (``solvers.learning``) lead each step as near to the solutions as it can be, whatever the
 later steps make of what is left; and they know nothing of what the end of the walk is for. Here the weights of all
 steps, and what the field is told in them, change together, so that the results of the walk err less. Derivatives are
-differences: each costs the rest of a walk. Of some lengths of the step the best is taken, if it is better than none
-(Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", 1963).
+differences: each costs the rest of a walk. Steps of some lengths are tried (Marquardt, "An algorithm for least-squares
+estimation of nonlinear parameters", 1963); which of them is best, if any, solutions say that nothing is fitted to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import log
 from typing import TYPE_CHECKING
 
 from .base import SolverError, rms
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _CHANGE, _TOLD_CHANGE = 2e-3, 2e-2
 # What is told changes by no more than this factor.
 _MOST_TOLD = 2.0
-_DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
+_DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # So many elements of the results are enough to tell the numbers apart.
 _MOST_ROWS = 2**18
 # Its square is a number still.
@@ -57,15 +57,11 @@ class Aim:
         """By how much the results err, each ``(B, ...)``."""
         return [found - truth for found, truth in zip(self.results(end), self.truths, strict=True)]
 
-    def size(self, end: Tensor) -> float:
-        """The sum of the logarithms of the errors: of each the RMSE, mean over the members."""
-        return sum(log(max(float(rms(error).mean()), _TINY)) for error in self.errors(end))
-
 
 def polish(
     fitting: Fitting, walk: Walk, aim: Aim, track: Callable[[Sequence[Number]], Iterable[Number]] = iter
-) -> Walk:
-    """A ``walk`` on the solutions of ``fitting`` whose results err less; the same if none is found.
+) -> Iterator[Walk]:
+    """Walks on the solutions of ``fitting`` whose results should err less than those of ``walk``: longest step first.
 
     ``track``  goes through the numbers, and may show how far that is.
     """
@@ -83,18 +79,11 @@ def polish(
         rows.append(_joined(aim.errors(end), scales) - residual)
     jacobian = torch.stack(rows)
     gram, slope = (jacobian @ jacobian.T).double(), (jacobian @ residual).double()
-    best, least = walk, aim.size(walk.x)
     for damping in _DAMPINGS:
         moves = ridge_solution(gram, -slope, damping)
         trial = _moved(walk.fit, [move * change for move, change in zip(moves, changes, strict=True)])
-        try:
-            found = fitting.follow(walk.nodes, trial)
-        except SolverError:
-            continue
-        size = aim.size(found.x)
-        if size < least:
-            best, least = found, size
-    return best
+        with suppress(SolverError):  # a shorter step may lead to finite numbers
+            yield fitting.follow(walk.nodes, trial)
 
 
 def _numbers(fit: Fit) -> list[Number]:

@@ -309,17 +309,18 @@ def _polished(
     rounds: int,
     name: str,
 ) -> learning.Walk:
-    """The ``walk`` polished in so many ``rounds``, or in fewer if the next makes the ``held_score`` no smaller."""
+    """The ``walk`` polished in so many ``rounds``, or in fewer if no step makes the ``held_score`` smaller."""
     best, least = walk, held_score(walk)
     for i in range(rounds):
         label = f"{len(walk.nodes) - 1}-{name} {i + 1}"
         track: Callable[..., Any] = partial(tqdm, leave=False, disable=None, desc=label)
         with products(tf32=False):  # differences need all digits
-            found = polishing.polish(way, way.follow(best.nodes, best.fit), aim, track)
-        score = held_score(found)
-        if score >= least:
+            trials = list(polishing.polish(way, way.follow(best.nodes, best.fit), aim, track))
+        scores = [held_score(trial) for trial in trials]
+        if min(scores, default=inf) >= least:
             break
-        best, least = found, score
+        least = min(scores)
+        best = trials[scores.index(least)]
     return best
 
 

@@ -300,14 +300,14 @@ def test_polishing_goes_on_as_long_as_it_helps_others(
     aim = polishing.Aim(results=lambda x: (x,), truths=(begin.x,))
     others = [5.0, 4.0, 3.0, 3.5, 1.0]
 
-    def next_one(way: learning.Fitting, start: learning.Walk, *rest: object) -> learning.Walk:
+    def next_ones(way: learning.Fitting, start: learning.Walk, *rest: object) -> list[learning.Walk]:
         calls.append(start)
-        return replace(start, x=begin.x + len(calls))
+        return [start, replace(start, x=begin.x + len(calls)), start]
 
     def score(found: learning.Walk) -> float:
         return others[round(float((found.x - begin.x).mean()))]
 
-    monkeypatch.setattr(learn.polishing, "polish", next_one)
+    monkeypatch.setattr(learn.polishing, "polish", next_ones)
     found = learn._polished(way, begin, aim, score, rounds, "polish-up")
     assert (len(calls), score(found)) == (made, kept)
 
