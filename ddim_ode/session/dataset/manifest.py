@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,14 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self._path, self._part = folder / MANIFEST, folder / _PART
-        # By the hash of each line, whether this run said it.
-        self._lines = Ledger()
-        self._lines.put((_hash(line.text()), False) for line in read_lines(folder))
-        self._unsaid = len(self._lines)
-        self._file = self._path.open("ab")
-        self._drop_rest()
+        with ExitStack() as opened:
+            # By the hash of each line, whether this run said it.
+            self._lines = opened.enter_context(closing(Ledger()))
+            self._lines.put((_hash(line.text()), False) for line in read_lines(folder))
+            self._unsaid = len(self._lines)
+            self._file = opened.enter_context(self._path.open("ab"))
+            self._drop_rest()
+            opened.pop_all()  # nothing failed
 
     def _drop_rest(self) -> None:
         """Take away a last line that is not whole."""
