@@ -746,15 +746,7 @@ class Analyses(click.Group):
         """The list in the help, which imports none of the scripts."""
         with formatter.section("Analyses"):
             lines = [(name.replace("_", "-"), text) for name, text in sorted(ANALYSES.items())]
-            formatter.write_dl(
-                [
-                    (
-                        "all",
-                        "One report of most of these.",
-                    ),
-                    *lines,
-                ]
-            )
+            formatter.write_dl([("all", "One report of most of these."), *lines])
 
 
 @main.command(cls=Analyses)

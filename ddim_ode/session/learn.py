@@ -140,7 +140,7 @@ def _place(
         most = steps * effort.walks if steps <= _MOST_SEARCHED else 0
         found = learning.search(way, progress.at, score, seed=effort.seed)
         held_score = partial(_held_score, model, held, error)
-        progress = _searched(found, lambda found: held_score(found.walk), progress, most, path)
+        progress = _searched(found, held_score, progress, most, path)
     return progress.best
 
 
@@ -170,7 +170,7 @@ class Progress:
 
 def _searched(
     findings: Iterable[learning.Found],
-    held_score: Callable[[learning.Found], float],
+    held_score: Callable[[learning.Walk], float],
     progress: Progress,
     most: int,
     path: Path,
@@ -190,7 +190,7 @@ def _searched(
             bar.update(min(evaluations, most) - bar.n)
             if found.place.sweeps != sweeps or spent:
                 sweeps = found.place.sweeps
-                progress = progress.judged(found.place, held_score(found), evaluations, over=spent)
+                progress = progress.judged(found.place, held_score(found.walk), evaluations, over=spent)
                 bar.set_postfix_str(f"held-out error {progress.least:.4f}")
                 _save(progress, path)
             if progress.over:
@@ -310,12 +310,15 @@ def _polished(
     name: str,
 ) -> learning.Walk:
     """The ``walk`` polished in so many ``rounds``, or in fewer if no step makes the ``held_score`` smaller."""
-    best, least = walk, held_score(walk)
+    exactly = partial(products, tf32=False)  # differences need all digits
+    with exactly():
+        best = way.follow(walk.nodes, walk.fit)
+    least = held_score(best)
     for i in range(rounds):
         label = f"{len(walk.nodes) - 1}-{name} {i + 1}"
         track: Callable[..., Any] = partial(tqdm, leave=False, disable=None, desc=label)
-        with products(tf32=False):  # differences need all digits
-            trials = list(polishing.polish(way, way.follow(best.nodes, best.fit), aim, track))
+        with exactly():
+            trials = list(polishing.polish(way, best, aim, track))
         scores = [held_score(trial) for trial in trials]
         if min(scores, default=inf) >= least:
             break
