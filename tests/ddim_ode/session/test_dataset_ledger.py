@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ddim_ode.session.dataset import manifest
 from ddim_ode.session.dataset.ledger import Ledger
+from ddim_ode.session.dataset.manifest import MANIFEST, Manifest
+from ddim_ode.work import WorkError
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,6 +36,22 @@ def test_no_room_is_said_in_a_line() -> None:
         ledger._table.execute("PRAGMA max_page_count = 2")
         with pytest.raises(OSError, match=r"cannot be remembered in a temporary file: .*full; say where: TMPDIR"):
             ledger.put((i.to_bytes(32, "big"), "x" * 4000) for i in range(5000))
+
+
+def test_a_damaged_manifest_leaves_none_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def ledger() -> Ledger:
+        made.append(Ledger())
+        return made[-1]
+
+    monkeypatch.setattr(manifest, "Ledger", ledger)
+    (tmp_path / MANIFEST).write_bytes(b"no json\n")
+    with pytest.raises(WorkError, match="line 1 is none of a manifest"):
+        Manifest(tmp_path)
+    (only,) = made
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        only.get(b"")
 
 
 def test_memory_does_not_grow_with_their_number() -> None:
