@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ddim_ode.driven import PipelineError
 from ddim_ode.ode import EvaluationLimitError
@@ -99,8 +99,18 @@ def batched(items: Iterable[T], size: int, alike: Callable[[T], object] = lambda
             yield batch
 
 
+class Named(Protocol):
+    """Something with a name for messages."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Member = TypeVar("Member", bound=Named)
+
+
 def together_or_alone(
-    batch: Sequence[Item], work: Callable[[Sequence[Item]], T], name: Callable[[Item], str], on_error: OnError | None
+    batch: Sequence[Member], work: Callable[[Sequence[Member]], T], on_error: OnError | None
 ) -> Iterator[T]:
     """What ``work`` makes of the ``batch``; if that fails, what it makes of each member by itself.
 
@@ -116,8 +126,8 @@ def together_or_alone(
             raise
         if len(batch) > 1:
             for item in batch:
-                yield from together_or_alone([item], work, name, on_error)
+                yield from together_or_alone([item], work, on_error)
         else:
-            on_error(MemberError(f"'{name(batch[0])}': {error}"))
+            on_error(MemberError(f"'{batch[0].name}': {error}"))
     else:
         yield done

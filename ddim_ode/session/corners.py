@@ -15,11 +15,14 @@ from torch import Tensor
 from ddim_ode.codec import draw_latents
 from ddim_ode.conditions import Asked, Blend, Condition
 from ddim_ode.images import pixel_mse
+from ddim_ode.interpolation import span
 from ddim_ode.latents import Latent, load_latent
 from ddim_ode.models import Model
+from ddim_ode.session.batches import batched
 from ddim_ode.session.plan import Plan
+from ddim_ode.session.results import Interpolation, Picture
 from ddim_ode.session.walks import Walk
-from ddim_ode.session.worker import Worker
+from ddim_ode.session.worker import Worker, plan_settings
 from ddim_ode.spaces import Readable
 
 
@@ -110,6 +113,42 @@ def encode_corners(
         encoded += torch.split(solution.x, 1)
     latents = (corner.noise if corner.latent is None else corner.latent.x_T for corner in corners)
     return torch.cat([encoded.pop(0) if x_T is None else worker.states([x_T]) for x_T in latents]), walk
+
+
+def interpolate(
+    worker: Worker,
+    corners: Sequence[Corner],
+    plan: Plan,
+    conditions: Sequence[Condition],
+    count: int,
+    batch_size: int,
+) -> Interpolation:
+    """The way between ``corners``, each under its own of the ``conditions``, ``count`` images in a row.
+
+    Errors are those of ``encode_corners``.
+    """
+    total = count_images(len(corners), count)
+    ends, there = encode_corners(worker, corners, plan, conditions)
+    states: list[Tensor] = []
+    for batch in batched(zip(span(ends, count), between(conditions, count), strict=True), batch_size):
+        x_T = torch.stack([x for x, _ in batch])
+        label = f"decode {len(states) + 1}-{len(states) + len(batch)} of {total}"
+        walker = worker.walker([asked for _, asked in batch])
+        solution, back = walker.decode(x_T, plan.grid, plan.back, label=label)
+        states += solution.x.cpu()
+    plan = worker.having_told(plan, [corner.latent for corner in corners if corner.latent])
+    images = worker.pictures(torch.stack(states))
+    errors = corner_errors(corners, images, worker.pictures)
+    names = [corner.name for corner in corners]
+    common = plan_settings(worker.model, worker.model.fingerprint, plan, plan.back, ", ".join(names))
+    settings = {name: value for name, value in common.items() if name not in ("class", "guidance")} | {
+        "between": names,
+        "conditions": [str(condition) for condition in conditions],
+        "count": count,
+        "mse": errors,
+    }
+    pictures = [Picture(image, settings | {"frame": i}) for i, image in enumerate(images)]
+    return Interpolation(pictures, count, names, errors, conditions, plan, there, back, settings)
 
 
 def between(conditions: Sequence[Condition], count: int) -> list[Asked]:

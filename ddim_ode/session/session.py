@@ -19,21 +19,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ddim_ode.ancestral import Ancestral, seeded_noise
 from ddim_ode.calibration import Calibration
 from ddim_ode.codec import stream_latents
 from ddim_ode.conditions import Label
-from ddim_ode.images import Source
-from ddim_ode.interpolation import span
-from ddim_ode.latents import Latent, LatentError, load_latent
+from ddim_ode.latents import Latent, LatentError
 from ddim_ode.models import DEFAULT_MODEL, Model
 from ddim_ode.session.batches import OnError, batched, each, together_or_alone
 from ddim_ode.session.capacity import find_batch_size
-from ddim_ode.session.corners import between, corner_errors, count_images, encode_corners, load_corners
+from ddim_ode.session.corners import count_images, interpolate, load_corners
 from ddim_ode.session.edits import edit
+from ddim_ode.session.jobs import LatentLike, PictureJob, Requests, latent_jobs, picture_jobs
 from ddim_ode.session.opening import Texts, open_model
 from ddim_ode.session.plan import (
     Plan,
@@ -68,19 +66,11 @@ from ddim_ode.session.results import (
 from ddim_ode.session.search import cheapest
 from ddim_ode.session.trace import Trace, trace
 from ddim_ode.session.walks import Listener
-from ddim_ode.session.worker import LatentJob, PictureJob, Worker, alike, plan_settings
+from ddim_ode.session.worker import Worker
 from ddim_ode.spaces import Readable
 
-# A latent to decode: a file's path, its content, or the latent itself.
-LatentLike = str | Path | bytes | Latent
-# What is wished for all inputs, or for one after another.
-Requests = Request | Iterable[Request] | None
 # A class for all, or one for each.
 Labels = Label | Sequence[Label] | None
-
-
-def _name(job: PictureJob | LatentJob) -> str:
-    return job.name
 
 
 def _each_label(label: Labels, count: int) -> list[Label | None]:
@@ -99,23 +89,6 @@ def _each_label(label: Labels, count: int) -> list[Label | None]:
 def _load(model: Model) -> tuple[object, ...]:
     """What of what a pipeline is asked for decides how much a call takes."""
     return model.space.shape, model.asked and model.asked["guidance"]
-
-
-def _is_open(picture: Readable) -> bool:
-    """Whether it is neither the name of a file nor its content."""
-    return not isinstance(picture, str | Path | bytes)
-
-
-def _paired(pictures: Iterable[Readable], requests: Iterable[Request]) -> Iterator[tuple[Readable, Request]]:
-    count, others = 0, iter(requests)
-    for picture in pictures:
-        request = next(others, None)
-        if request is None:
-            raise ValueError(f"there must be a request for each picture, but there are only {count} of them")
-        count += 1
-        yield picture, request
-    if next(others, None) is not None:
-        raise ValueError(f"there must be a request for each picture, but there are more than the {count} pictures")
 
 
 class Session:
@@ -369,36 +342,16 @@ class Session:
             SolverError, EvaluationLimitError: if the solver does not reach the end.
         """
         corners = load_corners(inputs, seeds, self.model)
-        total = count_images(len(corners), count)
-        check_sheet(total, self.model.space.shape)
+        check_sheet(count_images(len(corners), count), self.model.space.shape)
         requests = [
             Request(solver, steps, grid, clean_end, rtol, atol, label=own, guidance=guidance)
             for own in _each_label(label, len(corners))
         ]
         plan, conditions = plan_interpolation(requests, [corner.latent for corner in corners], self.model)
-        ends, there = encode_corners(self._worker, corners, self._affordable(plan), conditions)
-        images: list[Tensor] = []
-        for batch in batched(zip(span(ends, count), between(conditions, count), strict=True), self.batch_size):
-            x_T = torch.stack([x for x, _ in batch])
-            text = f"decode {len(images) + 1}-{len(images) + len(batch)} of {total}"
-            walker = self._worker.walker([asked for _, asked in batch])
-            solution, back = walker.decode(x_T, plan.grid, plan.back, label=text)
-            images += solution.x.cpu()
-        plan = self._worker.having_told(plan, [corner.latent for corner in corners if corner.latent])
-        for text in plan.asked_otherwise:
+        found = interpolate(self._worker, corners, self._affordable(plan), conditions, count, self.batch_size)
+        for text in found.plan.asked_otherwise:
             warnings.warn(text, stacklevel=2)
-        images = [*self._worker.pictures(torch.stack(images))]
-        errors = corner_errors(corners, torch.stack(images), self._worker.pictures)
-        names = [corner.name for corner in corners]
-        common = plan_settings(self.model, self.model.fingerprint, plan, plan.back, ", ".join(names))
-        settings = {name: value for name, value in common.items() if name not in ("class", "guidance")} | {
-            "between": names,
-            "conditions": [str(condition) for condition in conditions],
-            "count": count,
-            "mse": errors,
-        }
-        pictures = [Picture(image, settings | {"frame": i}) for i, image in enumerate(images)]
-        return Interpolation(pictures, count, names, errors, conditions, plan, there, back, settings)
+        return found
 
     def edit(
         self,
@@ -473,8 +426,9 @@ class Session:
         def work(jobs: Sequence[PictureJob]) -> EncodedBatch:
             return self._worker.encode(jobs, on_error)
 
-        batches = self._jobs(pictures, request, on_error)
-        return (done for jobs in batches for done in together_or_alone(jobs, work, _name, on_error))
+        return (
+            done for jobs in self._jobs(pictures, request, on_error) for done in together_or_alone(jobs, work, on_error)
+        )
 
     def decode_all(
         self,
@@ -490,25 +444,13 @@ class Session:
         """
         wishes = request or Request()
 
-        def load(source: LatentLike) -> tuple[LatentLike, Latent]:
-            return source, source if isinstance(source, Latent) else load_latent(source)
+        def plan(latent: Latent) -> Plan:
+            latent.check_fits(self.model, any_model=any_model)
+            self._check_condition(wishes, latent)
+            return self._affordable(plan_decoding(wishes, latent, self.model))
 
-        def plan(found: tuple[int, tuple[LatentLike, Latent]]) -> LatentJob:
-            index, (source, latent) = found
-            try:
-                latent.check_fits(self.model, any_model=any_model)
-                self._check_condition(wishes, latent)
-                return LatentJob(index, latent, self._affordable(plan_decoding(wishes, latent, self.model)))
-            except ValueError as error:
-                if isinstance(error, PlanError) or not isinstance(source, str | Path):
-                    raise
-                raise LatentError(f"'{source}': {error}") from error
-
-        # Threads ask nothing of a model, which is at work meanwhile.
-        loaded = each(latents, load, on_error, ahead=self.batch_size)
-        jobs = (job for _, job in each(loaded, plan, on_error))
-        batches = batched(jobs, self.batch_size, alike)
-        done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.decode, _name, on_error))
+        batches = latent_jobs(latents, plan, on_error, self.batch_size)
+        done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.decode, on_error))
         return (decoded for part in done for decoded in part)
 
     def reconstruct_all(
@@ -516,7 +458,7 @@ class Session:
     ) -> Iterator[Reconstructed]:
         """Encode and decode any number of ``pictures``, in their order; arguments are those of ``encode_all``."""
         batches = self._jobs(pictures, request, on_error)
-        done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.reconstruct, _name, on_error))
+        done = (part for jobs in batches for part in together_or_alone(jobs, self._worker.reconstruct, on_error))
         return (found for part in done for found in part)
 
     def readable(self, pictures: Sequence[Readable], *, on_error: OnError) -> list[int]:
@@ -544,29 +486,11 @@ class Session:
         self, pictures: Iterable[Readable], request: Requests, on_error: OnError | None
     ) -> Iterator[Sequence[PictureJob]]:
         """The ``pictures``, read and planned for, in batches that go through the network together."""
-        space = self.model.space
 
         def plan(wishes: Request) -> Plan:
             return self._affordable(plan_encoding(wishes, self.model))
 
-        def look(pair: tuple[Readable, Request | Plan]) -> tuple[tuple[Tensor, Source], Request | Plan]:
-            return space.pixels(pair[0]), pair[1]
-
-        def job(found: tuple[int, tuple[tuple[Tensor, Source], Request | Plan]]) -> PictureJob:
-            index, ((pixels, source), own) = found
-            own = plan(own) if isinstance(own, Request) else own
-            return PictureJob(index, space.state(pixels), source, pixels, own)
-
-        pairs: Iterable[tuple[Readable, Request | Plan]]
-        if request is None or isinstance(request, Request):
-            common = plan(request or Request())
-            pairs = ((picture, common) for picture in pictures)
-        else:
-            pairs = _paired(pictures, request)
-        # Threads ask nothing of a model, which is at work meanwhile; and a picture of Pillow is the caller's, who may
-        # change it once it is taken.
-        looked = each(pairs, look, on_error, ahead=self.batch_size, anywhere=lambda pair: not _is_open(pair[0]))
-        return batched((own for _, own in each(looked, job, on_error)), self.batch_size, alike)
+        return picture_jobs(pictures, request, self.model.space, plan, on_error, self.batch_size)
 
     def _check_condition(self, request: Request, latent: Latent) -> None:
         """Raise LatentError if the request asks for guidance, and neither it nor the latent for a class."""

@@ -12,59 +12,18 @@ from ddim_ode.ancestral import Ancestral
 from ddim_ode.codec import to_device
 from ddim_ode.conditions import UNCONDITIONAL, Asked
 from ddim_ode.embeddings import same_embedding
-from ddim_ode.grids import Grid, halved
-from ddim_ode.images import Source, pixel_mse
+from ddim_ode.grids import halved
+from ddim_ode.images import pixel_mse
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.models import Model
 from ddim_ode.session import check as checking
 from ddim_ode.session.batches import MemberError, OnError, each
+from ddim_ode.session.jobs import LatentJob, PictureJob
 from ddim_ode.session.parts import Parts
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Picture, Reconstructed, Sample
 from ddim_ode.session.walks import Listener, Walker
 from ddim_ode.solvers import Solution, Solver, finer
-
-
-@dataclass(frozen=True, eq=False)
-class PictureJob:
-    """A picture that was read, the number ``index`` of the inputs, and what is to be done with it.
-
-    ``state``   of the ODE, ``(1, C, H, W)``; ``pixels`` of the picture, in [-1, 1].
-    """
-
-    index: int
-    state: Tensor
-    source: Source
-    pixels: Tensor
-    plan: Plan
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return self.source.name
-
-
-@dataclass(frozen=True, eq=False)
-class LatentJob:
-    """A latent that was read, the number ``index`` of the inputs, and how it is to be decoded."""
-
-    index: int
-    latent: Latent
-    plan: Plan
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return f"latent of {self.latent.source.name}"
-
-
-Job = PictureJob | LatentJob
-
-
-def alike(job: Job) -> tuple[Solver, Solver, Grid, bool]:
-    """What jobs must have in common to go through the network together; their conditions may differ."""
-    plan = job.plan
-    return plan.solver, plan.back, plan.grid, plan.exact
 
 
 def plan_settings(model: Model, fingerprint: str, plan: Plan, solver: Solver, source: str) -> dict[str, object]:

@@ -14,6 +14,7 @@ from PIL import Image, ImageSequence
 
 from ddim_ode import Latent, Request, Session
 from ddim_ode.console import Failures, Writer
+from ddim_ode.session import jobs
 from ddim_ode.session import session as module
 from ddim_ode.session.batches import each
 from ddim_ode.spaces import PixelSpace
@@ -119,7 +120,7 @@ def test_pictures_are_read_ahead_and_all_that_asks_the_model_is_not(
         (PixelSpace, "pixels"),
         (PixelSpace, "state"),
         (module, "plan_encoding"),
-        (module, "load_latent"),
+        (jobs, "load_latent"),
         (Latent, "check_fits"),
         (module, "plan_decoding"),
     ):

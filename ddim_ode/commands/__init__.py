@@ -1,0 +1,1 @@
+"""The commands about data sets and models. ``cli.py``, which has those about pictures, puts all of them together."""
