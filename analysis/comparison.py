@@ -1,4 +1,4 @@
-"""What is gained over diffusers, in one run: images there and back, their latents, and few-step decoding.
+"""What is gained over diffusers: images there and back, their latents, and few-step decoding.
 
 Every line of the table sets a figure of ours against the best of its baselines on the same images or latents, none of
 which ours were calibrated on. Ours is ``auto``, what this project takes by itself, and not what turned out best.
@@ -15,7 +15,7 @@ which ours were calibrated on. Ours is ``auto``, what this project takes by itse
 
 The baselines are diffusers' own scheduler objects: ``DDIMInverseScheduler`` with ``DDIMScheduler``, and for decoding
 those that follow the ODE, on the spacings they offer (``analysis.schedulers``). Our states are in float64; the network
-is in float32.
+is in float32. What a calibration decides is measured anew once it has changed.
 """
 
 from __future__ import annotations
@@ -275,8 +275,9 @@ def main(
 ) -> None:
     loaded = model.load()
     pixels, names = load_images(images, loaded, count)
-    about = {"few": few, "seed": SEED, "stride": stride, "calibrated": calibrated(loaded)}
+    about = {"few": few, "seed": SEED, "stride": stride}
     results = Results(ComparisonRow, out, describe(loaded, names, pixels) | about)
+    leave_out_older(results, calibrated(loaded))
     material = None
     long = min(LONG, len(loaded.schedule))
     for name, stage in (("screening", screening), ("tasks", partial(tasks, long=long))):
@@ -290,6 +291,17 @@ def main(
     click.echo(table(results.rows))
     said = " and ".join(f"{what} by {rmse:.2g}" for what, rmse in results.settings["reference_rmse"].items())
     click.echo(f"\nThe references differ in RMSE from those of steps twice as long: {said}.")
+
+
+def leave_out_older(results: Results[ComparisonRow], now: Mapping[str, str]) -> None:
+    """Take the rows of ``auto`` out of ``results`` that were measured with another calibration than ``now``'s."""
+    before = results.settings.get("calibrated", now)
+    changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+    kept = [row for row in results.rows if row.name != AUTO or str(row.steps) not in changed]
+    if len(kept) < len(results.rows):
+        results.replace(kept)
+    if results.settings.get("calibrated") != now:  # after the rows, in case of a kill
+        results.note(calibrated=dict(now))
 
 
 def gather(

@@ -202,30 +202,33 @@ def plot(rows: Sequence[ComparisonRow]) -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     count = max(row.images for row in rows)
-    figure.suptitle(f"95 % trimmed means over {count} images or latents that nothing was fitted to; 95 % intervals")
+    figure.suptitle(f"{count} images or latents, none fitted to: means without the largest twentieth; 95 % intervals")
     return figure
 
 
 def _draw(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     steps = sorted({row.steps for row in rows})
     best = [row for s in steps if (row := _best(rows, rows[0].measure, s, "diffusers", ()))]
-    _curve(axes, best, "best of diffusers", "0.3", "o--")
+    drawn = [("best of diffusers", "0.3", "o--", best)]
     for (label, name, grid), colour, marker in zip(_CURVES, COLOURS, MARKERS[1:], strict=False):
-        curve = sorted((row for row in rows if row.name == name and grid in ("", row.grid)), key=lambda row: row.steps)
-        _curve(axes, curve, label, colour, f"{marker}-")
+        own = [row for row in rows if row.name == name and grid in ("", row.grid)]
+        drawn.append((label, colour, f"{marker}-", sorted(own, key=lambda row: row.nfe)))
+    for label, colour, style, curve in drawn:
+        _curve(axes, curve, label, colour, style)
+    counts = sorted({row.nfe for *_, curve in drawn for row in curve})
     if rows[0].measure == "round_trip":
         axes.axhline(ROUNDING, color="0.6", linewidth=1)
-        axes.annotate("rounding of 8-bit pixels", (steps[0], ROUNDING), va="bottom", fontsize="small", color="0.4")
+        axes.annotate("rounding of 8-bit pixels", (counts[0], ROUNDING), va="bottom", fontsize="small", color="0.4")
     exponent = 2 if rows[0].measure == "round_trip" else 1
-    xs = [row.steps for row in best]
+    xs = [row.nfe for row in best]
     slope = [best[0].error.trimmed * 1.5 * (xs[0] / x) ** exponent for x in xs]
     axes.loglog(xs, slope, ":", color="0.5", label="first order")
-    label_counts(axes, steps)
+    label_counts(axes, counts)
     axes.grid(visible=True, which="major", alpha=0.3)
 
 
 def _curve(axes: Axes, rows: Sequence[ComparisonRow], label: str, colour: str, style: str) -> None:
-    """The trimmed means of ``rows`` along their steps, and their intervals."""
-    steps = [row.steps for row in rows]
-    axes.loglog(steps, [row.error.trimmed for row in rows], style, color=colour, label=label)
-    shade(axes, steps, [row.error for row in rows], "trimmed", colour)
+    """The trimmed means of ``rows`` along their evaluations, and their intervals."""
+    counts = [row.nfe for row in rows]
+    axes.loglog(counts, [row.error.trimmed for row in rows], style, color=colour, label=label)
+    shade(axes, counts, [row.error for row in rows], "trimmed", colour)

@@ -44,7 +44,7 @@ from ddim_ode.session.session import Session
 
 from .figures import COLOURS, MARKERS, save_figure
 from .options import ModelChoice, batch_size_option, errors_in_a_line, model_options, out_option
-from .rows import Results, describe
+from .rows import Results, calibrated, describe
 from .tables import markdown
 from .timing import machine
 
@@ -306,6 +306,7 @@ def main(
 ) -> None:
     loaded = model.load()
     about = {**describe(loaded), **machine(), "count": count, "steps": steps, "batch_size": batch_size, "seed": SEED}
+    about |= {"calibrated": calibrated(loaded)}
     results = Results(DatasetRow, out, about)
     measure(model, count=count, steps=steps, batch=batch_size, sizes=sizes, repeats=repeats, results=results)
     save_figure(plot(results.rows), out / "dataset_speed.png")

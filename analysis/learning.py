@@ -33,7 +33,7 @@ from ddim_ode.work import load_json
 from .figures import COLOURS, MARKERS, label_counts, save_figure
 from .options import ModelChoice, count_option, errors_in_a_line, images_option, out_option, references_option
 from .pictures import CIFAR10_TRAIN, load_images
-from .rows import Results, describe
+from .rows import Results, describe, pixels_digest
 from .tables import markdown
 
 # Not that of the latents which solvers are learned from.
@@ -87,7 +87,8 @@ class Bench:
 
     def material(self, model: Model, condition: Condition) -> Material:
         """The trajectories of as many latents as there are images, and of the images; all to judge by."""
-        folder = self.folder / f"truth-{model.fingerprint[:12]}-{_plain(condition)}-{len(self.images)}"
+        pixels = pixels_digest(self.images)
+        folder = self.folder / f"truth-{model.fingerprint[:12]}-{_plain(condition)}-{len(self.images)}-{pixels}"
         folder.mkdir(parents=True, exist_ok=True)
         found = gather(model.bound(condition), self.images, self.effort(len(self.images), SEED), folder)
         return replace(

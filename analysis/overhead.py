@@ -10,8 +10,7 @@ a machine drifts. There are three figures, all in parts of the time of as many b
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -31,7 +30,7 @@ from .codec import encode
 from .options import FIXED_STEP, ModelChoice, batch_size_option, errors_in_a_line, model_options, out_option
 from .rows import Results, describe
 from .tables import markdown
-from .timing import Stopwatch, machine, synchronize
+from .timing import Stopwatch, machine, timed
 
 DEFAULT = ("euler", "heun", "ab4", "rk4", "torchdiffeq-rk4")
 SEED = 0
@@ -94,10 +93,10 @@ def _measure(model: Model, images: Tensor, steps: int, solver: str, repeat: int)
     nfe = SOLVERS[solver].nfe(grid.steps) or 0
     bare = _bare_calls(model, images, nfe // 2 + 1)
     with Stopwatch(model.network) as watch:
-        solve = _time(lambda: encode(model.ode(), images, grid, SOLVERS[solver]), model.device)
+        solve = timed(lambda: encode(model.ode(), images, grid, SOLVERS[solver]), model.device)
     bare += _bare_calls(model, images, nfe // 2 + 1)
     answered = ProbabilityFlowODE(stub, model.process)
-    stubbed = _time(lambda: encode(answered, images, grid, SOLVERS[solver]), model.device)
+    stubbed = timed(lambda: encode(answered, images, grid, SOLVERS[solver]), model.device)
     return OverheadRow(solver, grid.steps, nfe, repeat, median(bare), solve, watch.seconds, stubbed)
 
 
@@ -106,14 +105,7 @@ def _bare_calls(model: Model, images: Tensor, count: int) -> list[float]:
     x = images.float().to(model.device)
     t = torch.full((len(images),), len(model.schedule) / 2, device=model.device)
     with torch.no_grad():
-        return [_time(lambda: model.network(x, t), model.device) for _ in range(count)]
-
-
-def _time(call: Callable[[], object], device: torch.device) -> float:
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - begin
+        return [timed(lambda: model.network(x, t), model.device) for _ in range(count)]
 
 
 def table(rows: Sequence[OverheadRow]) -> str:

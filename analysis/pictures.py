@@ -40,3 +40,8 @@ def spread_over(count: int, total: int) -> list[int]:
 def rms(x: Tensor) -> Tensor:
     """The root mean square of each of ``x``, ``(B, C, H, W)``; shape ``(B,)``."""
     return x.square().flatten(1).mean(1).sqrt()
+
+
+def rms_of_all(x: Tensor) -> float:
+    """The root mean square of all elements of ``x``."""
+    return float(x.square().mean().sqrt())

@@ -13,8 +13,7 @@ model as it is, with its calibration, whatever the dtype.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,10 +36,10 @@ from ddim_ode.session.request import Request
 from ddim_ode.speed import products
 
 from .options import ModelChoice, errors_in_a_line, images_option, model_options, out_option
-from .pictures import load_images, rms
-from .rows import Results, describe
+from .pictures import load_images, rms_of_all
+from .rows import Results, calibrated, describe
 from .tables import markdown
-from .timing import machine, synchronize
+from .timing import machine, timed
 
 DTYPES = {
     "float32": torch.float32,
@@ -114,18 +113,10 @@ class Precision:
         """The median time of a call with all ``images``, ``(B, C, H, W)``, after a first one."""
         x, t = images.to(DTYPES[self._network_name]), torch.full((len(images),), 500.0, device=images.device)
         with torch.no_grad(), products(tf32=self._network_name == "tf32"):
-            return median([_time(lambda: self._network(x, t), images.device) for _ in range(CALLS + 1)][1:])
+            return median([timed(lambda: self._network(x, t), images.device) for _ in range(CALLS + 1)][1:])
 
     def _ode(self) -> ProbabilityFlowODE:
         return ProbabilityFlowODE(self._network, self._model.process)
-
-
-def _time(call: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +162,8 @@ class Bench:
             steps,
             nfe,
             nfe_back,
-            latent_rmse=_rms(x_T - reference.x_T),
-            image_rmse=_rms(decoded - reference.decoded),
+            latent_rmse=rms_of_all(x_T - reference.x_T),
+            image_rmse=rms_of_all(decoded - reference.decoded),
             trip_mse=float(pixel_mse(self._images, back).mean()),
             call_seconds=seconds,
             why="",
@@ -188,10 +179,6 @@ class Bench:
         if network not in self._seconds:
             self._seconds[network] = precision.seconds(self._images)
         return self._seconds[network]
-
-
-def _rms(x: Tensor) -> float:
-    return float(rms(x.flatten()[None]))
 
 
 def precise(device: torch.device) -> str:
@@ -263,7 +250,7 @@ def main(
 ) -> None:
     loaded = model.load()
     pixels, names = load_images(images, loaded, count)
-    about = {"device": str(loaded.device), **machine()}
+    about = {**machine(), "calibrated": calibrated(loaded)}
     results = Results(PrecisionRow, out, describe(loaded, names, pixels) | about)
     measure(loaded, pixels, networks=networks, methods=methods, steps=steps, results=results)
     click.echo(table(results.rows))

@@ -49,8 +49,9 @@ from .frechet import frechet
 from .options import errors_in_a_line, out_option
 from .pictures import spread_over
 from .recognition import ClassRow, accuracy, class_table, measure_classes
-from .rows import Results, calibrated
+from .rows import Results, calibrated, pixels_digest
 from .tables import markdown
+from .timing import device_name
 
 PROJECTIONS = 1000
 SHEET = 100
@@ -257,13 +258,17 @@ def run(
     solver, grid, steps = sampler
     settings = {
         "models": {label: model.fingerprint for label, model in models.items()},
-        "datasets": {images.name: len(images.pixels) for images in (test, train) if images},
+        "datasets": {
+            images.name: f"{len(images.pixels)}, {pixels_digest(images.pixels)}" for images in (test, train) if images
+        },
         "count": count,
         "error_images": error_images,
         "sampler": {"solver": solver, "grid": grid, "steps": steps},
         "guidances": list(guidances),
         "features": "Inception" if inception else "analysis.classifier",
         "seed": seed,
+        "device": device_name(next(iter(models.values())).device),
+        "torch": torch.__version__,
     }
     if solver == AUTO:
         settings["calibrated"] = {label: calibrated(model) for label, model in models.items()}

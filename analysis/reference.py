@@ -27,12 +27,16 @@ from ddim_ode.models import Model
 from ddim_ode.solvers import correctable, get_solver
 from ddim_ode.work import load_tensors, save_tensors
 
+from .pictures import rms_of_all, spread_over
+
 # Where solutions to measure others against are kept, for all scripts.
 REFERENCES = Path("demo/references")
 SOLVER = "reab3"
 # From sigma = 0 to the smallest of training, and back, it is one step.
 BELOW = "rk4"
-CHECKED = 4  # as many images make the second walk
+CHECKED = 4  # as many images, spread over all, make the second walk
+# Of what is kept; another where other nodes are walked, or other members.
+FORMAT = 2
 
 # The clean end and the timestep of the noisy end, which is an index of training: what a reference depends on.
 End = tuple[str, int]
@@ -40,7 +44,7 @@ End = tuple[str, int]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """``x_T``: latents ``(B, C, H, W)``; ``accuracy``: their RMSE to the coarser walk, of the first images."""
+    """``x_T``: latents ``(B, C, H, W)``; ``accuracy``: their RMSE to the coarser walk, of a few images."""
 
     x_T: Tensor
     accuracy: float
@@ -82,7 +86,7 @@ def make_references(
                 save_tensors(states, paths[clean_end, t])
     references = {}
     for end, path in paths.items():
-        fine, coarse = load_tensors(path, (images.shape, images[:CHECKED].shape))
+        fine, coarse = load_tensors(path, (images.shape, images[_checked(len(images))].shape))
         references[end] = _reference(fine, coarse, float(model.schedule.sigma(end[1])))
     return references
 
@@ -102,23 +106,26 @@ def decoded_references(
         ((fine, coarse),) = _fine_and_coarse(model, begin, through, stride, batch_size, "reference images")
         at_zero = _below(model, fine, [model.schedule.sigma_min, 0.0], batch_size)
         save_tensors((fine, at_zero, coarse), path)
-    shapes = (x_T.shape, x_T.shape, x_T[:CHECKED].shape)
+    shapes = (x_T.shape, x_T.shape, x_T[_checked(len(x_T))].shape)
     at_sigma_min, at_zero, coarse = load_tensors(path, shapes)
     return ReferenceImages({"sigma-min": at_sigma_min, "zero": at_zero}, _distance(at_sigma_min, coarse))
 
 
 def _key(model: Model, x: Tensor, stride: int) -> str:
     """A name for what a reference from ``x``, ``(B, C, H, W)``, depends on beside its end."""
+    schedule = model.schedule
+    asked = (model.prediction, len(schedule), schedule.sigma_min, schedule.sigma_max)
+    about = repr((FORMAT, SOLVER, BELOW, stride, model.fingerprint, *asked))
     content = x.double().cpu().contiguous().numpy().tobytes()
-    return hashlib.sha256(f"{model.fingerprint} {stride} ".encode() + content).hexdigest()[:16]
+    return hashlib.sha256(about.encode() + content).hexdigest()[:16]
 
 
 def _fine_and_coarse(
     model: Model, x_bar: Tensor, through: Sequence[float], stride: int, batch_size: int, label: str
 ) -> list[tuple[Tensor, Tensor]]:
-    """What ``_walk`` gives, each with the states of the first members in half as many steps."""
+    """What ``_walk`` gives, each with the states of some members in half as many steps."""
     fine = _walk(model, x_bar, through, stride, batch_size, label)
-    coarse = _walk(model, x_bar[:CHECKED], through, 2 * stride, batch_size, "in half as many steps")
+    coarse = _walk(model, x_bar[_checked(len(x_bar))], through, 2 * stride, batch_size, "in half as many steps")
     return list(zip(fine, coarse, strict=True))
 
 
@@ -171,5 +178,10 @@ def _reference(fine: Tensor, coarse: Tensor, sigma: float) -> Reference:
 
 
 def _distance(fine: Tensor, coarse: Tensor) -> float:
-    """The RMSE of the ``coarse`` states to the first of the ``fine`` ones, both ``(B, C, H, W)``."""
-    return float((fine[: len(coarse)] - coarse).square().mean().sqrt())
+    """The RMSE of the ``coarse`` states to those of the ``fine`` ones, ``(B, C, H, W)``, that were checked."""
+    return rms_of_all(fine[_checked(len(fine))] - coarse)
+
+
+def _checked(count: int) -> list[int]:
+    """The numbers of those of so many members whose accuracy is found out."""
+    return spread_over(min(CHECKED, count), count)

@@ -49,6 +49,7 @@ from .options import errors_in_a_line, out_option
 from .pictures import rms
 from .round_trips_plot import DDIM_INVERSE, EULER, TripRow, plot, table
 from .rows import Results
+from .timing import device_name
 
 OURS = {
     "auto": Request(),
@@ -382,9 +383,11 @@ def main(
     asked = Asked(prompt, size, call)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in images}
     about = {"prompt": prompt, "size": size, "call": call, "reference": reference, "dtype": dtype}
-    results = Results(TripRow, out, {**about, "images": digests, "torch": torch.__version__})
+    chosen = find_device(device)
+    about |= {"images": digests, "device": device_name(chosen), "torch": torch.__version__}
+    results = Results(TripRow, out, about)
     for name in pipelines:
-        pipeline = load_pipeline(name, device=find_device(device))
+        pipeline = load_pipeline(name, device=chosen)
         pipeline = pipeline if dtype == "float32" else pipeline.to(DTYPES[dtype])
         short = Path(name).name
         measure(short, pipeline, images, asked, guidances, steps, reference=reference, results=results)

@@ -23,13 +23,15 @@ from ddim_ode.files import write_file
 from ddim_ode.models import Model
 from ddim_ode.work import hold, load_json, reading
 
+from .timing import device_name
+
 Row = TypeVar("Row")
 
 
-def save_rows(rows: Sequence[Any], path: Path) -> None:
-    """Write the dataclasses ``rows``, at least one, as CSV; a kill leaves the file as it was or as it is to be."""
+def save_rows(kind: type[Row], rows: Sequence[Row], path: Path) -> None:
+    """Write ``rows`` of the dataclass ``kind`` as CSV; a kill leaves the file as it was or as it is to be."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, _columns(type(rows[0])), lineterminator="\n")
+    writer = csv.DictWriter(buffer, _columns(kind), lineterminator="\n")
     writer.writeheader()
     writer.writerows(_cells(row) for row in rows)
     write_file(path, buffer.getvalue().encode(), overwrite=True)
@@ -89,14 +91,20 @@ def describe(model: Model, image_names: Sequence[str] = (), images: Tensor | Non
 
     Rows belong together only if it is the same.
     """
-    pixels = {} if images is None else {"pixels": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:16]}
+    pixels = {} if images is None else {"pixels": pixels_digest(images)}
     return {
         "model": model.name,
         "fingerprint": model.fingerprint,
         "images": list(image_names),
         **pixels,
+        "device": device_name(model.device),
         "torch": torch.__version__,
     }
+
+
+def pixels_digest(images: Tensor) -> str:
+    """What tells ``images``, ``(B, C, H, W)``, from all others."""
+    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def calibrated(model: Model) -> dict[str, str]:
@@ -104,12 +112,6 @@ def calibrated(model: Model) -> dict[str, str]:
     entries = model.calibration.entries if model.calibration else ()
     parts = {entry.name: repr(replace(entry, scores={})) for entry in entries}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
-
-
-def save_settings(settings: Mapping[str, object], path: Path) -> None:
-    """Write ``settings`` as JSON, whole or not at all, with the commit of this program under ``commit``."""
-    text = json.dumps({**settings, "commit": git_commit()}, indent=2)
-    write_file(path, f"{text}\n".encode(), overwrite=True)
 
 
 def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
@@ -128,6 +130,8 @@ def check_same(settings: Mapping[str, object], path: Path) -> dict[str, Any]:
 class Results(Generic[Row]):
     """The rows of one measurement in ``file`` in a folder, with its settings: read first, saved with every new one.
 
+    In the settings are, under ``commits``, those of this program that the rows were measured with.
+
     Other processes are kept out of the folder meanwhile.
 
     Raises:
@@ -138,13 +142,15 @@ class Results(Generic[Row]):
         self._lock = hold(folder)
         self.settings: dict[str, Any] = {**check_same(settings, folder / "settings.json"), **settings}
         self.rows = load_rows(kind, folder / file)
-        self._folder, self._file = folder, file
+        self._kind, self._folder, self._file = kind, folder, file
         self._said = False
 
     def note(self, **found: object) -> None:
         """Save the settings, with what was ``found`` out beside the rows."""
-        self.settings |= found
-        save_settings(self.settings, self._folder / "settings.json")
+        commits = [*self.settings.get("commits", []), git_commit()]
+        self.settings |= {**found, "commits": list(dict.fromkeys(commits))}
+        text = json.dumps(self.settings, indent=2)
+        write_file(self._folder / "settings.json", f"{text}\n".encode(), overwrite=True)
         self._said = True
 
     def add(self, row: Row) -> None:
@@ -156,7 +162,7 @@ class Results(Generic[Row]):
         if not self._said:
             self.note()
         self.rows = list(rows)
-        save_rows(self.rows, self._folder / self._file)
+        save_rows(self._kind, self.rows, self._folder / self._file)
 
 
 def git_commit() -> str | None:

@@ -5,7 +5,9 @@ States are in float32, as diffusers keeps them. Cost is counted in calls of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -72,24 +74,28 @@ def decode_with_scheduler(
     """Images ``(B, C, H, W)`` of the latents ``x_T``, the clean end they are at, and the calls of the network.
 
     With the scheduler ``kind``, a class of diffusers, as its pipelines use it, and the most steps that ``budget`` calls
-    pay for. Where the scheduler fails, as some do on some schedules and spacings, the images are infinite.
+    pay for. Where the scheduler fails, as some do on some schedules and spacings, the images are infinite; a warning
+    says why.
     """
+    import diffusers
+
+    known = getattr(diffusers, kind)
+    make = partial(known, **_schedule(model), prediction_type=model.prediction, **_known(known, options))
+    make()  # of other settings than it takes it is not the scheduler that fails
     try:
-        return _decode_with_scheduler(model, x_T, kind, options, budget)
-    except Exception:  # IndexError, AssertionError, and whatever else schedulers of diffusers run into
+        return _decode_with_scheduler(model, x_T, make, budget)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # IndexError, AssertionError, and whatever else schedulers of diffusers run into
+        warnings.warn(f"{kind} fails in {budget} evaluations: {type(error).__name__}: {error}", stacklevel=2)
         return torch.full_like(x_T, torch.inf, dtype=torch.float64), "zero", budget
 
 
-def _decode_with_scheduler(
-    model: Model, x_T: Tensor, kind: str, options: Mapping[str, object], budget: int
-) -> tuple[Tensor, str, int]:
-    import diffusers
-
+def _decode_with_scheduler(model: Model, x_T: Tensor, make: Callable[[], Any], budget: int) -> tuple[Tensor, str, int]:
+    """The same with the scheduler that ``make`` makes; fails as it does."""
     best: tuple[Tensor, str, int] | None = None
     for steps in (budget, budget // 2, budget // 2 + 1):
-        scheduler = getattr(diffusers, kind)(
-            **_schedule(model), prediction_type=model.prediction, **_known(getattr(diffusers, kind), options)
-        )
+        scheduler = make()
         scheduler.set_timesteps(steps)
         if len(scheduler.timesteps) > budget or (best and len(scheduler.timesteps) <= best[2]):
             continue
@@ -101,7 +107,7 @@ def _decode_with_scheduler(
                 x = scheduler.step(output, t, x).prev_sample
         best = x.cpu().double(), "zero", network.calls
     if best is None:
-        raise ValueError(f"{kind} makes no image with {budget} evaluations")
+        raise ValueError(f"it makes no image with {budget} evaluations")
     return best
 
 

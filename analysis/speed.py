@@ -6,13 +6,13 @@ Each network is measured as it is and compiled, in each dtype; loops are timed w
 ``ours``     20 steps of the default solver from latents to images, and what they take more than as many bare calls.
 
 At equal error each way of solving takes as many calls as it needs: to decode latents within an RMSE of a fine
-reference, pixels in [-1, 1], and to bring images back within an MSE, pixels in [0, 1]. diffusers' schedulers are driven
-as its pipelines do it; of them DDIM alone has an inverse that leads back.
+reference, pixels in [-1, 1], and to bring images back within an MSE, pixels in [0, 1]. Calls are counted. diffusers'
+schedulers are driven as its pipelines do it: those that ``analysis.comparison`` finds good at some number of calls, and
+DDIM, which alone of them has an inverse that leads back.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,28 +30,36 @@ from ddim_ode import codec
 from ddim_ode.dtypes import DTYPES
 from ddim_ode.images import pixel_mse
 from ddim_ode.models import Model
-from ddim_ode.session.plan import Plan, plan_encoding
+from ddim_ode.session.plan import plan_encoding
 from ddim_ode.session.request import Request
-from ddim_ode.solvers import DEFAULT_SOLVER
+from ddim_ode.solvers import AUTO, DEFAULT_SOLVER
 from ddim_ode.speed import compiled, in_dtype, products
 
 from .options import ModelChoice, errors_in_a_line, images_option, model_options, out_option
-from .pictures import load_images, rms
+from .pictures import load_images, rms_of_all
 from .reference import REFERENCES, decoded_references
-from .rows import Results, describe
-from .schedulers import decode_with_scheduler, invert_with_ddim
+from .rows import Results, calibrated, describe
+from .schedulers import decode_with_scheduler, invert_with_ddim, schedulers
 from .tables import markdown
-from .timing import machine, synchronize
+from .timing import machine, timed
 
 SEED, STEPS = 0, 20
 DECODE_TARGETS, TRIP_TARGETS = (0.02,), (1e-3, 1e-5)
-BUDGETS = (5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 400, 600, 1000)
+BUDGETS = (*range(5, 21), 25, 30, 40, 50, 75, 100, 150, 200, 300, 400, 600, 1000)
+# By name and spacing, as ``schedulers`` has them.
+GOOD = (
+    ("DDIM", "trailing"),
+    ("DPMSolverMultistep 2", "karras"),
+    ("DPMSolverMultistep 3", "exponential"),
+    ("UniPCMultistep 2", "karras"),
+    ("UniPCMultistep 3", "trailing"),
+)
 THEIRS: Mapping[str, tuple[str, dict[str, object]]] = {
-    "DDIM": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
-    "DPM++2M": ("DPMSolverMultistepScheduler", {"solver_order": 2, "use_karras_sigmas": True}),
-    "UniPC": ("UniPCMultistepScheduler", {"solver_order": 2, "use_karras_sigmas": True}),
+    f"{label} {spacing}": (kind, options) for label, spacing, kind, options in schedulers() if (label, spacing) in GOOD
 }
-OURS = (DEFAULT_SOLVER, "auto", "reversible-heun")
+# There and back, by the spacing.
+DDIM = {f"DDIM {spacing}": spacing for spacing in ("trailing", "leading")}
+OURS = (DEFAULT_SOLVER, AUTO, "reversible-heun")
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class SpeedRow:
 
     ``task``      'network' or 'ours', for calls; or what was reached, as 'decode' or 'there and back'.
     ``target``    the error that was to be reached; 0 for calls.
-    ``nfe``       network calls of the batch.
+    ``nfe``       network calls of the batch; 0 where the target is not reached.
     ``seconds``   the median time of the whole; infinite where the target is not reached.
     ``error``     what was reached.
     ``peak_mib``  the most memory of a GPU that was taken, in MiB; 0 on a CPU.
@@ -83,13 +91,17 @@ class SpeedRow:
         return self.task, self.way, self.dtype, self.compiled, self.batch, self.target
 
 
+Reached = dict[tuple[str, str, int], tuple[float, int]]
+
+
 class Bench:
     """A ``model`` whose network computes in ``dtype``, and is compiled or not.
 
-    ``reached``  what errors were found in this dtype, by task, way and calls; a compiled network has the same.
+    ``reached``  what errors were found in this dtype, and in how many calls, by task, way and budget; a compiled
+                 network has the same.
     """
 
-    def __init__(self, model: Model, dtype: str, whole: bool, reached: dict[tuple[str, str, int], float]) -> None:
+    def __init__(self, model: Model, dtype: str, whole: bool, reached: Reached) -> None:
         self.model = compiled(model) if whole else model
         self._dtype, self._compiled = dtype, whole
         self._reached = reached
@@ -106,36 +118,36 @@ class Bench:
                 model.network(x, t)
 
         plan = plan_encoding(Request(DEFAULT_SOLVER, steps=STEPS), model)
-        found = self._times((bare, lambda: self._decode(x_T, plan)), repeats)
+        found = self._times((bare, lambda: codec.decode(model.ode(), x_T, plan.grid, plan.back)), repeats)
         for task, (seconds, peak) in zip(("network", "ours"), found, strict=True):
             yield self._row(task, DEFAULT_SOLVER if task == "ours" else "", batch, 0.0, STEPS, seconds, 0.0, peak)
 
-    def _decode(self, x_T: Tensor, plan: Plan) -> Tensor:
-        return codec.decode(self.model.ode(), x_T, plan.grid, plan.back)
-
     def ways(self, task: str) -> list[str]:
         """What can do the ``task``."""
-        return [*OURS, *(THEIRS if task == "decode" else ["DDIM"])]
+        return [*OURS, *(THEIRS if task == "decode" else DDIM)]
 
-    def solve(self, task: str, way: str, x: Tensor, budget: int) -> tuple[Tensor, str]:
-        """What ``x``, ``(B, C, H, W)``, becomes for ``budget`` calls each way, and at which clean end.
+    def solve(self, task: str, way: str, x: Tensor, budget: int) -> tuple[Tensor, str, int]:
+        """What ``x``, ``(B, C, H, W)``, becomes in ``budget`` steps each way, at which clean end, in how many calls.
 
         Raises:
-            ValueError: if the way cannot be gone in so few calls.
+            ValueError: if the way cannot be gone in so few steps.
         """
         model = self.model
-        if way in THEIRS:
-            if task == "decode":
-                return decode_with_scheduler(model, x, *THEIRS[way], budget)[:2]
-            x_T, _ = invert_with_ddim(model, x, "trailing", budget)
-            return decode_with_scheduler(model, x_T, *THEIRS[way], budget)[:2]
-        plan = plan_encoding(Request(way, steps=budget), model)
+        if task == "decode" and way in THEIRS:
+            return decode_with_scheduler(model, x, *THEIRS[way], budget)
+        if way in DDIM:
+            x_T, _ = invert_with_ddim(model, x, DDIM[way], budget)
+            options = {"timestep_spacing": DDIM[way]}
+            found, end, calls = decode_with_scheduler(model, x_T, "DDIMScheduler", options, budget)
+            return found, end, budget + calls
+        plan, ode = plan_encoding(Request(way, steps=budget), model), model.ode()
         state = codec.to_device(x, model.device)
         if task == "decode":
-            return self._decode(state, plan).cpu(), plan.grid.clean_end
-        there = codec.encode_solution(model.ode(), state, plan.grid, plan.solver)
-        back = codec.decode_solution(model.ode(), there.x, plan.grid, plan.back, there.companion)
-        return back.x.cpu(), plan.grid.clean_end
+            back = codec.decode(ode, state, plan.grid, plan.back)
+            return back.cpu(), plan.grid.clean_end, ode.nfe
+        there = codec.encode_solution(ode, state, plan.grid, plan.solver)
+        back = codec.decode_solution(ode, there.x, plan.grid, plan.back, there.companion).x
+        return back.cpu(), plan.grid.clean_end, ode.nfe
 
     def at_equal_error(
         self, task: str, way: str, x: Tensor, target: float, error: Callable[[Tensor, str], float], repeats: int
@@ -144,16 +156,24 @@ class Bench:
         for budget in BUDGETS:
             key = task, way, budget
             if key not in self._reached:
-                try:
-                    self._reached[key] = error(*self.solve(task, way, x, budget))
-                except (ValueError, RuntimeError):  # fewer calls than it needs, or it diverges
-                    self._reached[key] = inf
-            reached = self._reached[key]
+                self._reached[key] = self._error_of(task, way, x, budget, error)
+            reached, calls = self._reached[key]
             if reached <= target:
                 ((seconds, peak),) = self._times((partial(self.solve, task, way, x, budget),), repeats)
-                nfe = budget if task == "decode" else 2 * budget
-                return self._row(task, way, len(x), target, nfe, seconds, reached, peak)
+                return self._row(task, way, len(x), target, calls, seconds, reached, peak)
         return self._row(task, way, len(x), target, 0, inf, inf, 0.0)
+
+    def _error_of(
+        self, task: str, way: str, x: Tensor, budget: int, error: Callable[[Tensor, str], float]
+    ) -> tuple[float, int]:
+        """The error in ``budget`` steps, infinite where that cannot be done, and the calls it takes."""
+        try:
+            found, end, calls = self.solve(task, way, x, budget)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError):  # fewer steps than it needs, or it diverges
+            return inf, 0
+        return error(found, end), calls
 
     def _row(
         self, task: str, way: str, batch: int, target: float, nfe: int, seconds: float, error: float, peak: float
@@ -177,14 +197,11 @@ class Bench:
     def _once(self, work: Callable[[], object]) -> tuple[float, float]:
         """The time of ``work`` in seconds, and the most memory in MiB."""
         device = self.model.device
-        if device.type == "cuda":
+        on_gpu = device.type == "cuda"
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
-        synchronize(device)
-        begin = time.perf_counter()
-        work()
-        synchronize(device)
-        seconds = time.perf_counter() - begin
-        return seconds, torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+        seconds = timed(work, device)
+        return seconds, torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else 0.0
 
 
 def measure(
@@ -204,7 +221,7 @@ def measure(
     """
     known = {row.key for row in results.rows}
     errors = _errors(choice.load(), images, stride) if equal else {}
-    reached: dict[str, dict[tuple[str, str, int], float]] = {dtype: {} for dtype, _ in networks}
+    reached: dict[str, Reached] = {dtype: {} for dtype, _ in networks}
     for dtype, whole in tqdm(networks, desc="networks", disable=None):
         bench = Bench(in_dtype(choice.load(), dtype), dtype, whole, reached[dtype])
         for batch in batches:
@@ -226,7 +243,7 @@ def _errors(model: Model, images: Tensor, stride: int) -> dict[str, Task]:
     with products(tf32=False):
         fine = decoded_references(model, x_T, folder=REFERENCES, stride=stride)
     return {
-        "decode": (x_T, DECODE_TARGETS, lambda found, end: float(rms((found - fine.at[end]).flatten()[None]))),
+        "decode": (x_T, DECODE_TARGETS, lambda found, end: rms_of_all(found - fine.at[end])),
         "there and back": (images, TRIP_TARGETS, lambda found, _: float(pixel_mse(images.double(), found).mean())),
     }
 
@@ -300,7 +317,7 @@ def main(
     loaded = model.load()
     pixels, names = load_images(images, loaded, count)
     networks = [(dtype, whole) for dtype in dtypes for whole in ((False, True) if compiling else (False,))]
-    about = {"device": _device(loaded.device), **machine()}
+    about = {**machine(), "calibrated": calibrated(loaded), "seed": SEED, "stride": stride, "repeats": repeats}
     results = Results(SpeedRow, out, describe(loaded, names, pixels) | about)
     measure(
         model,
@@ -313,10 +330,6 @@ def main(
         results=results,
     )
     click.echo(table(results.rows))
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 if __name__ == "__main__":

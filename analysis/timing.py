@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -16,6 +17,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """The seconds that ``call`` takes on ``device``."""
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin
 
 
 class Stopwatch:
@@ -50,6 +60,11 @@ class Stopwatch:
         self.seconds += time.perf_counter() - self._begin
 
 
+def device_name(device: torch.device) -> str:
+    """What a measurement says of ``device``: which GPU it is, or its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def machine() -> dict[str, object]:
-    """What seconds depend on, for the settings of a measurement."""
+    """What seconds depend on beside the device, for the settings of a measurement."""
     return {"machine": platform.machine(), "processor": platform.processor(), "threads": torch.get_num_threads()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from itertools import pairwise, product
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -307,6 +308,17 @@ def test_the_same_on_a_device_without_float64(
             monkeypatch.setattr(holder, "WITHOUT_FLOAT64", {device.type})
         monkeypatch.setattr(options, "find_device", lambda _: device)
         run(module.main, tiny_model, tmp_path / "there", *chosen, "--device", "mps")
-    here, there = ((tmp_path / place / "rows.csv").read_text().splitlines() for place in ("here", "there"))
+    here, there = (
+        list(csv.reader((tmp_path / place / "rows.csv").read_text().splitlines())) for place in ("here", "there")
+    )
     assert len(here) == len(there) > 1
     assert here[0] == there[0]
+    assert [[is_finite(cell) for cell in row] for row in here] == [[is_finite(cell) for cell in row] for row in there]
+
+
+def is_finite(cell: str) -> bool | None:
+    """Whether it is a finite number; None for a word."""
+    try:
+        return isfinite(float(cell))
+    except ValueError:
+        return None

@@ -10,10 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ddim_ode.analysis.comparison import ComparisonRow, main, plan
+from ddim_ode.analysis.comparison import ComparisonRow, leave_out_older, main, plan
 from ddim_ode.analysis.comparison_plot import GOALS, table, verdict
 from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
-from ddim_ode.analysis.rows import load_rows
+from ddim_ode.analysis.rows import Results, load_rows
 from ddim_ode.analysis.schedulers import decode_with_scheduler, invert_with_ddim
 from ddim_ode.analysis.spread import Spread
 from ddim_ode.calibration import FILE, Calibration, Entry, Learned, save_calibration
@@ -24,7 +24,9 @@ from ddim_ode.models import Model, load_model
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.solvers import DEFAULT_SOLVER, SOLVERS
+from ddim_ode.work import load_json
 
+ROOT = Path(__file__).parents[2]
 # diffusers hands torch tensors to numpy's old protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -152,6 +154,40 @@ def test_a_scheduler_that_fails_is_infinitely_far_off(model: Model, monkeypatch:
         raise IndexError("out of range")
 
     monkeypatch.setattr("diffusers.UniPCMultistepScheduler.step", fail)
-    images, clean_end, calls = decode_with_scheduler(model, torch.zeros(1, 3, 8, 8), "UniPCMultistepScheduler", {}, 5)
+    x_T = torch.zeros(1, 3, 8, 8)
+    with pytest.warns(UserWarning, match="UniPCMultistepScheduler fails in 5 evaluations: IndexError: out of range"):
+        images, clean_end, calls = decode_with_scheduler(model, x_T, "UniPCMultistepScheduler", {}, 5)
     assert bool(images.isinf().all())
     assert (clean_end, calls) == ("zero", 5)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_machine_that_is_too_small_is_no_failure_of_a_scheduler(
+    model: Model, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("diffusers.UniPCMultistepScheduler.step", fail)
+    with pytest.raises(error):
+        decode_with_scheduler(model, torch.zeros(1, 3, 8, 8), "UniPCMultistepScheduler", {}, 5)
+
+
+def test_settings_that_a_scheduler_does_not_take_are_no_failure_of_it(model: Model) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'spacing'"):
+        decode_with_scheduler(model, torch.zeros(1, 3, 8, 8), "DDIMScheduler", {"spacing": 1}, 5)
+
+
+def test_what_another_calibration_decided_is_measured_anew(tiny_model: Path, tmp_path: Path) -> None:
+    row = load_rows(ComparisonRow, ROOT / "analysis" / "results" / "comparison" / "rows.csv")[0]
+    kept = [replace(row, name=name, steps=steps) for name, steps in (("auto", 10), ("DDIM", 20), ("auto", 20))]
+    results = Results(ComparisonRow, tmp_path, {})
+    leave_out_older(results, {"10": "a", "20": "b"})
+    results.replace(kept)
+    leave_out_older(results, {"10": "a", "20": "b", "30": "new"})
+    assert results.rows == kept
+    leave_out_older(results, {"10": "a", "20": "c"})
+    assert results.rows == kept[:2]
+    del results
+    assert load_rows(ComparisonRow, tmp_path / "rows.csv") == kept[:2]
+    assert load_json(tmp_path / "settings.json")["calibrated"] == {"10": "a", "20": "c"}

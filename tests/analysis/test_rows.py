@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ddim_ode.analysis import rows
 from ddim_ode.analysis.rows import Results, load_rows
-from ddim_ode.work import WorkError
+from ddim_ode.work import WorkError, load_json
 
 ROOT = Path(__file__).parents[2]
 OTHER = """
@@ -43,6 +44,17 @@ def test_an_analysis_keeps_its_folder_to_itself(tmp_path: Path) -> None:
     del results
     assert other().returncode == 0
     assert [row.value for row in load_rows(Number, tmp_path / "rows.csv")] == [1, 3, 2]
+
+
+def test_settings_say_with_which_commits_rows_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i, commit in enumerate(("one", "two", "one")):
+        monkeypatch.setattr(rows, "git_commit", lambda commit=commit: commit)
+        results = Results(Number, tmp_path, {"seed": 0})
+        results.add(Number(i))
+        del results
+    assert load_json(tmp_path / "settings.json") == {"seed": 0, "commits": ["one", "two"]}
+    Results(Number, tmp_path, {"seed": 0}).replace([])
+    assert load_rows(Number, tmp_path / "rows.csv") == []
 
 
 @pytest.mark.parametrize("text", ["value\n1\nx\n", "value\n1,2\n", 'value\n"1\n', "value\n\n"])

@@ -252,7 +252,7 @@ def test_a_candidate_that_blows_up_has_no_scores(effort: Effort, monkeypatch: py
 
 @pytest.mark.parametrize("family", ["vp", "flow"])
 def test_what_is_learned_errs_less_than_what_is_fitted(family: str, tmp_path: Path) -> None:
-    """On latents of another seed, in both directions; flow matching has no last sigma."""
+    """On latents of another seed, in both directions; of flow matching, which has no last sigma, it errs no more."""
     true = model(Mixture()) if family == "vp" else Model("flow", FlowMixture(), Flow(), 1, 4, 4)
     calibrations = {
         walks: learn_solver(Session(true), 5, latents=48, walks=walks, folder=tmp_path / str(walks), pictures=())
