@@ -6,6 +6,7 @@ Only click is imported here, and what is cheap of the project: torch and the res
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,11 +35,11 @@ from ddim_ode.console import (
     warn,
     warn_of,
 )
-from ddim_ode.session.options import Run, class_option, model_options, run_options
-from ddim_ode.session.request import DEFAULT_STRENGTH, PlanError, Request
+from ddim_ode.session.options import Run, class_option, model_options, promptless_options, run_options
+from ddim_ode.session.request import DEFAULT_STRENGTH, Request
 
 if TYPE_CHECKING:
-    from ddim_ode.latents import Latent
+    from ddim_ode.session.jobs import LatentLike
     from ddim_ode.session.results import Sample
     from ddim_ode.session.session import Session
 
@@ -139,13 +140,13 @@ def decode(
 
     failures = Failures()
     found = load_dataset(latents[0]) if len(latents) == 1 and is_dataset(latents[0]) else None
-    groups: Iterable[tuple[Session, Iterable[Path | Latent], Sequence[Path]]]
+    groups: Iterable[tuple[Session, Sequence[LatentLike], Sequence[Path]]]
     if found is not None:
         if not found:
             raise ValueError(f"there are no latents in '{latents[0]}'; 'manifest.jsonl' in it says why")
         stems = {name: found.stem(name) for name in found.names}
         jobs = find_dataset_targets(stems, output, ".decoded.png", existing, failures, one=False)
-        of_found = (found[name] for name, _ in jobs)
+        of_found = [partial(found.__getitem__, name) for name, _ in jobs]
         groups = [(run.session([found.folder / TEMPLATE]), of_found, [target for _, target in jobs])]
     else:
         paths = dict(find_targets(latents, output, ".decoded.png", existing, failures))
@@ -293,9 +294,9 @@ def interpolate(
     label = labels[0] if len(labels) == 1 else labels or None
     found = session.interpolate(inputs, seeds=seeds, count=count, label=label, **run.wishes(session.model))
     warn(*found.there.notes, *found.back.notes)
+    save(found.sheet, output, overwrite=overwrite)
     for picture, target in zip(found.pictures, targets, strict=False):
         save(picture, target, overwrite=overwrite)
-    save(found.sheet, output, overwrite=overwrite)
     names = ", ".join(found.names)
     say(f"{number} images between {names} -> {output} (last batch: {found.report()})")
 
@@ -318,7 +319,7 @@ def interpolate(
     show_default=True,
     help="How far up to encode, as a part of all timesteps; may be given several times.",
 )
-@run_options
+@promptless_options
 @click.option("-o", "--output", type=PATH, help="Output file. [default: IMG.edit.png]")
 @overwrite_option
 def edit(
@@ -340,10 +341,6 @@ def edit(
     target = output or image.with_name(f"{image.stem}.edit.png")
     check_image_path(target, overwrite=overwrite)
     check_outputs([target], [image])
-    if run.prompt is not None:
-        raise PlanError(
-            "--prompt is of other commands; pass --from for what the picture shows, --to for what it should"
-        )
     session = run.session()
     found = session.edit(image, to, strength=strengths, label=own, **run.wishes(session.model))
     for part in found.edits:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddim_ode.files import write_file
+from ddim_ode.files import strict_json, write_file
 from ddim_ode.work import load_json
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def png(figure: Figure, settings: Mapping[str, Any]) -> bytes:
     """The content of a PNG file of ``figure``; above it and in the file stand the ``settings`` it was made with."""
     figure.text(0.01, 1.01, _caption(settings), va="bottom", fontsize="x-small", color="0.4")
     buffer = io.BytesIO()
-    about = {"ddim-ode": json.dumps(settings)}
+    about = {"ddim-ode": strict_json(settings)}
     figure.savefig(buffer, format="png", dpi=150, metadata=about, bbox_inches="tight")  # with what stands above it
     return buffer.getvalue()
 

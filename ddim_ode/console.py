@@ -98,8 +98,10 @@ def say(text: str, *, err: bool = False) -> None:
 
     Where nobody reads any more, as behind ``| head -1``, it is lost, and the work goes on.
     """
+    stream = sys.stderr if err else sys.stdout
+    coding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        click.echo(printable(text), err=err)
+        click.echo(printable(text).encode(coding, "backslashreplace").decode(coding), err=err)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
 
@@ -289,7 +291,7 @@ def _free_targets(
 
     ``new_folders``  whether folders are made for them.
     """
-    from ddim_ode.files import check_writable
+    from ddim_ode.files import check_can_be_made, check_writable
     from ddim_ode.images import check_image_path
 
     check = check_image_path if suffix.endswith(".png") else check_writable
@@ -299,12 +301,14 @@ def _free_targets(
         with failures.caught():
             _check_output(target, taken)
             if target in targets:
-                raise ValueError(f"'{source}' would be written to '{target}' like another input; run it by itself")
+                raise ValueError(f"'{source}' would be written to '{target}' like another input; name its file with -o")
             if existing.skip and target.is_file():
                 skipped += 1
                 continue
             if not new_folders or target.parent.is_dir():
                 check(target, overwrite=existing.overwrite)
+            else:
+                check_can_be_made(target.parent)
             targets[target] = source
     if skipped:
         say(f"{skipped} of {len(wanted)} files exist already, and are left as they are")
@@ -359,7 +363,7 @@ def _identities(paths: Sequence[Path]) -> set[tuple[int, int]]:
 
 def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[Path]:
     """The files in ``folder`` for so many images beside their ``sheet``, checked before any work."""
-    from ddim_ode.files import check_writable
+    from ddim_ode.files import check_can_be_made, check_writable
 
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"'{folder}' is a file; name a folder for the frames")
@@ -368,6 +372,7 @@ def find_frames(folder: Path, count: int, sheet: Path, overwrite: bool) -> list[
         raise ValueError(
             f"'{sheet}' would be among the frames, or their folder; name another file, or another folder for them"
         )
+    check_can_be_made(folder)
     if folder.is_dir():
         for target in targets:
             check_writable(target, overwrite=overwrite)

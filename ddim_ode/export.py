@@ -28,7 +28,7 @@ def save_pipeline(unet: Any, scheduler: Mapping[str, Any], folder: Path, *, clas
     Raises:
         OSError: if it cannot be written.
     """
-    fresh = folder / f".pipeline.{os.getpid()}.tmp"
+    fresh = folder / f".ddim-ode-{os.getpid()}.tmp"
     try:
         pipeline = DDPMPipeline(unet, DDPMScheduler.from_config(scheduler))  # type: ignore[no-untyped-call]
         pipeline.save_pretrained(fresh)  # type: ignore[attr-defined]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import stat
+from collections.abc import Mapping
+from functools import partial
+from math import isfinite
 from pathlib import Path
 
+# What is named so is our own, of a write that was cut off.
+REMNANTS = ".ddim-ode-*.tmp"
 # In bytes, on all common file systems.
 _LONGEST_NAME = 255
 
@@ -16,6 +22,19 @@ def reason(error: Exception) -> str:
     """What ``error``, which a wrong content has provoked, says, in a line; of a KeyError what is missing."""
     said = f"there is no {error}" if isinstance(error, KeyError) else str(error)
     return " ".join(said.split()) or type(error).__name__
+
+
+def strict_json(content: object) -> str:
+    """``content`` as JSON, which has no numbers that are not finite: they are written as words, as "infinity" is."""
+    return json.dumps(_in_words(content), allow_nan=False)
+
+
+def _in_words(content: object) -> object:
+    if isinstance(content, float) and not isfinite(content):
+        return str(content).replace("inf", "infinity")
+    if isinstance(content, Mapping):
+        return {key: _in_words(value) for key, value in content.items()}
+    return [_in_words(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def read_file(path: Path, kind: str, error: type[ValueError]) -> bytes:
@@ -35,8 +54,8 @@ def read_file(path: Path, kind: str, error: type[ValueError]) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise error(f"'{path}' does not exist") from None
-    except OSError as reason:
-        raise error(f"cannot read the {kind} '{path}': {reason.strerror}") from reason
+    except OSError as why:
+        raise error(f"cannot read the {kind} '{path}': {why.strerror}") from why
 
 
 def check_writable(path: Path, *, overwrite: bool) -> None:
@@ -64,11 +83,25 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
         raise _exists(path)
 
 
+def check_can_be_made(folder: Path) -> None:
+    """Find out before the work is done whether ``folder``, which may be there, can be made.
+
+    Raises:
+        NotADirectoryError: if there is a file in its way.
+        PermissionError: if what it would be made in may not be written into.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"'{above}' is a file, and no folder can be made of it; name another one")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"the folder '{above}' may not be written into; choose another")
+
+
 def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     """Write ``content`` under a name of its own beside ``path``, onto the disk, and then give it that name.
 
     Without ``overwrite`` nothing is ever replaced, though another process may write the same file at the same time. A
-    symbolic link stays one: the file that it leads to is written.
+    file that is replaced lends its permissions. A symbolic link stays one: the file that it leads to is written.
 
     Raises:
         OSError: as ``check_writable`` does, or what the system says (a full disk, no permission).
@@ -78,8 +111,11 @@ def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     temporary = None
     try:
         name = os.path.join(os.path.dirname(target), f".ddim-ode-{secrets.token_hex(8)}.tmp")
-        with open(name, "xb") as file:
+        mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else None
+        with open(name, "xb", opener=partial(os.open, mode=0o666 if mode is None else mode & 0o600)) as file:
             temporary = name
+            if mode is not None:
+                os.chmod(name, mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -6,7 +6,6 @@ Notation: an image tensor is ``(B, C, H, W)``, float64, pixels in [-1, 1]; a pic
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from ddim_ode.files import check_writable, read_file, write_file
+from ddim_ode.files import check_writable, read_file, strict_json, write_file
 from ddim_ode.messages import in_a_line
 
 # Of the pictures that are looked for in a folder.
@@ -62,6 +61,10 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
 
 
+# Formats that Pillow hands to other programs, as PostScript to Ghostscript, which runs it.
+NOT_READ = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5"})
+
+
 def open_picture(content: bytes, name: str) -> Image.Image:
     """The picture in a file's ``content``, as ``prepare`` makes it; ``name`` is for messages.
 
@@ -72,6 +75,8 @@ def open_picture(content: bytes, name: str) -> Image.Image:
         raise ImageFileError(f"'{name}' is empty")
     try:
         with Image.open(io.BytesIO(content)) as picture:
+            if picture.format in NOT_READ:
+                raise ImageFileError(f"'{name}' is {picture.format}, which another program would have to draw")
             return prepare(picture, name)
     except ImageFileError:
         raise
@@ -87,9 +92,11 @@ def prepare(picture: Image.Image, name: str) -> Image.Image:
     EXIF data that cannot be read are left out, with a UserWarning. ``name`` is for messages.
 
     Raises:
-        ImageFileError: if the range of its pixels is not known, or one of them is not a number.
+        ImageFileError: if the range of its pixels is not known, one of them is not a number, or they are in LAB.
     """
     picture.load()
+    if picture.mode == "LAB":
+        raise ImageFileError(f"'{name}' has its colours in LAB, which are not turned into RGB here; save it as RGB")
     orientation = _orientation(picture, name)
     picture = _shallow(picture, name)
     return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture.copy()
@@ -262,7 +269,7 @@ def png(image: Tensor, *, settings: Mapping[str, object], zoom: int = 1) -> byte
     if zoom > 1:
         picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
     text = PngImagePlugin.PngInfo()
-    text.add_text("ddim-ode", json.dumps(settings))
+    text.add_text("ddim-ode", strict_json(settings))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()

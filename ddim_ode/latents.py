@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ FORMAT = "ddim-ode latent"
 # three nothing said what a pipeline was told beside its texts.
 VERSIONS = (1, 2, 3, 4)
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# In a file, tensors counted as one; those of a walk of a thousand steps are a few thousand.
+_MOST_PARTS = 1_000_000
 # Far outside of what has unit variance: normal noise reaches 7 at most.
 LARGEST = 100.0
 SCALE = "unit variance: x_T = x_bar_T / sqrt(1 + sigma_T^2)"
@@ -259,6 +261,10 @@ def load_latent(file: str | Path | bytes) -> Latent:
     content = _unpickle(data, name)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise LatentError(f"'{name}' is not a latent file of ddim-ode; make one with: encode")
+    try:
+        _check_parts(content)  # before any of them is written into a message
+    except ValueError as error:
+        raise LatentError(f"the latent file '{name}' is damaged: {error}") from error
     version = content.get("version")
     if type(version) is not int or version not in VERSIONS:
         raise LatentError(
@@ -288,6 +294,26 @@ def _unpickle(content: bytes, name: str) -> object:
 
 def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _check_parts(content: dict[str, Any]) -> None:
+    """Raise ValueError if there is a tensor where none belongs, or too much in too many places.
+
+    A file can hold one number as a tensor of any size, and one list in many places of another.
+    """
+    schedule = content.get("schedule")
+    alpha_bar = schedule.get("alpha_bar") if isinstance(schedule, dict) else None
+    tensors = (content.get("x_T"), content.get("companion"), alpha_bar)
+    parts, count = [cast(Any, content)], 0
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Tensor) and not any(part is tensor for tensor in tensors):
+            raise ValueError(f"there is a tensor of the shape {tuple(part.shape)} where none belongs")
+        within = [*part.keys(), *part.values()] if isinstance(part, Mapping) else part
+        count += len(within) if isinstance(within, list | tuple | set | frozenset) else 0
+        if count > _MOST_PARTS:
+            raise ValueError(f"it holds more than {_MOST_PARTS} things")
+        parts += within if isinstance(within, list | tuple | set | frozenset) else ()
 
 
 def _check_held(content: dict[str, Any], size: int) -> None:

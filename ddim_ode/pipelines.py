@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from inspect import signature
@@ -80,6 +80,8 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu", config: str 
     try:
         if Path(name).is_file():
             return load_pipeline_file(Path(name), config).to(device)
+        if Path(name).is_dir():
+            _check_holds_no_code(Path(name))
         pipeline = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             name, local_files_only=Path(name).is_dir()
         )
@@ -91,6 +93,27 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu", config: str 
         for bars in hidden:
             bars.enable_progress_bar()
     return pipeline.to(device)
+
+
+def _check_holds_no_code(folder: Path) -> None:
+    """Raise ModelError if the index of the pipeline in ``folder`` names code in it, which diffusers would run."""
+    import diffusers
+
+    index = read_json(folder / INDEX)
+    parts = {name: part for name, part in index.items() if isinstance(part, list)}
+    # Some parts are of a module that belongs to a pipeline of diffusers.
+    strange = {name: part for name, part in parts.items() if not _is_known(part, diffusers.pipelines)}
+    code = [path for name in parts for path in sorted((folder / name).glob("*.py"))]
+    if strange or code:
+        what = f"'{code[0]}'" if code else f"{next(iter(strange.items()))!r:.120}"
+        raise ModelError(f"the pipeline '{folder}' comes with code of its own, {what}, and none of a model is ever run")
+
+
+def _is_known(part: Sequence[object], pipelines: object) -> bool:
+    """Whether the library of a ``part`` in a pipeline's index is one that is installed, or there is no such part."""
+    library = part[0] if part else ""
+    known = library is None or library in ("diffusers", "transformers")
+    return known or (isinstance(library, str) and hasattr(pipelines, library))
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,17 @@ def train(
         raise PlanError("--init is for a new run, and brings its network with it; leave out --resume and --unet")
     if "label_dropout" in given and not (classes or resume):
         raise PlanError("--label-dropout leaves out classes, but there are none; pass --classes")
-    start = prepare(source, output, values, given, resume, unet, init, classes, skip_unreadable)
+    start = prepare(
+        source,
+        output,
+        values,
+        given,
+        resume=resume,
+        unet=unet,
+        init=init,
+        classes=classes,
+        skip_unreadable=skip_unreadable,
+    )
     settings, data = start.settings, start.data
     warn(*data.warnings())
 

@@ -135,6 +135,6 @@ def _parse(path: Path) -> object:
         raise ModelError(
             f"'{path}' holds more than plain values: {said:.150}; nothing of it is run: write it without tags"
         ) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except Exception as error:  # PyYAML runs into KeyError, IndexError and AttributeError too
         raise ModelError(f"cannot read '{path}': {' '.join(str(error).split()):.200}; mend it") from error
     return content

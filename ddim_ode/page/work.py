@@ -136,7 +136,7 @@ class Desk:
         """The way between two ``pictures`` in ``count`` images, in a line, and all of it as a file."""
         session, label = self._asked(wishes)
         found = session.interpolate(pictures, count=count, **wishes.of(label))
-        path = self._place() / f"{pictures[0].stem}-{pictures[1].stem}.png"
+        path = self._place() / "between.png"
         found.sheet.save(path)
         found.there.warn()
         found.back.warn()

@@ -17,8 +17,8 @@ from ddim_ode.session.request import PlanError, Request
 from ddim_ode.solvers import Solver
 from ddim_ode.spaces import Readable, Space
 
-# A latent to decode: a file's path, its content, or the latent itself.
-LatentLike = str | Path | bytes | Latent
+# A latent to decode: a file's path, its content, the latent itself, or what gives it when it is called.
+LatentLike = str | Path | bytes | Latent | Callable[[], Latent]
 # What is wished for all inputs, or for one after another.
 Requests = Request | Iterable[Request] | None
 
@@ -104,7 +104,9 @@ def latent_jobs(
     """
 
     def load(source: LatentLike) -> tuple[LatentLike, Latent]:
-        return source, source if isinstance(source, Latent) else load_latent(source)
+        if isinstance(source, Latent):
+            return source, source
+        return source, source() if callable(source) else load_latent(source)
 
     def job(found: tuple[int, tuple[LatentLike, Latent]]) -> LatentJob:
         index, (source, latent) = found

@@ -355,5 +355,6 @@ def _as_run(options: Sequence[Callable[[FC], FC]]) -> Callable[[Callable[..., T]
     return shared
 
 
-# The shared options, or those of the model alone, handed to the command as one ``Run``.
+# The shared options, these without the prompt, or those of the model alone, handed to the command as one ``Run``.
 run_options, model_options = _as_run(_RUN_OPTIONS), _as_run(_MODEL_OPTIONS)
+promptless_options = _as_run([option for option in _RUN_OPTIONS if option is not _prompt_option])

@@ -233,7 +233,7 @@ class Session:
     ) -> Picture:
         """The picture that ``latent`` decodes to, as it was encoded but for what is wished.
 
-        ``latent``     a file's path or content, or a ``Latent``.
+        ``latent``     a file's path or content, a ``Latent``, or a function that gives it.
         ``any_model``  accept a latent of other weights or another schedule.
 
         Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ddim_ode.files import reason, write_file
+from ddim_ode.files import REMNANTS, reason, write_file
 from ddim_ode.training.settings import Settings, complete_unet
 from ddim_ode.work import LOCK
 
@@ -78,7 +78,7 @@ def remove_left_overs(folder: Path) -> None:
 
 
 def _is_left_over(path: Path) -> bool:
-    return path.name.startswith(".") and path.suffix == ".tmp"
+    return path.match(REMNANTS)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

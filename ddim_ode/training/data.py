@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from ddim_ode.conditions import NO_CLASS
 from ddim_ode.files import read_file
-from ddim_ode.images import ImageFileError, fit_picture, open_picture, to_uint8
+from ddim_ode.images import NOT_READ, ImageFileError, fit_picture, open_picture, to_uint8
 
 _NAMED = 5  # as many files are named in a message
 # More than this part of all pictures must not be unreadable, unless so wished.
 UNREADABLE = 1 / 1000
-# No picture in a zip file is larger, packed out; what is said to be is not even begun.
+# No picture in a zip or tar file is larger, packed out; what is said to be is not even begun.
 _LARGEST_MEMBER = 1 << 28
 
 
@@ -194,7 +194,14 @@ class _Folder:
 
 
 # NotImplementedError, of a compression that Python does not know, is a RuntimeError.
-_UNREADABLE_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError)
+# ValueError is of a name whose bytes are no text.
+_UNREADABLE_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
+
+
+def check_member(name: str, size: int) -> None:
+    """Raise ImageFileError if the file called ``name`` in an archive is too large, in bytes, to be a picture."""
+    if size > _LARGEST_MEMBER:
+        raise ImageFileError(f"cannot read '{name}': it is {size} bytes long, and no picture is as large")
 
 
 class PictureZip:
@@ -215,9 +222,7 @@ class PictureZip:
 
     def read(self, name: str) -> bytes:
         """The content of the member called ``name``."""
-        size = self._zip.getinfo(name).file_size
-        if size > _LARGEST_MEMBER:
-            raise ImageFileError(f"cannot read '{name}': it is {size} bytes long, and no picture is as large")
+        check_member(name, self._zip.getinfo(name).file_size)
         try:
             with self._lock:
                 return self._zip.read(name)
@@ -252,4 +257,5 @@ def is_picture(name: str) -> bool:
 
 @cache
 def _picture_suffixes() -> frozenset[str]:
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    opened = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in opened if kind in Image.OPEN and kind not in NOT_READ)

@@ -35,6 +35,7 @@ def prepare(
     output: Path,
     values: Mapping[str, Any],
     given: Collection[str],
+    *,
     resume: bool,
     unet: Path | None,
     init: str | None,

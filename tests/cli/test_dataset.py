@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from PIL import Image
 
 from ddim_ode import load_dataset, load_latent
 from ddim_ode.session.dataset.formats import FORMATS
@@ -144,3 +146,19 @@ def test_a_data_set_without_latents_is_not_decoded(cli: Cli, tmp_path: Path) -> 
     assert result.stderr == "Error: there are no latents in 'out'; 'manifest.jsonl' in it says why\n"
     result = cli("take", "out", "none.png")
     assert result.stderr.startswith("Error: there is no latent of 'none.png' in 'out': 'none.png' is not a picture")
+
+
+def test_a_damaged_shard_loses_no_other(cli: Cli, pictures: Path) -> None:
+    with Image.open(pictures / "a.png") as picture:
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(pictures / "c.png")
+    ok(cli("dataset", pictures, *OPTIONS, "--shard-size", "1"))
+    found = load_dataset("out")
+    line = next(line for line in Path("out", "manifest.jsonl").read_text().splitlines() if '"c.png"' in line)
+    shard = Path("out", json.loads(line)["shard"])
+    shard.write_bytes(shard.read_bytes()[:-100])
+    result = cli("decode", "out", "-o", "decoded")
+    assert result.exit_code == 1
+    assert f"{shard.name}' is damaged" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert made("decoded") == ["a.decoded.png", "sub/b.decoded.png"]
+    assert len(found) == 3

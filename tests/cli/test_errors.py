@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import shutil
@@ -16,6 +17,7 @@ import torch
 from click.testing import Result
 from PIL import Image
 
+from ddim_ode.console import say
 from ddim_ode.predictions import PREDICTIONS
 
 Cli = Callable[..., Result]
@@ -439,3 +441,34 @@ def test_a_name_with_a_line_break_makes_no_second_line(cli: Cli, picture: Path) 
     assert "a\\nError: b.latent.pt (" in result.stdout
     assert len(result.output.splitlines()) == 1
     assert cli("info", "a\nError: b.latent.pt").stdout.startswith("latent of 'a Error: b.png' (")
+
+
+def test_a_file_in_the_way_of_a_folder_is_found_before_the_work(
+    cli: Cli, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddim_ode.session.worker.Worker.encode", lambda *_: pytest.fail("work was begun"))
+    other, way = tmp_path / "b.png", tmp_path / "file"
+    other.write_bytes(picture.read_bytes())
+    way.touch()
+    refused = cli("encode", picture, other, "-o", way / "sub")
+    assert refused.exit_code == 1
+    assert refused.output.count("file' is a file, and no folder can be made of it") == 2
+
+
+def test_frames_that_cannot_be_written_are_found_before_the_work(
+    cli: Cli, picture: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    words = ("--model", tiny_model, "--steps", "1", "-n", "3", "-o", tmp_path / "strip.png")
+    refused = cli("interpolate", picture, picture, *words, "--frames", tmp_path / "file" / "frames")
+    assert refused.exit_code == 1
+    assert "file' is a file, and no folder can be made of it" in refused.output
+    assert not (tmp_path / "strip.png").exists()
+
+
+def test_names_that_the_terminal_cannot_show_are_written_as_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    say("\u5199\u771f \u00e9 -> x")
+    out.flush()
+    assert out.buffer.getvalue() == b"\\u5199\\u771f \xe9 -> x\n"  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,23 @@ def test_a_damaged_pipeline_is_one_line(cli: Cli, picture: Path, folder: Path, t
     assert len(refused.output.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("library", ["boom", "diffusers"])
+def test_code_in_the_folder_of_a_pipeline_is_never_run(
+    cli: Cli, picture: Path, folder: Path, tmp_path: Path, library: str
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    index = json.loads((own / "model_index.json").read_text())
+    index["text_encoder"] = [library, "Boom"]
+    (own / "model_index.json").write_text(json.dumps(index))
+    (own / "text_encoder" / f"{library}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    refused = cli("encode", picture, "--model", own, "--prompt", "a cat")
+    assert refused.exit_code == 1
+    assert "comes with code of its own, " in refused.output
+    assert len(refused.output.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_transformers_it_says_what_to_install(
     cli: Cli, picture: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,9 +207,8 @@ def test_an_edit_with_prompts(cli: Cli, picture: Path, folder: Path, tmp_path: P
     assert (settings["asked"]["prompt"], settings["asked"]["guidance"]) == ("a dog", 4.0)
     of_none = cli("edit", picture, "--model", folder, "--steps", "2", "--to", "a dog", "-o", tmp_path / "none.png")
     assert "from '' with guidance 1.0 to 'a dog' with guidance 1.0" in of_none.output
-    refused = cli("edit", picture, "--model", folder, "--prompt", "a cat", "--to", "a dog")
-    assert refused.exit_code == 2
-    assert "--prompt is of other commands; pass --from for what the picture shows" in refused.output
+    assert cli("edit", picture, "--model", folder, "--prompt", "a cat", "--to", "a dog").exit_code == 2
+    assert "--prompt TEXT" not in cli("edit", "--help").output
 
 
 def test_a_latent_without_its_prompt(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:

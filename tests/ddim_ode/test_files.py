@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ddim_ode.files import check_writable, read_file, write_file
+from ddim_ode.files import check_can_be_made, check_writable, read_file, write_file
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
@@ -168,3 +168,28 @@ def test_reading_takes_ordinary_files_alone(tmp_path: Path) -> None:
     for name, words in (("pipe", "is no ordinary file"), ("none", "does not exist"), (".", "is a folder, not a thing")):
         with pytest.raises(ValueError, match=words):
             read_file(tmp_path / name, "thing", ValueError)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_a_file_that_is_replaced_lends_its_permissions(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "private", []
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(os.fstat(descriptor).st_mode & 0o777))
+    write_file(path, b"new", overwrite=True)
+    assert path.stat().st_mode & 0o777 == mode
+    assert seen == [mode]
+
+
+def test_a_folder_that_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        check_can_be_made(folder)
+    with pytest.raises(NotADirectoryError, match=r"^'.*/file' is a file, and no folder can be made of it"):
+        check_can_be_made(tmp_path / "file" / "a")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"may not be written into; choose another$"):
+        check_can_be_made(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

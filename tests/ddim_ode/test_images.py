@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ from ddim_ode.images import (
     Source,
     fit_picture,
     load_image,
+    open_picture,
     pixel_mse,
     psnr,
     save_image,
     tile,
     to_picture,
 )
+from ddim_ode.training.data import is_picture
 
 WHITE, BLACK = 255.0, 0.0
 
@@ -418,3 +421,29 @@ def test_a_picture_is_turned_though_its_exif_data_cannot_be_written_again(tmp_pa
         ):
             upright, _ = load_image(tmp_path / "turned.png", 1, 2, 2)
     assert upright.flatten().tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+
+
+def test_no_other_program_is_started_to_draw_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript is a program, which Ghostscript would run, for ever if it says so."""
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n{} loop\n"
+    with pytest.raises(ImageFileError, match=r"^'photo\.png' is EPS, which another program would have to draw$"):
+        open_picture(content, "photo.png")
+    assert not started.exists()
+    assert not is_picture("a.eps")
+    assert is_picture("a.jpg")
+
+
+def test_settings_are_json_of_finite_numbers(tmp_path: Path) -> None:
+    settings = {"sigma_T": inf, "list": [1.5, -inf, {"nan": nan}], "steps": 3, "none": None}
+    save_image(torch.zeros(3, 4, 4), tmp_path / "a.png", settings=settings)
+
+    def fail(word: str) -> None:
+        pytest.fail(f"{word} is not JSON")
+
+    with Image.open(tmp_path / "a.png") as picture:
+        found = json.loads(picture.text["ddim-ode"], parse_constant=fail)
+    assert found == {"sigma_T": "infinity", "list": [1.5, "-infinity", {"nan": "nan"}], "steps": 3, "none": None}

@@ -21,6 +21,20 @@ def scaled(factor: float) -> Edit:
     return lambda content: content.update(x_T=content["x_T"] * factor)
 
 
+def many_times(part: list[Any]) -> list[Any]:
+    """A few lists with 2^60 places."""
+    for _ in range(60):
+        part = [part, part]
+    return part
+
+
+def of_itself() -> list[Any]:
+    """A list that is all of its own elements."""
+    part = list[Any]()
+    part += [part] * 100_000
+    return part
+
+
 LATENTS: Mapping[str, bytes | Edit] = {
     "empty": b"",
     "zeros": bytes(1000),
@@ -49,6 +63,12 @@ LATENTS: Mapping[str, bytes | Edit] = {
     "x_T without values": put(torch.zeros(1, 3, 8, 8, device="meta"), "x_T"),
     "x_T larger than the file": put(torch.zeros(1).expand(1, 3, 20_000, 20_000), "x_T"),
     "x_T of 8 bits": put(torch.zeros(1, 3, 8, 8).to(torch.float8_e4m3fn), "x_T"),
+    "sigmas a number repeated": put(torch.zeros(1).expand(10**9), "grid", "sigmas"),
+    "timesteps a number repeated": put(torch.zeros(1).expand(10**9), "grid", "timesteps"),
+    "size a number repeated": put(torch.ones(1, dtype=torch.int64).expand(10**9), "source", "size"),
+    "version a list of lists of lists": put(many_times([]), "version"),
+    "nfe a list of lists of lists": put(many_times([]), "nfe"),
+    "source a list of itself": put(of_itself(), "source"),
     "schedule larger than the file": put(torch.full((1,), 0.5).expand(10**9), "schedule", "alpha_bar"),
     "x_T NaN": scaled(float("nan")),
     "x_T of 1e6": scaled(1e6),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from refusals import PNG, SMALL, Content, Runs, call, encoded, make, refused, there
 
 from ddim_ode import load_dataset
@@ -40,6 +41,8 @@ PICTURES: Mapping[str, Content] = {
     "infinite.tif": encoded(np.full((16, 16), np.inf, dtype=np.float32), "TIFF"),
     "range.tif": encoded(np.full((16, 16), 255, dtype=np.float32), "TIFF"),
     "wide.tif": encoded(np.full((16, 16), 100_000, dtype=np.int32), "TIFF"),
+    "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n{} loop\n",
+    "lab.tif": lambda path: Image.new("LAB", (16, 16)).save(path),
     "pickle.png": pickle.dumps(Runs()),
     "folder.png": Path.mkdir,
     "pipe.png": os.mkfifo,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 from statistics import median
@@ -60,7 +61,7 @@ def check_dataset(folder: Path, pictures: Pictures, session: Session, count: int
     found, names = load_dataset(folder), list(originals)
     errors = dict[str, float]()
     for decoded in session.decode_all(
-        (found[name] for name in names), on_error=lambda error: failed.append(in_a_line(error))
+        [partial(found.__getitem__, name) for name in names], on_error=lambda error: failed.append(in_a_line(error))
     ):
         name = names[decoded.index]
         errors[name] = float(pixel_mse(originals[name], decoded.picture.image[None]))

@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from ddim_ode.session.dataset.serving import Task, work
 from ddim_ode.session.request import PlanError
 
 _LOOPBACK = "127.0.0.1"
+# In seconds, before others are let in again.
+_PAUSE = 0.1
 
 
 def rank_crew(task: Task, workers: int) -> Crew:
@@ -118,7 +121,11 @@ class _Ranks:
 
     def _accept(self) -> None:
         while not self._closed:
-            pipe = self._listener.accept()
+            try:
+                pipe = self._listener.accept()
+            except OSError:  # one left at once, or too many files are open: others may come yet
+                time.sleep(_PAUSE)
+                continue
             # One that says nothing holds up none of the others.
             threading.Thread(target=self._greet, args=(pipe,), daemon=True).start()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ddim_ode.files import REMNANTS
 from ddim_ode.images import ImageFileError
 from ddim_ode.latents import LatentError
 from ddim_ode.session.dataset.check import Checked, check_dataset
@@ -41,8 +42,6 @@ from ddim_ode.work import WorkError, claimed
 SHARD_SIZE = 256
 # A place is one number, of the shard and the row in it.
 _ROWS = 1 << 20
-# Of a write that was cut off, as ``files.write_file`` calls it.
-_REMNANTS = ".ddim-ode-*.tmp"
 
 
 @dataclass
@@ -151,7 +150,7 @@ def _own(folder: Path) -> Iterator[None]:
     new = not folder.exists()
     try:
         with claimed(folder):
-            for path in folder.glob(_REMNANTS):
+            for path in folder.glob(REMNANTS):
                 path.unlink(missing_ok=True)
             yield
     finally:

@@ -23,13 +23,12 @@ from typing import Any, NamedTuple, Protocol
 
 from ddim_ode.files import read_file
 from ddim_ode.images import ImageFileError
-from ddim_ode.training.data import DataError, PictureZip, is_picture
+from ddim_ode.training.data import DataError, PictureZip, check_member, is_picture
 
 # What begins a compressed file, and what opens it.
 _COMPRESSED: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_ZIP = b"PK"
 _ZSTD = b"\x28\xb5\x2f\xfd"
-# No picture in one is larger, in bytes.
-_LARGEST_MEMBER = 1 << 28
 _LONGEST_LINE = 1 << 16
 
 
@@ -139,6 +138,7 @@ class _Tar:
         )
 
     def read(self, entry: Entry) -> bytes:
+        check_member(entry.name, entry.size)
         self._file.seek(entry.start)
         content = self._file.read(entry.size)
         if len(content) != entry.size:
@@ -159,13 +159,16 @@ class _CompressedTar:
 
     @staticmethod
     def _entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
-        file = tar.extractfile(member) if member.size <= _LARGEST_MEMBER else None
-        return Entry(member.name, size=member.size, content=file.read() if file else None)
+        try:
+            check_member(member.name, member.size)
+        except ImageFileError:  # which reading it will say
+            return Entry(member.name, size=member.size)
+        file = tar.extractfile(member)
+        return Entry(member.name, size=member.size, content=file.read() if file else b"")
 
     def read(self, entry: Entry) -> bytes:
-        if entry.content is None:
-            raise ImageFileError(f"'{entry.name}' has {entry.size} bytes, and {_LARGEST_MEMBER} are the most here")
-        return entry.content
+        check_member(entry.name, entry.size)
+        return entry.content or b""
 
     def close(self) -> None:
         pass
@@ -177,7 +180,7 @@ class _List:
 
     def entries(self) -> Iterator[Entry]:
         try:
-            with self._path.open(encoding="utf-8") as lines:
+            with self._path.open(encoding="utf-8-sig") as lines:
                 while line := lines.readline(_LONGEST_LINE):
                     if "\0" in line or len(line) == _LONGEST_LINE:
                         raise ValueError("a line is no name of a file")
@@ -223,13 +226,20 @@ def _open_file(path: Path) -> Pictures:
     for begin, opened in _COMPRESSED.items():
         if start.startswith(begin):
             return _CompressedTar(path, opened)
-    if zipfile.is_zipfile(path):
-        try:
-            return _Zip(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-            raise DataError(f"cannot read the zip file '{path}': {error}") from error
+    # First, since a tar file whose last member is a zip file ends as one does.
+    if not start.startswith(_ZIP) and _is_tar(path):
+        return _Tar(path)
+    if not zipfile.is_zipfile(path):
+        return _List(path)
+    try:
+        return _Zip(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read the zip file '{path}': {error}") from error
+
+
+def _is_tar(path: Path) -> bool:
     try:
         tarfile.open(path, "r:").close()
     except (tarfile.TarError, ValueError):
-        return _List(path)
-    return _Tar(path)
+        return False
+    return True

@@ -13,6 +13,7 @@ import yaml
 
 from ddim_ode.conditions import UNCONDITIONAL, Condition
 from ddim_ode.export import export_pipeline
+from ddim_ode.formats.settings import read_settings
 from ddim_ode.kinds import ModelError
 from ddim_ode.models import load_model
 from ddim_ode.schedule import make_schedule
@@ -185,3 +186,10 @@ def test_flags_of_another_network_are_refused(changes: Any, said: str, tmp_path:
     with pytest.raises(ModelError, match=said) as caught:
         load_model(str(path), config=config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["!!float ''", "!!int ''", "!!bool 'x'", "!!timestamp 'x'", "&a [*a"])
+def test_settings_that_yaml_runs_into_are_refused_in_a_line(tmp_path: Path, value: str) -> None:
+    (tmp_path / "flags.yml").write_text(f"image_size: {value}\n")
+    with pytest.raises(ModelError, match=r"^cannot read '.*flags\.yml': .*; mend it$"):
+        read_settings(tmp_path / "flags.yml")

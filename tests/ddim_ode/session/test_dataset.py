@@ -26,11 +26,13 @@ from data_sets import check_latents, counts, draw, rows
 from PIL import Image
 
 from ddim_ode import Request, Session, encode_dataset, load_dataset
+from ddim_ode.images import ImageFileError
 from ddim_ode.session.dataset import sources
 from ddim_ode.session.dataset.encoder import Job, ShardEncoder, open_for
 from ddim_ode.session.dataset.manifest import MANIFEST
 from ddim_ode.session.dataset.run import Summary
 from ddim_ode.session.dataset.shards import Head, Shard, list_shards
+from ddim_ode.training import data
 from ddim_ode.training.data import DataError
 from ddim_ode.work import WorkError
 
@@ -239,10 +241,52 @@ def test_compressed_tar_files_that_are_damaged(
         (tmp_path / "parts").write_bytes(b"".join(map(compress.compress, parts)))
         assert [*sources.open_pictures(tmp_path / "parts").entries()] == whole
     most = (pictures / "p0.png").stat().st_size
-    monkeypatch.setattr(sources, "_LARGEST_MEMBER", most - 1)
+    monkeypatch.setattr(data, "_LARGEST_MEMBER", most - 1)
     done = run()
     assert done.failed > 0
-    assert f"has {most} bytes, and {most - 1} are the most here" in str(done.reason)
+    assert f"it is {most} bytes long, and no picture is as large" in str(done.reason)
+
+
+def test_a_file_in_a_tar_file_that_claims_to_be_huge(encode: Encode, pictures: Path, tmp_path: Path) -> None:
+    """Is one that cannot be read, and takes no memory."""
+    with tarfile.open(tmp_path / "p.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(pictures / "p0.png", "p0.png")
+        huge = tarfile.TarInfo("huge.png")
+        huge.size = 1 << 50
+        tar.fileobj.write(huge.tobuf(tarfile.GNU_FORMAT))  # type: ignore[union-attr]
+    archive = sources.open_pictures(tmp_path / "p.tar")
+    entries = archive.entries()
+    assert next(entries).name == "p0.png"
+    with closing(archive), pytest.raises(ImageFileError, match=r"'huge\.png': it is 1125899906842624 bytes long"):
+        archive.read(next(entries))
+
+
+def test_a_tar_file_that_ends_in_a_zip_file_is_a_tar_file(pictures: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "z.npz", "w") as inner:
+        inner.write(pictures / "p0.png", "inner.png")
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        tar.add(pictures / "p0.png", "outer.png")
+        tar.add(tmp_path / "z.npz", "z.npz")
+    assert zipfile.is_zipfile(tmp_path / "p.tar")
+    with closing(sources.open_pictures(tmp_path / "p.tar")) as archive:
+        assert [entry.name for entry in archive.entries()] == ["outer.png"]
+
+
+def test_a_list_may_begin_with_the_mark_of_its_encoding(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("pictures/p0.png\n", encoding="utf-8-sig")
+    assert [entry.name for entry in sources.open_pictures(tmp_path / "list.txt").entries()] == ["pictures/p0.png"]
+
+
+def test_one_name_in_a_zip_file_that_is_no_text_loses_no_other(encode: Encode, pictures: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for name in ("a.png", "\u00e9.png"):
+            archive.write(pictures / "p0.png", name)
+    content = (tmp_path / "p.zip").read_bytes()
+    place = content.index("\u00e9".encode())
+    (tmp_path / "p.zip").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    done = encode_dataset(tmp_path / "p.zip", tmp_path / "out", *encode.args[2:], workers=0)
+    assert counts(done)[:2] == (2, 1)
+    assert "'\u00e9.png'" in str(done.reason)
 
 
 def test_tar_files_that_are_damaged(pictures: Path, tmp_path: Path) -> None:

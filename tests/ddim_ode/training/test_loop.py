@@ -24,7 +24,7 @@ from torch import Tensor
 from ddim_ode.models import Model, load_model
 from ddim_ode.predictions import PREDICTIONS
 from ddim_ode.session.session import Session
-from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint
+from ddim_ode.training.checkpoint import FILE, Checkpoint, CheckpointError, load_checkpoint, remove_left_overs
 from ddim_ode.training.data import read_training_images
 from ddim_ode.training.loop import DivergedError, Hardware, train
 from ddim_ode.training.publish import publish, smoothed
@@ -366,10 +366,20 @@ def test_nothing_else_is_overwritten(make_settings: MakeSettings, pictures: Path
 
 def test_what_a_kill_left_is_removed(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    (folder / ".pipeline.1.tmp").mkdir(parents=True)
-    (folder / ".checkpoint.pt.1.tmp").touch()
+    (folder / ".ddim-ode-1.tmp").mkdir(parents=True)
+    (folder / ".ddim-ode-2.tmp").touch()
     run(make_settings(), pictures, folder)
     assert not list(folder.glob(".*"))
+
+
+def test_what_others_left_stays(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / ".mine.tmp").mkdir(parents=True)
+    (folder / ".mine.tmp" / "thesis.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="exists and is not an empty folder"):
+        run(make_settings(), pictures, folder)
+    remove_left_overs(folder)
+    assert (folder / ".mine.tmp" / "thesis.txt").read_text() == "mine"
 
 
 def test_killed_between_checkpoint_and_model(make_settings: MakeSettings, pictures: Path, tmp_path: Path) -> None:
