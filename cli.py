@@ -246,7 +246,6 @@ def sample(
     samples: list[Sample] = []
     wishes = run.wishes(session.model)
     for found in session.sample(len(wanted), seed=seed, eta=eta, sigma_hat=sigma_hat, label=wanted, **wishes):
-        warn_of(found.walk, len(samples) % session.batch_size)
         samples.append(found)
     pictures = [found.picture for found in samples]
     settings = {**pictures[-1].settings, "class": None if len(classes) > 1 else labels[0] if labels else None}
@@ -293,7 +292,6 @@ def interpolate(
     check_outputs([output, *targets], inputs)
     label = labels[0] if len(labels) == 1 else labels or None
     found = session.interpolate(inputs, seeds=seeds, count=count, label=label, **run.wishes(session.model))
-    warn(*found.there.notes, *found.back.notes)
     save(found.sheet, output, overwrite=overwrite)
     for picture, target in zip(found.pictures, targets, strict=False):
         save(picture, target, overwrite=overwrite)
@@ -344,7 +342,6 @@ def edit(
     session = run.session()
     found = session.edit(image, to, strength=strengths, label=own, **run.wishes(session.model))
     for part in found.edits:
-        warn(*part.there.notes, *part.back.notes)
         say(f"{found.name}: {part.report()}")
     save(found.strip, target, overwrite=overwrite)
     say(f"{found.name} from {found.own} to {found.to} -> {target}")

@@ -73,7 +73,7 @@ def encode(
         RuntimeError: whatever the solver raises when it cannot reach the end.
     """
     x_bar_T = _integrate(ode, _state(x_0, dtype) * _clean_scale(grid), grid.upward(), solver, differentiable)
-    return x_bar_T / _latent_scale(grid)
+    return x_bar_T / latent_scale(grid.sigma_T)
 
 
 def decode(
@@ -89,7 +89,7 @@ def decode(
 
     Pixels are in [-1, 1] up to overshoot. Arguments and errors are those of ``encode``.
     """
-    x_bar_T = _state(x_T, dtype) * _latent_scale(grid)
+    x_bar_T = _state(x_T, dtype) * latent_scale(grid.sigma_T)
     return _integrate(ode, x_bar_T, grid.downward(), solver, differentiable) / _clean_scale(grid)
 
 
@@ -99,12 +99,15 @@ def encode_solution(
     """The whole solution that leads from the images ``x_0``, ``(B, C, H, W)``, pixels in [-1, 1], to their latents.
 
     Its state is x_T, its companion (of a reversible solver alone) what x_T leads back to x_0 with, exactly; both have
-    the shape of x_0. Errors are those of ``encode``.
+    the shape of x_0. Errors are those of ``encode``, and ValueError where a reversible solver does not take the step to
+    sigma = infinity.
     """
-    sigmas, scale = grid.upward(), _latent_scale(grid)
+    sigmas, scale = grid.upward(), latent_scale(grid.sigma_T)
     with _walking(ode, sigmas, differentiable=False):
         x_bar, end = _state(x_0, dtype) * _clean_scale(grid), _End(ode, sigmas, solver)
-        return solver.solve(ode, x_bar, end.inner).map(lambda x_bar_T: end.leave(x_bar_T) / scale)
+        solution = solver.solve(ode, x_bar, end.inner)
+        end.check_companion(solution.companion)
+        return solution.map(lambda x_bar_T: end.leave(x_bar_T) / scale)
 
 
 def decode_solution(
@@ -122,10 +125,11 @@ def decode_solution(
     ``grid`` are those of the encoding. Errors are those of ``encode``, and ValueError where the solver has no use for
     a companion.
     """
-    sigmas, scale = grid.downward(), _latent_scale(grid)
+    sigmas, scale = grid.downward(), latent_scale(grid.sigma_T)
     with _walking(ode, sigmas, differentiable=False):
         second = None if companion is None else _state(companion, dtype) * scale
         end, clean = _End(ode, sigmas, solver), _clean_scale(grid)
+        end.check_companion(companion)
         return solver.solve(ode, end.enter(_state(x_T, dtype) * scale), end.inner, second).map(lambda x: x / clean)
 
 
@@ -188,12 +192,12 @@ def _state(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     return x.to(dtype or state_dtype(x.device))
 
 
-def _latent_scale(grid: Grid) -> float:
+def latent_scale(sigma_T: float) -> float:
     """The standard deviation of x_bar_T where x_0 has variance 1: sqrt(1 + sigma_T^2).
 
     Where sigma_T is infinite, the state is x_bar_T / sigma_T already.
     """
-    return 1.0 if isinf(grid.sigma_T) else sqrt(1 + grid.sigma_T**2)
+    return 1.0 if isinf(sigma_T) else sqrt(1 + sigma_T**2)
 
 
 def _clean_scale(grid: Grid) -> float:
@@ -222,6 +226,14 @@ class _End:
         if len(self.inner) < 2:
             raise ValueError(
                 "one step alone leads to or from sigma = infinity, and this solver needs another; take 2 steps or more"
+            )
+
+    def check_companion(self, companion: Tensor | None) -> None:
+        """Raise ValueError if there is a ``companion``, ``(B, C, H, W)``, and a step that it plays no part in."""
+        if companion is not None and (self._up or self._down):
+            raise ValueError(
+                "this reversible solver does not take the step to or from sigma = infinity, and would not lead back; "
+                "take one that does, such as reversible-heun"
             )
 
     def enter(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import inf, isclose
+from math import inf, isclose, isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -400,4 +400,15 @@ def _solver_settings(content: dict[str, Any]) -> dict[str, str | float]:
         if not isinstance(value, allowed):
             kinds = " or ".join(kind.__name__ for kind in allowed)
             raise ValueError(f"the setting '{key}' of the solver must be {kinds}, but it is {value!r}")
+        if not isinstance(value, str):
+            _check_finite(key, value)
     return {str(key): value for key, value in content.items()}
+
+
+def _check_finite(key: str, value: float) -> None:
+    try:
+        finite = isfinite(value)
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError(f"the setting '{key}' of the solver must be a finite number, but it is {value!r:.60}")

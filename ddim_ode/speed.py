@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,12 +122,21 @@ def _filled(part: Tensor, size: int) -> Tensor:
 def products(*, tf32: bool) -> Iterator[None]:
     """Have products of float32 on GPUs computed with all of its digits, or with those of tf32 where that is asked for.
 
-    torch computes convolutions in tf32 unless it is told not to.
+    torch computes convolutions in tf32 unless it is told not to. What it is told holds for the whole process: sessions
+    with and without tf32 must not be at work at the same time.
     """
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32
-    matmul.allow_tf32 = conv.allow_tf32 = tf32
+    kinds: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    name, wish = "allow_tf32", cast(Any, tf32)
+    try:
+        before = [getattr(kind, name) for kind in kinds]
+    except RuntimeError:  # the program uses torch's newer names, which do not go together with these
+        kinds[1] = kinds[1].conv
+        name, wish = "fp32_precision", "tf32" if tf32 else "ieee"
+        before = [getattr(kind, name) for kind in kinds]
+    for kind in kinds:
+        setattr(kind, name, wish)
     try:
         yield
     finally:
-        matmul.allow_tf32, conv.allow_tf32 = before
+        for kind, value in zip(kinds, before, strict=True):
+            setattr(kind, name, value)

@@ -52,7 +52,8 @@ class AdaptiveSolver(Solver):
         """Beside the tolerances, ``chart`` by its name."""
         numbers = {key: value for key, value in settings.items() if key != "chart"}
         chart = chart_named(str(settings["chart"])) if "chart" in settings else self.chart
-        return replace(super().tuned(numbers), chart=chart)  # type: ignore[call-arg]  # it is of this class
+        same = super().tuned(numbers)
+        return replace(same, chart=chart, positive=chart.positive)  # type: ignore[call-arg]  # it is of this class
 
 
 class Watch:

@@ -199,7 +199,10 @@ class Solver(ABC):
                 raise ValueError(f"solver '{self.name}' has no setting '{key}'; {has}")
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{key} of solver '{self.name}' must be a number, but it is {value!r}")
-            numbers[key] = float(value)
+            try:
+                numbers[key] = float(value)
+            except OverflowError:
+                raise ValueError(f"{key} of solver '{self.name}' is larger than a float can be") from None
         return replace(self, **numbers)
 
 

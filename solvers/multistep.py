@@ -68,7 +68,7 @@ def integration_weights(
 
 @lru_cache(maxsize=4096)  # batch after batch goes along the same grid
 def _exact_weights(nodes: tuple[float, ...], begin: float, end: float, stretch: Stretch) -> tuple[float, ...]:
-    """The exact weights, by Gauss's rule in v.
+    """The exact weights, by Gauss's rule in v: exact but for 2e-3 in a step over the whole range of log tan.
 
     The last one follows from the others, which makes constants exact whatever the rule.
     """

@@ -78,7 +78,7 @@ def polish(
         changes.append(change)
         rows.append(_joined(aim.errors(end), scales) - residual)
     jacobian = torch.stack(rows)
-    gram, slope = (jacobian @ jacobian.T).double(), (jacobian @ residual).double()
+    gram, slope = (product.cpu().double() for product in (jacobian @ jacobian.T, jacobian @ residual))
     for damping in _DAMPINGS:
         moves = ridge_solution(gram, -slope, damping)
         trial = _moved(walk.fit, [move * change for move, change in zip(moves, changes, strict=True)])

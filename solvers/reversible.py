@@ -236,8 +236,9 @@ class _Leap:
 class BDIA(TwoStepSolver):
     """The mean of Euler's step forward and of its step back, taken back: BDIA-DDIM, arXiv 2307.10829.
 
-    ``gamma``  weight of the step back; with 0 it would be DDIM. With 1, the leapfrog rule in x / sqrt(1 + sigma^2), it
-               is stable either way. With less, away from sigma = 0 errors grow by 1 / gamma a step.
+    ``gamma``  weight of the step back, above 0; with 0 it would be DDIM. With 1, the leapfrog rule in
+               x / sqrt(1 + sigma^2), it is stable either way. With less, away from sigma = 0 errors grow by 1 / gamma
+               a step.
     """
 
     tunable: ClassVar[tuple[str, ...]] = ("gamma",)
@@ -245,8 +246,7 @@ class BDIA(TwoStepSolver):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], but it is {self.gamma:g}")
+        check_within("gamma", self.gamma, 0, 1)
 
     def coefficients(self, last: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         back = self.gamma * ((1 + sigma_next**2) / (1 + last**2)).sqrt()

@@ -138,8 +138,6 @@ class Desk:
         found = session.interpolate(pictures, count=count, **wishes.of(label))
         path = self._place() / "between.png"
         found.sheet.save(path)
-        found.there.warn()
-        found.back.warn()
         return [enlarged(picture.image) for picture in found.pictures], found.report(), path
 
     def edited(self, picture: Path, to: str, strength: float, wishes: Wishes) -> tuple[Path, str]:
@@ -148,8 +146,6 @@ class Desk:
         found = self.session.edit(picture, to, strength=strength, **walk)
         path = self._place() / f"{picture.stem}.edit.png"
         found.strip.save(path)
-        found.edits[0].there.warn()
-        found.edits[0].back.warn()
         return path, found.edits[0].report()
 
     def _asked(self, wishes: Wishes) -> tuple[Session, Label | None]:

@@ -31,7 +31,7 @@ from ddim_ode.session.learn import Places, kept_entry, learn
 from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, SCORES, WALKS, Effort, Material, check_memory, gather, judge
 from ddim_ode.session.request import Request, default_grid, default_solver, plan_condition
-from ddim_ode.session.trajectories import trajectory_solver
+from ddim_ode.session.trajectories import Portioned, trajectory_solver
 from ddim_ode.solvers import SolverError, get_solver, learning
 from ddim_ode.speed import products
 from ddim_ode.work import claimed, load_json
@@ -100,7 +100,7 @@ def calibrate(
     asked = replace(model, folder=None).bound(condition)
     guidance = model.strength(condition)
     with claimed(folder), products(tf32=tf32):
-        _claim(folder, _about(model, images, names, effort, condition))
+        _claim(folder, _about(model, images, names, effort, condition) | {"tf32": tf32})
         try:
             material = gather(asked, images, effort, folder, names)
             entries = tuple(
@@ -129,6 +129,7 @@ def _about(
     return {
         "model": model.name,
         "fingerprint": model.fingerprint,
+        "dtype": str(next((p.dtype for p in model.network.parameters()), None)),
         "asked": None if model.asked is None else dict(model.asked),
         "shape": list(model.space.shape),
         "images": None if names is None else list(names),
@@ -177,15 +178,16 @@ def measure(model: Model, material: Material, effort: Effort, folder: Path) -> I
     """
 
     def tried(candidate: Candidate) -> Entry:
-        return try_out(model, material, candidate)
+        return try_out(model, material, candidate, batch_size=effort.batch_size)
 
     places: Places | None = None
     for steps in tqdm(sorted(effort.budgets), desc="numbers of steps", disable=None):
-        entries = []
-        for candidate in candidates(model, effort, steps):
+        entries, tried_out = [], candidates(model, effort, steps)
+        for candidate in tried_out:
             name = f"{steps}-{candidate.solver}-{candidate.grid}{'-fitted' if candidate.fitted else ''}.json"
             entries.append(kept_entry(folder / name, partial(tried, candidate)))
-        starts = [entry.grid for entry in entries if entry.fitted]
+        # Where the fit of a start has diverged, nodes of its own may do better.
+        starts = [entry.grid for candidate, entry in zip(tried_out, entries, strict=True) if candidate.fitted]
         learned, places = learn(model, material, effort, starts, places, folder)
         yield [*entries, *learned]
 
@@ -199,23 +201,23 @@ def candidates(model: Model, effort: Effort, steps: int) -> list[Candidate]:
     return list(dict.fromkeys(found))
 
 
-def try_out(model: Model, material: Material, candidate: Candidate) -> Entry:
+def try_out(model: Model, material: Material, candidate: Candidate, *, batch_size: int) -> Entry:
     """Fit, if it is to be fitted, and judge; a candidate that leaves the finite numbers has no scores."""
     grid = make_grid(model.schedule, candidate.grid, candidate.steps, clean_end=CLEAN_END)
     up, down = Learned(), Learned()
     try:
         if candidate.fitted:
-            up, down = (_fitted(model, material, grid, upward=upward) for upward in (True, False))
-        scores = judge(model, material, learned_solver(candidate.solver, grid, up, down), grid)
+            up, down = (_fitted(model, material, grid, batch_size, upward=upward) for upward in (True, False))
+        solver = learned_solver(candidate.solver, grid, up, down)
+        scores = judge(model, material, solver, grid, batch_size=batch_size)
     except SolverError:
         scores = {}
     return Entry(candidate.solver, grid, up, down, scores)
 
 
-def _fitted(model: Model, material: Material, grid: Grid, *, upward: bool) -> Learned:
-    fitting = learning.Fitting(
-        base=trajectory_solver(model), field=model.ode(), upward=upward, solution=material.known.at
-    )
+def _fitted(model: Model, material: Material, grid: Grid, batch_size: int, *, upward: bool) -> Learned:
+    field, solution = Portioned(model.ode(), batch_size), material.known.at
+    fitting = learning.Fitting(base=trajectory_solver(model), field=field, upward=upward, solution=solution)
     with torch.no_grad():
         return Learned(fitting.walk(grid.sigmas).fit.weights)
 
@@ -229,7 +231,8 @@ def choose(entries: Sequence[Entry], model: Model, effort: Effort) -> Entry:
     default = next(e for e in entries if (e.solver, e.grid.name, e.fitted) == (*effort.default, False))
     rivals = [_scores(entry) for entry in entries if not entry.fitted]
     allowed = [entry for entry in entries if all(_nowhere_worse(_scores(entry), rival) for rival in rivals)]
-    best = min(allowed, key=_size, default=default)
+    # Without a default that leads anywhere, and with others of which none is best in everything, any is better.
+    best = min(allowed or ([] if default.scores else entries), key=_size, default=default)
     if not best.scores:
         raise ValueError(
             f"no solver leads to finite numbers in {best.grid.steps} steps with model '{model.name}'; look at its "

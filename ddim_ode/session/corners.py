@@ -28,7 +28,7 @@ from ddim_ode.spaces import Readable
 
 @dataclass(frozen=True, eq=False)
 class Corner:
-    """One end of an interpolation: a ``picture`` with pixels in [-1, 1], a ``latent``, or ``noise`` from a seed.
+    """One end of an interpolation: the state of a ``picture``, a ``latent``, or ``noise`` from a seed.
 
     ``name``  what people call it: the file or the seed.
     """
@@ -43,8 +43,10 @@ def count_images(corners: int, count: int) -> int:
     """How many images there are between so many corners, ``count`` in a row.
 
     Raises:
-        ValueError: if there are neither two corners nor four.
+        ValueError: if there are neither two corners nor four, or fewer than two images in a row.
     """
+    if count < 2:
+        raise ValueError(f"there must be 2 images in a row or more, its ends, but there are to be {count}")
     if corners not in (2, 4):
         raise ValueError(
             f"interpolation is between two pictures, latent files or seeds, or four for a sheet, "
@@ -61,7 +63,7 @@ def load_corners(inputs: Sequence[Readable | Latent], seeds: Sequence[int], mode
     Raises:
         ValueError: for another number of corners, or a file that is no picture or no latent of this model.
     """
-    count_images(len(inputs) + len(seeds), 1)
+    count_images(len(inputs) + len(seeds), 2)
     corners = [_load(source, model) for source in inputs]
     _check_sizes(corners)
     for corner in corners:
@@ -170,7 +172,7 @@ def _line(a: Asked, b: Asked, count: int) -> list[Asked]:
 
 
 def corner_errors(corners: Sequence[Corner], images: Tensor, look: Callable[[Tensor], Tensor]) -> list[float]:
-    """MSE per dimension, on the scale [0, 1], of the ends of an interpolation against the pictures they were.
+    """MSE per dimension, on the scale [0, 1], of the ends of an interpolation against what their states look like.
 
     ``images`` is all that was decoded from ``interpolation.span``, ``(B, C, H, W)``, and ``look`` says what a state
     looks like. Of other corners there is none.

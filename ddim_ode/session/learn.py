@@ -37,7 +37,7 @@ from ddim_ode.models import Model
 from ddim_ode.session.check import mean_square
 from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, Effort, Material, judge
-from ddim_ode.session.trajectories import Trajectories, join, trajectory_solver
+from ddim_ode.session.trajectories import Portioned, Trajectories, join, trajectory_solver
 from ddim_ode.solvers import FixedStepSolver, SolverError, corrected, learning, polishing
 from ddim_ode.speed import products
 from ddim_ode.work import load_json, reading
@@ -49,6 +49,24 @@ _MOST_SEARCHED = 20
 _POLISHING_WALKS = (4, 5)
 # Sweeps without a gain on what nothing is fitted to, after which a search ends.
 _PATIENCE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A ``model`` that is learned for, with ``batch_size`` members of a batch at a time."""
+
+    model: Model
+    batch_size: int
+
+    @property
+    def field(self) -> Portioned:
+        """Its ODE."""
+        return Portioned(self.model.ode(), self.batch_size)
+
+    @property
+    def method(self) -> FixedStepSolver:
+        """What is corrected."""
+        return trajectory_solver(self.model)
 
 
 @dataclass(frozen=True)
@@ -69,26 +87,26 @@ def learn(
 
     Progress bars show how far it is. There are no entries if nothing leads to finite numbers.
     """
-    steps = starts[0].steps
+    steps, subject = starts[0].steps, Subject(model, effort.batch_size)
     half = slice(0, effort.batch_size // 2)
     known = join([material.fit_latents.take(half), material.fit_images.take(half)])
     held = join([material.latents, material.images])
     starts_from = (before.down, before.up) if before else (None, None)
     try:
         with torch.no_grad():
-            place = partial(_place, model, known, held, effort, starts, folder)
+            place = partial(_place, subject, known, held, effort, starts, folder)
             down = place("down", starts_from[0], _error)
-            decoder = _way(model, known, upward=False).walk(down.nodes, down.told)
-            up = place("up", starts_from[1], partial(_errors_there_and_back, model, decoder))
+            decoder = _way(subject, known, upward=False).walk(down.nodes, down.told)
+            up = place("up", starts_from[1], partial(_errors_there_and_back, subject, decoder))
             places = Places(down, up)
-            fits = cache(partial(_fits, model, material.known, places))
+            fits = cache(partial(_fits, subject, material.known, places))
             each, trials = _POLISHING_WALKS
             rounds = effort.walks // (each * steps + trials)
 
             def polished() -> tuple[learning.Walk, learning.Walk]:
                 images = material.fit_images.take(slice(0, effort.batch_size))
-                decoder = _polished_decoder(model, known, held, fits()[0], rounds)
-                return decoder, _polished_encoder(model, images, held, decoder, fits()[1], rounds)
+                decoder = _polished_decoder(subject, known, held, fits()[0], rounds)
+                return decoder, _polished_encoder(subject, images, held, decoder, fits()[1], rounds)
 
             ways: dict[str, Callable[[], tuple[learning.Walk, learning.Walk]]] = {"learned": fits}
             if rounds:
@@ -96,7 +114,7 @@ def learn(
             entries = list[Entry]()
             for name, way in ways.items():
                 with suppress(SolverError):  # another may do all the same
-                    make = partial(_entry, model, material, way)
+                    make = partial(_entry, subject, material, way)
                     entries.append(kept_entry(folder / f"{steps}-{name}.json", make))
             return entries, places
     except SolverError:
@@ -116,7 +134,7 @@ def kept_entry(path: Path, make: Callable[[], Entry]) -> Entry:
 
 
 def _place(
-    model: Model,
+    subject: Subject,
     known: Trajectories,
     held: Trajectories,
     effort: Effort,
@@ -128,7 +146,7 @@ def _place(
 ) -> learning.Place:
     """Where the search of the direction called ``name`` ends, which makes the ``error`` small."""
     steps = starts[0].steps
-    way, score = _way(model, known, upward=name == "up"), partial(error, known)
+    way, score = _way(subject, known, upward=name == "up"), partial(error, known)
     path = folder / f"{steps}-search-{name}.json"
     progress = _load(path)
     if progress is None:
@@ -139,7 +157,7 @@ def _place(
     if not progress.over:
         most = steps * effort.walks if steps <= _MOST_SEARCHED else 0
         found = learning.search(way, progress.at, score, seed=effort.seed)
-        held_score = partial(_held_score, model, held, error)
+        held_score = partial(_held_score, subject, held, error)
         progress = _searched(found, held_score, progress, most, path)
     return progress.best
 
@@ -228,8 +246,8 @@ def _first_score(way: learning.Fitting, place: learning.Place, score: Callable[[
         return inf
 
 
-def _way(model: Model, known: Trajectories, *, upward: bool) -> learning.Fitting:
-    return learning.Fitting(base=trajectory_solver(model), field=model.ode(), upward=upward, solution=known.at)
+def _way(subject: Subject, known: Trajectories, *, upward: bool) -> learning.Fitting:
+    return learning.Fitting(base=subject.method, field=subject.field, upward=upward, solution=known.at)
 
 
 def _error(known: Trajectories, walk: learning.Walk) -> float:
@@ -238,54 +256,54 @@ def _error(known: Trajectories, walk: learning.Walk) -> float:
     return float(mean_square(walk.x - truth).sqrt().mean()) / sqrt(float(truth.square().mean()))
 
 
-def _errors_there_and_back(model: Model, decoder: learning.Walk, known: Trajectories, walk: learning.Walk) -> float:
+def _errors_there_and_back(subject: Subject, decoder: learning.Walk, known: Trajectories, walk: learning.Walk) -> float:
     """The geometric mean of the error of latents, and of that of the images that the ``decoder`` makes of them.
 
     The first alone is not enough: in 5 steps it makes latents better by an eighth, and round trips worse by a half.
     """
-    return sqrt(_error(known, walk) * _error(known, _again(model, decoder, walk.x)))
+    return sqrt(_error(known, walk) * _error(known, _again(subject, decoder, walk.x)))
 
 
-def _again(model: Model, walk: learning.Walk, x: Tensor) -> learning.Walk:
+def _again(subject: Subject, walk: learning.Walk, x: Tensor) -> learning.Walk:
     """The same ``walk`` from ``x``, ``(B, C, H, W)``, without fitting; infinitely far off if it is not finite."""
     grid = torch.tensor(walk.nodes, dtype=torch.float64)
     try:
-        return replace(walk, x=_fitted(model, walk)(model.ode(), x, grid))
+        return replace(walk, x=_fitted(subject, walk)(subject.field, x, grid))
     except SolverError:
         return replace(walk, x=torch.full_like(x, inf))
 
 
 def _held_score(
-    model: Model, held: Trajectories, error: Callable[[Trajectories, learning.Walk], float], walk: learning.Walk
+    subject: Subject, held: Trajectories, error: Callable[[Trajectories, learning.Walk], float], walk: learning.Walk
 ) -> float:
     """The ``error`` of what was found in a ``walk`` on solutions that it was not fitted to."""
-    return error(held, _again(model, walk, held.at(walk.nodes[0])))
+    return error(held, _again(subject, walk, held.at(walk.nodes[0])))
 
 
-def _fitted(model: Model, walk: learning.Walk) -> FixedStepSolver:
-    return corrected(trajectory_solver(model), walk.fit)
+def _fitted(subject: Subject, walk: learning.Walk) -> FixedStepSolver:
+    return corrected(subject.method, walk.fit)
 
 
-def _fits(model: Model, known: Trajectories, places: Places) -> tuple[learning.Walk, learning.Walk]:
+def _fits(subject: Subject, known: Trajectories, places: Places) -> tuple[learning.Walk, learning.Walk]:
     """The walks of decoder and encoder at their ``places``, with weights fitted to all that is known."""
     down, up = places.down, places.up
     return (
-        _way(model, known, upward=False).walk(down.nodes, down.told),
-        _way(model, known, upward=True).walk(up.nodes, up.told),
+        _way(subject, known, upward=False).walk(down.nodes, down.told),
+        _way(subject, known, upward=True).walk(up.nodes, up.told),
     )
 
 
 def _polished_decoder(
-    model: Model, known: Trajectories, held: Trajectories, decoder: learning.Walk, rounds: int
+    subject: Subject, known: Trajectories, held: Trajectories, decoder: learning.Walk, rounds: int
 ) -> learning.Walk:
     """The ``decoder``, made better through the whole walk for what is ``known``, as long as ``held`` is too."""
     aim = polishing.Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
-    way, score = _way(model, known, upward=False), partial(_held_score, model, held, _error)
+    way, score = _way(subject, known, upward=False), partial(_held_score, subject, held, _error)
     return _polished(way, decoder, aim, score, rounds, "polish-down")
 
 
 def _polished_encoder(
-    model: Model,
+    subject: Subject,
     images: Trajectories,
     held: Trajectories,
     decoder: learning.Walk,
@@ -294,11 +312,11 @@ def _polished_encoder(
 ) -> learning.Walk:
     """The ``encoder``, made better likewise, with the ``decoder``, for ``images`` that may be fitted to."""
     aim = polishing.Aim(
-        results=lambda x: (x, _again(model, decoder, x).x),
+        results=lambda x: (x, _again(subject, decoder, x).x),
         truths=(images.at(encoder.nodes[-1]), images.at(encoder.nodes[0])),
     )
-    score = partial(_held_score, model, held, partial(_errors_there_and_back, model, decoder))
-    return _polished(_way(model, images, upward=True), encoder, aim, score, rounds, "polish-up")
+    score = partial(_held_score, subject, held, partial(_errors_there_and_back, subject, decoder))
+    return _polished(_way(subject, images, upward=True), encoder, aim, score, rounds, "polish-up")
 
 
 def _polished(
@@ -327,18 +345,19 @@ def _polished(
     return best
 
 
-def _entry(model: Model, material: Material, fits: Callable[[], tuple[learning.Walk, learning.Walk]]) -> Entry:
+def _entry(subject: Subject, material: Material, fits: Callable[[], tuple[learning.Walk, learning.Walk]]) -> Entry:
     """The entry of what was fitted for the two directions, decoder and encoder, judged.
 
     Raises:
         SolverError: if it leads to numbers that are not finite.
     """
-    name, (decoder, encoder) = trajectory_solver(model).name, fits()
+    name, (decoder, encoder) = subject.method.name, fits()
     # The nodes of the decoder are those of the grid.
     down = Learned(decoder.fit.weights, decoder.fit.told)
     up = Learned(encoder.fit.weights, encoder.fit.told, encoder.nodes[1:-1])
-    grid = learned_grid(model.schedule, decoder.nodes[::-1], CLEAN_END)
-    return Entry(name, grid, up, down, judge(model, material, learned_solver(name, grid, up, down), grid))
+    grid = learned_grid(subject.model.schedule, decoder.nodes[::-1], CLEAN_END)
+    solver = learned_solver(name, grid, up, down)
+    return Entry(name, grid, up, down, judge(subject.model, material, solver, grid, batch_size=subject.batch_size))
 
 
 def resampled(place: learning.Place, steps: int) -> learning.Place:

@@ -13,7 +13,7 @@ Song et al., "Denoising Diffusion Implicit Models", arXiv 2010.02502, for the OD
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, prod
@@ -25,6 +25,7 @@ from torch import Tensor
 from ddim_ode.codec import decode, draw_latents, encode, seeded, to_device
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
+from ddim_ode.ode import ProbabilityFlowODE
 from ddim_ode.session.check import mean_square
 from ddim_ode.session.request import default_grid
 from ddim_ode.session.trajectories import Trajectories, join, trajectory_solver, walk
@@ -35,6 +36,8 @@ BUDGETS = (5, 6, 8, 10, 12, 15, 20)
 CLEAN_END = "sigma-min"
 # In 10 steps they are enough for two sweeps of the decoder's search, where most is gained in the first.
 WALKS = 60
+# Enough for two CPU cores.
+BATCH_SIZE = 16
 SCORES = ("decode", "latent", "round_trip", "moment")
 
 
@@ -57,7 +60,7 @@ class Effort:
     budgets: tuple[int, ...] = BUDGETS
     latents: int = 32
     reference_steps: int = 160
-    batch_size: int = 16
+    batch_size: int = BATCH_SIZE
     seed: int = 0
     walks: int = WALKS
 
@@ -93,18 +96,25 @@ class Material:
 
 
 def check_memory(model: Model, images: int, effort: Effort) -> None:
-    """Raise ValueError if the trajectories of so many images and of the latents do not fit into this machine."""
-    import psutil
-
+    """Raise ValueError if the trajectories of so many images and of the latents do not fit where the network is."""
     # States and slopes at each node, and once more as one batch to fit to.
     each = 4 * 8 * (effort.reference_steps + 1) * prod(model.space.shape)
-    total = psutil.virtual_memory().total
+    total = _memory(model.device)
     need = each * (images + effort.latents)
     if need > total:
         raise ValueError(
             f"the trajectories of {effort.latents} latents and {images} images take {need / 1e9:.0f} GB of memory, and "
             f"there are {total / 1e9:.0f}; take at most {total // each} of both together"
         )
+
+
+def _memory(device: torch.device) -> int:
+    """The bytes that ``device`` has."""
+    import psutil
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 def gather(
@@ -142,16 +152,24 @@ def _walked(
     return Trajectories(tuple(u.tolist()), to_device(y, model.device), to_device(slopes, model.device))
 
 
-def judge(model: Model, material: Material, solver: Solver, grid: Grid) -> dict[str, float]:
+def judge(
+    model: Model, material: Material, solver: Solver, grid: Grid, *, batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
     """The four errors of a solver on what it was not fitted to, by the names in ``SCORES``.
+
+    ``batch_size``  so many go through the network together.
 
     Raises:
         SolverError: if one is not a finite number.
     """
+
+    def each(way: Callable[[ProbabilityFlowODE, Tensor, Grid, Solver], Tensor], x: Tensor) -> Tensor:
+        return torch.cat([way(model.ode(), part, grid, solver) for part in torch.split(x, batch_size)])
+
     images, truth = material.images.at(grid.sigmas[0]), material.images.latents(grid.sigma_T)
-    decoded = decode(model.ode(), material.latents.latents(grid.sigma_T), grid, solver)
-    x_T = encode(model.ode(), images, grid, solver)
-    again = decode(model.ode(), x_T, grid, solver)
+    decoded = each(decode, material.latents.latents(grid.sigma_T))
+    x_T = each(encode, images)
+    again = each(decode, x_T)
     moments = (x_T.square().mean() / truth.square().mean() - 1).abs()
     errors = (decoded - material.latents.at(grid.sigmas[0]), x_T - truth, again - images)
     scores = dict(zip(SCORES, (*map(_rmse, errors), float(moments)), strict=True))

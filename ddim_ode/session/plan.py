@@ -56,6 +56,7 @@ class Plan:
     ``exact``      whether decoding begins with both states of a reversible solver, and so leads back exactly.
     ``why``        sentences about what is not as one might expect, for people to read.
     ``condition``  what the network is asked for.
+    ``otherwise``  sentences that say that a pipeline is asked for something else than where a latent was encoded.
     """
 
     solver: Solver
@@ -64,11 +65,12 @@ class Plan:
     exact: bool = False
     why: tuple[str, ...] = ()
     condition: Condition = UNCONDITIONAL
+    otherwise: tuple[str, ...] = ()
 
     @property
-    def asked_otherwise(self) -> tuple[str, ...]:
-        """The sentences that say that a pipeline is asked for something else than where a latent was encoded."""
-        return tuple(text for text in self.why if text.startswith(("asked for ", "told of ")))
+    def remarks(self) -> tuple[str, ...]:
+        """All sentences."""
+        return (*self.why, *self.otherwise)
 
 
 def check_cost(solver: Solver, grid: Grid, max_nfe: int) -> None:
@@ -81,9 +83,10 @@ def check_cost(solver: Solver, grid: Grid, max_nfe: int) -> None:
     least = solver.nfe(steps) or (0 if solver.adaptive else steps)
     if least > max_nfe:
         most = bisect_right(range(1, steps), max_nfe, key=lambda fewer: solver.nfe(fewer) or fewer)
+        fewer = f"take at most {most} steps, or " if most else ""
         raise PlanError(
             f"solver '{solver.name}' takes {least} network evaluations or more for {steps} steps, and the limit is "
-            f"{max_nfe}; take at most {most} steps, or raise --max-nfe"
+            f"{max_nfe}; {fewer}raise --max-nfe"
         )
 
 
@@ -93,12 +96,15 @@ def plan_encoding(request: Request, model: Model) -> Plan:
     Raises:
         ValueError: if wishes do not go together, with one another (PlanError) or with the model.
     """
-    plan = plan_sampling(request, model)
+    return _from_clean_end(plan_sampling(request, model), model)
+
+
+def _from_clean_end(plan: Plan, model: Model) -> Plan:
+    """The ``plan``, if ``model`` has a slope at its clean end, where encoding begins."""
     if plan.grid.sigmas[0] == 0 and not model.process.at_zero:
         raise PlanError(
             f"model '{model.name}' predicts {model.process.predicts} and has no slope at sigma = 0, where encoding "
-            "would begin; "
-            "take the clean end sigma-min"
+            "would begin; take the clean end sigma-min"
         )
     return plan
 
@@ -110,9 +116,15 @@ def plan_sampling(request: Request, model: Model) -> Plan:
     if entry:
         solver = _solver_of(entry, model)
         return Plan(solver, way_back(solver), entry.grid, why=why, condition=condition)
-    solver = _solver(request, model)
-    grid, more = _grid(request, model, solver, t_end=None)
-    return Plan(solver, way_back(solver), grid, isinstance(solver, ReversibleSolver), why + more, condition)
+    plan = _wished(request, model, t_end=None)
+    return replace(plan, why=why + plan.why)
+
+
+def _wished(request: Request, model: Model, *, t_end: float | None) -> Plan:
+    """The plan of what is wished, whatever a calibration says, up to the timestep ``t_end``; the last one if None."""
+    condition, solver = plan_condition(request, model), _solver(request, model)
+    grid, why = _grid(request, model, solver, t_end=t_end)
+    return Plan(solver, way_back(solver), grid, isinstance(solver, ReversibleSolver), why, condition)
 
 
 def plan_edit(request: Request, model: Model, strength: float) -> Plan:
@@ -128,10 +140,8 @@ def plan_edit(request: Request, model: Model, strength: float) -> Plan:
         raise PlanError("a list of timesteps says where it ends; take --strength 1, or the name of a grid")
     calibrated = request.solver in (None, AUTO)
     usual = default_solver(model, request.grid)
-    plan = plan_encoding(replace(request, solver=usual if calibrated else request.solver), model)
-    if strength < 1:
-        grid, _ = _grid(request, model, plan.solver, t_end=strength * last)
-        plan = replace(plan, grid=grid)
+    wished = replace(request, solver=usual) if calibrated else request
+    plan = _from_clean_end(_wished(wished, model, t_end=None if strength == 1 else strength * last), model)
     # Below the end of its grid, or as another class, a calibration says nothing.
     why = (f"{AUTO} is {usual}: a calibration is for the whole way and one guidance",) if calibrated else ()
     return replace(plan, why=plan.why + why)
@@ -190,13 +200,13 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
             f"the latent is damaged: solver '{own.name}' takes steps, but it names none; name them with --solver and "
             "--steps, if you know them"
         )
-    if (grid.name == ENDS and not solver.adaptive) or request.steps or request.grid or request.clean_end:
-        wished = replace(
-            request,
-            grid=request.grid
-            or (None if solver.adaptive else grid.name if grid.name in GRIDS else default_grid(model, solver)),
-            clean_end=request.clean_end or grid.clean_end,
-        )
+    # What chooses its own steps takes none of Euler's to infinity, but begins beside it.
+    wishes = request.steps or request.grid or request.clean_end or (solver.adaptive and isinf(grid.sigma_T))
+    if wishes or (grid.name == ENDS and not solver.adaptive):
+        name = request.grid or (None if solver.adaptive else _named(grid) or default_grid(model, solver))
+        wished = replace(request, grid=name, clean_end=request.clean_end or grid.clean_end)
+        if not (request.grid or solver.adaptive or _named(grid) or grid.name == ENDS):
+            why += (f"on {name}, since the nodes of the latent, '{grid.name}', are for the steps and ends they have",)
         grid, more = _grid(wished, model, solver, steps=steps, t_end=latent.grid.timesteps[-1])
         why += more
     latent.check_reaches(grid)
@@ -205,8 +215,13 @@ def plan_decoding(request: Request, latent: Latent, model: Model) -> Plan:
     same = same and condition.terms == latent.condition.terms and _same_asked(latent, model)
     exact = latent.companion is not None and same and isinstance(solver, ReversibleSolver)
     why += () if exact else _left_behind(latent, condition)
-    why += _asked_otherwise(latent, model)
-    return Plan(own if way_back(own) == solver else solver, solver, grid, exact, why, condition)
+    there = own if way_back(own) == solver else solver
+    return Plan(there, solver, grid, exact, why, condition, _asked_otherwise(latent, model))
+
+
+def _named(grid: Grid) -> str | None:
+    """The name of ``grid``, if others can be made by it."""
+    return grid.name if grid.name in GRIDS else None
 
 
 def _asked_otherwise(latent: Latent, model: Model) -> tuple[str, ...]:
@@ -246,7 +261,8 @@ def plan_interpolation(
         without = ("without the companion: what lies between latents has none",) if plan.exact else ()
         others = (text for _, latent in known[1:] for text in _asked_otherwise(latent, model))
         # Each once: several corners may be asked for the same.
-        plan = replace(plan, exact=False, why=tuple(dict.fromkeys((*plan.why, *without, *others))))
+        otherwise = tuple(dict.fromkeys((*plan.otherwise, *others)))
+        plan = replace(plan, exact=False, why=plan.why + without, otherwise=otherwise)
     else:
         plan = plan_encoding(requests[0], model)
     strengths = {model.strength(condition) for condition in conditions}
@@ -339,6 +355,8 @@ def _left_behind(latent: Latent, condition: Condition) -> tuple[str, ...]:
 def _solver(request: Request, model: Model, latent: Latent | None = None) -> Solver:
     """The solver of the request; where it names none, that of ``latent``, and else the default."""
     if request.exact:
+        if (request.rtol, request.atol) != (None, None):
+            raise PlanError("--exact undoes steps to a tolerance of its own; leave out --rtol and --atol")
         return exact_inverse(request.solver or "euler")
     settings = latent.solver if latent and request.solver in (None, latent.solver["name"]) else {}
     name = request.solver or settings.get("name", AUTO)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -53,7 +53,7 @@ class Request:
     ``solver``      a key of ``solvers.SOLVERS``, or 'auto' for what the calibration of the model says.
     ``steps``       number of steps, at least 1; for solvers that do not choose their own.
     ``grid``        a key of ``GRIDS``, 'scheduler' for the nodes that a pipeline's own scheduler walks, or the
-                    timesteps themselves, rising.
+                    timesteps themselves, rising; any sequence of them becomes a tuple.
     ``clean_end``   noise level at which the image is taken: one of ``grids.CLEAN_ENDS``.
     ``rtol, atol``  tolerances of an adaptive solver.
     ``exact``       for encoding: undo exactly what decoding with ``solver``, or with euler, will do.
@@ -61,7 +61,7 @@ class Request:
     ``guidance``    W towards that class: 1 for the class as it was learned, more for more of it.
 
     Raises:
-        PlanError: if ``steps`` is below 1 or above MOST_STEPS.
+        PlanError: if ``steps`` is no integer from 1 to MOST_STEPS, or ``grid`` neither a name nor numbers.
     """
 
     solver: str | None = None
@@ -75,8 +75,17 @@ class Request:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise PlanError(f"steps must be from 1 to {MOST_STEPS}, but it is {self.steps}")
+        if self.steps is not None and not (isinstance(self.steps, int) and 1 <= self.steps <= MOST_STEPS):
+            raise PlanError(f"steps must be an integer from 1 to {MOST_STEPS}, but it is {self.steps!r}")
+        if not isinstance(self.grid, str | None):
+            object.__setattr__(self, "grid", _timesteps(self.grid))
+
+
+def _timesteps(grid: Iterable[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(t) for t in grid)
+    except (TypeError, ValueError, OverflowError):
+        raise PlanError(f"a grid must be a name or a list of timesteps, but it is {grid!r:.80}") from None
 
 
 def towards_classes(requests: Sequence[Request], latents: Sequence[Latent | None], model: Model) -> Sequence[Request]:

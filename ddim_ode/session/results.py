@@ -74,7 +74,7 @@ def _zoom(height: int) -> int:
 
 def describe(plan: Plan, walk: Walk, member: int | None = None) -> str:
     """What was done, what it cost, and why, in a line; of a ``member`` of the batch, or of the batch."""
-    return "; ".join((walk.report(member), *_asked(plan.condition, walk.nfe_of(member)), *plan.why))
+    return "; ".join((walk.report(member), *_asked(plan.condition, walk.nfe_of(member)), *plan.remarks))
 
 
 def _asked(condition: Condition, nfe: int) -> tuple[str, ...]:
@@ -258,7 +258,7 @@ class Interpolation:
             return f"{encoded}decode {describe(self.plan, self.back)}"
         most = len({label for condition in self.conditions for label, _ in condition.terms})
         way = f"{' to '.join(map(str, self.conditions))}, {most * self.back.nfe} network calls an image at most"
-        return f"{encoded}decode {'; '.join((self.back.report(), way, *self.plan.why))}"
+        return f"{encoded}decode {'; '.join((self.back.report(), way, *self.plan.remarks))}"
 
 
 @dataclass(frozen=True, eq=False)

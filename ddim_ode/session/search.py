@@ -9,13 +9,13 @@ from math import inf
 
 from torch import Tensor
 
-from ddim_ode.images import pixel_mse, psnr
+from ddim_ode.images import psnr
 from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
 from ddim_ode.session.plan import Plan, plan_encoding
-from ddim_ode.session.request import PlanError, Request
+from ddim_ode.session.request import PlanError, Request, default_grid, default_solver
 from ddim_ode.session.worker import Worker
-from ddim_ode.solvers import AUTO, DEFAULT_SOLVER, SolverError, get_solver
+from ddim_ode.solvers import AUTO, Solver, SolverError, get_solver
 from ddim_ode.spacings import GRIDS, Tau
 
 # The solvers that are looked through for the cheapest, where none is named.
@@ -48,14 +48,18 @@ def least(quality: Callable[[int], float], target: float, most: int) -> int | No
 def worst_psnr(worker: Worker, batches: Iterable[Tensor], plan: Plan) -> float:
     """The PSNR, in dB, of the image that comes back worst, encoded and decoded by ``plan``.
 
-    ``batches``  of images, each ``(B, C, H, W)``, pixels in [-1, 1]. Errors are those of ``codec.encode``.
+    Of a pipeline with an autoencoder it is to the images that this makes of the states themselves.
+
+    ``batches``  of states, each ``(B, C, H, W)``: of images, with pixels in [-1, 1].
+
+    Errors are those of ``codec.encode``.
     """
     errors: list[float] = []
     for x_0 in batches:
         walker = worker.walker([plan.condition] * len(x_0))
         found, _ = walker.encode(x_0, plan.grid, plan.solver)
         back, _ = walker.decode(found.x, plan.grid, plan.back, companion=found.companion)
-        errors += pixel_mse(x_0, back.x).tolist()
+        errors += worker.errors(x_0, back.x).tolist()
     return min(map(psnr, errors))
 
 
@@ -86,24 +90,29 @@ def cheapest(
 
     @cache
     def reached(name: str, steps: int) -> float:
-        plan = plan_encoding(replace(request, solver=name, steps=steps), model)
+        wished = replace(request, solver=name, steps=steps)
+        called = _method(wished, model).name
         try:
+            plan = plan_encoding(wished, model)
+            called = plan.solver.name
             reached_of.append(worst_psnr(worker, batches(), plan))
-        except (SolverError, EvaluationLimitError) as error:
-            tried(f"tried {plan.solver.name}, {steps} steps: {' '.join(str(error).split())}")
+        except (SolverError, EvaluationLimitError, PlanError) as error:  # of a plan, that it is of too few steps
+            tried(f"tried {called}, {steps} steps: {' '.join(str(error).split())}")
             return -inf
-        tried(f"tried {plan.solver.name}, {steps} steps: {reached_of[-1]:.2f} dB")
+        tried(f"tried {called}, {steps} steps: {reached_of[-1]:.2f} dB")
         return reached_of[-1]
 
     found, limit = None, max_nfe
     for name in (request.solver,) if request.solver else CANDIDATES:
         most = _most_steps(replace(request, solver=name), model, limit)
+        if most:
+            plan_encoding(replace(request, solver=name, steps=most), model)  # or else it is another wish that is wrong
         if most and found and reached(name, most) < target:
             continue  # not the cheapest, so there is no need to begin from one step
         steps = least(partial(reached, name), target, most)
         if steps:
             found = replace(request, solver=name, steps=steps)
-            limit = (_fixed(name, steps) or 0) - 1
+            limit = (_method(found, model).nfe(steps) or 0) - 1
     if found is None:
         best = f"the best one tried reached {max(reached_of):.2f} dB" if reached_of else "nothing came back"
         raise ValueError(
@@ -113,16 +122,17 @@ def cheapest(
     return found
 
 
-def _fixed(name: str, steps: int) -> int | None:
-    """What ``steps`` of the solver called ``name`` cost; a calibrated one costs what the default does."""
-    return get_solver(DEFAULT_SOLVER if name == AUTO else name).nfe(steps)
+def _method(request: Request, model: Model) -> Solver:
+    """The solver of the request, or the usual one, whose steps cost what those of a calibrated one do."""
+    named = request.solver not in (None, AUTO)
+    return get_solver(request.solver if named and request.solver else default_solver(model, request.grid))
 
 
 def _most_steps(request: Request, model: Model, nfe: int) -> int:
     """The most steps that the solver of the request can take for ``nfe`` evaluations, and on its grid."""
-    name = request.solver or AUTO
-    if name != AUTO and get_solver(name).adaptive:
-        raise PlanError(f"solver '{name}' chooses its own steps; leave out --target-psnr")
-    affordable = (steps for steps in range(nfe, 0, -1) if (_fixed(name, steps) or 0) <= nfe)
-    of_timesteps = isinstance(request.grid, str) and isinstance(GRIDS.get(request.grid), Tau)
+    solver = _method(request, model)
+    if solver.adaptive:
+        raise PlanError(f"solver '{solver.name}' chooses its own steps; leave out --target-psnr")
+    affordable = (steps for steps in range(nfe, 0, -1) if (solver.nfe(steps) or 0) <= nfe)
+    of_timesteps = isinstance(GRIDS.get(str(request.grid or default_grid(model, solver))), Tau)
     return min(next(affordable, 0), len(model.schedule) - 1 if of_timesteps else nfe)

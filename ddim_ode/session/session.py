@@ -91,6 +91,16 @@ def _load(model: Model) -> tuple[object, ...]:
     return model.space.shape, model.asked and model.asked["guidance"]
 
 
+def _warning(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The ``samples``; warns once in each batch of what the solver could not do as it should."""
+    last = None
+    for sample in samples:
+        if sample.walk is not last:
+            sample.walk.warn()
+        last = sample.walk
+        yield sample
+
+
 class Session:
     """A model, ready to work.
 
@@ -243,7 +253,7 @@ class Session:
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=label, guidance=guidance)
         (decoded,) = self.decode_all([latent], request, any_model=any_model)
         decoded.walk.warn()
-        for text in decoded.plan.asked_otherwise:
+        for text in decoded.plan.otherwise:
             warnings.warn(text, stacklevel=2)
         return decoded.picture
 
@@ -263,6 +273,8 @@ class Session:
         """``picture`` encoded and decoded again, with what was lost. Errors are those of ``encode``."""
         request = Request(solver, steps, grid, clean_end, rtol, atol, label=label, guidance=guidance)
         (reconstructed,) = self.reconstruct_all([picture], request)
+        reconstructed.there.warn()
+        reconstructed.back.warn()
         return reconstructed
 
     def sample(
@@ -312,7 +324,7 @@ class Session:
         noise(range(1))  # which refuses a wrong eta before any work
         jobs = zip(islice(stream_latents(shape, seed=seed), count), (plans[own] for own in labels), strict=True)
         batches = batched(jobs, self.batch_size, lambda job: (job[1].solver, job[1].grid))
-        return self._worker.sample(batches, count, noise if noisy else None, settings)
+        return _warning(self._worker.sample(batches, count, noise if noisy else None, settings))
 
     def interpolate(
         self,
@@ -349,7 +361,9 @@ class Session:
         ]
         plan, conditions = plan_interpolation(requests, [corner.latent for corner in corners], self.model)
         found = interpolate(self._worker, corners, self._affordable(plan), conditions, count, self.batch_size)
-        for text in found.plan.asked_otherwise:
+        found.there.warn()
+        found.back.warn()
+        for text in found.plan.otherwise:
             warnings.warn(text, stacklevel=2)
         return found
 
@@ -390,7 +404,10 @@ class Session:
             raise PlanError("there must be a strength, or several of them, above 0 and at most 1, but there is none")
         plans = [self._affordable(plan_edit(request, self.model, part)) for part in strengths]
         own = self.model.condition(label)
-        return edit(here, there, read, own, dict(zip(strengths, plans, strict=True)))
+        found = edit(here, there, read, own, dict(zip(strengths, plans, strict=True)))
+        for walk in (walk for part in found.edits for walk in (part.there, part.back)):
+            walk.warn()
+        return found
 
     def trace(self, picture: Readable, request: Request | None = None, *, shown: int = 10) -> Trace:
         """The way of ``picture`` up to noise and back, seen at each step; the ``request`` says what is wished.

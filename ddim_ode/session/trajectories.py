@@ -7,17 +7,19 @@ moves, with its slope at every node; between two nodes it is the cubic that has 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import isinf, sqrt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import isinf
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddim_ode.codec import to_device
+from ddim_ode.codec import latent_scale, to_device
 from ddim_ode.grids import Grid
 from ddim_ode.models import Model
+from ddim_ode.ode import ProbabilityFlowODE, ToldODE
 from ddim_ode.solvers import ANGLE, FixedStepSolver, correctable, fixed
 
 
@@ -25,6 +27,30 @@ def trajectory_solver(model: Model) -> FixedStepSolver:
     """What trajectories are walked by: third order in the angle chart, one evaluation a step."""
     # Towards infinity the logarithm has no end.
     return correctable("angle-ab3" if isinf(model.schedule.sigma_max) else "reab3")
+
+
+@dataclass(frozen=True, eq=False)
+class Portioned:
+    """The slope of a model's ODE, or of one that is told another sigma, for ``size`` members of a batch at a time."""
+
+    ode: ProbabilityFlowODE | ToldODE
+    size: int
+
+    def __call__(self, sigma: Tensor, x: Tensor) -> Tensor:
+        """The slope at ``sigma``, ``()``, and ``x``, ``(B, C, H, W)``; of the shape of ``x``."""
+        return self._each(partial(self.ode, sigma), x)
+
+    def told(self, sigma: float) -> Portioned:
+        """The same, told ``sigma`` wherever it is evaluated."""
+        ode = self.ode if isinstance(self.ode, ProbabilityFlowODE) else self.ode.ode
+        return replace(self, ode=ode.told(sigma))
+
+    def origin(self, far: Tensor) -> Tensor:
+        """As that of the ODE, ``(B, C, H, W)`` like ``far``."""
+        return self._each(self.ode.origin, far)
+
+    def _each(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return torch.cat([function(part) for part in torch.split(x, self.size)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +83,7 @@ class Trajectories:
 
     def latents(self, sigma: float) -> Tensor:
         """The states at ``sigma`` as latents x_T of variance 1, ``(B, C, H, W)``. Errors are those of ``at``."""
-        return self.at(sigma) / _size(sigma)
+        return self.at(sigma) / latent_scale(sigma)
 
     def take(self, members: slice) -> Trajectories:
         """The trajectories of some members of the batch alone."""
@@ -118,7 +144,7 @@ def _walk(model: Model, begin: Tensor, grid: Grid, upward: bool, label: str) -> 
 
     sigmas = grid.upward() if upward else grid.downward()
     nodes = ANGLE.nodes(sigmas)
-    states = [ANGLE.enter(begin if upward else begin * _size(grid.sigma_T), sigmas[0])]
+    states = [ANGLE.enter(begin if upward else begin * latent_scale(grid.sigma_T), sigmas[0])]
     with torch.no_grad():
         points = fixed.walk(solver.step, recorded, states[0], nodes)
         states += [y for _, y, _ in tqdm(points, total=grid.steps, desc=label, leave=False, disable=None)]
@@ -126,8 +152,3 @@ def _walk(model: Model, begin: Tensor, grid: Grid, upward: bool, label: str) -> 
     order = slice(None) if upward else slice(None, None, -1)
     angles = tuple(nodes.tolist())[order]
     return Trajectories(angles, torch.stack(states[order]), torch.stack(slopes[order]))
-
-
-def _size(sigma: float) -> float:
-    """What a latent of variance 1 is multiplied by to be the state at ``sigma``; there is nothing to do at infinity."""
-    return 1.0 if isinf(sigma) else sqrt(1 + sigma**2)

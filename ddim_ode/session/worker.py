@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +24,7 @@ from ddim_ode.session.parts import Parts
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.results import Decoded, Encoded, EncodedBatch, Picture, Reconstructed, Sample
 from ddim_ode.session.walks import Listener, Walker
-from ddim_ode.solvers import Solution, Solver, finer
+from ddim_ode.solvers import Solution, Solver, SolverError, finer
 
 
 def plan_settings(model: Model, fingerprint: str, plan: Plan, solver: Solver, source: str) -> dict[str, object]:
@@ -178,7 +179,8 @@ class Worker:
         """The ``plan``; it says if the network was told of another prompt than one of ``latents`` that left it out."""
         if not any(self._told_otherwise(latent) for latent in latents):
             return plan
-        return replace(plan, why=(*plan.why, "told of another prompt than the one it was encoded as"))
+        told = "told of another prompt than the one it was encoded as"
+        return replace(plan, otherwise=(*plan.otherwise, told))
 
     def _told_otherwise(self, latent: Latent) -> bool:
         one, other = latent.embedding, self.model.embedding
@@ -197,8 +199,9 @@ class Worker:
         errors = pixel_mse(pixels, decoded).tolist()
         alone: list[float | None] = [None] * len(jobs)
         if there.companion is not None:
-            without = self.pictures(walker.decode(there.x, plan.grid, plan.back)[0].x)
-            alone = pixel_mse(pixels, without).tolist()
+            with suppress(SolverError):  # there is no way back without it
+                without = self.pictures(walker.decode(there.x, plan.grid, plan.back)[0].x)
+                alone = pixel_mse(pixels, without).tolist()
         return [
             Reconstructed(
                 index=job.index,

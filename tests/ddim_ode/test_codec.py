@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddim_ode.codec import decode, draw_latents, encode
+from ddim_ode.codec import decode, decode_solution, draw_latents, encode, encode_solution
 from ddim_ode.grids import Grid, full_range, make_grid
 from ddim_ode.ode import EvaluationLimitError, ProbabilityFlowODE
+from ddim_ode.processes import Flow
 from ddim_ode.schedule import NoiseSchedule, make_schedule
 from ddim_ode.solvers import SOLVERS, Solver, get_solver
 
@@ -260,3 +261,15 @@ def test_a_network_may_be_told_more_of_each_member(name: str) -> None:
     ]
     tolerance = 2e-3 if name == "torchdiffeq-dopri5" else 1e-9
     torch.testing.assert_close(together, torch.cat(alone), rtol=tolerance, atol=tolerance)
+
+
+def test_a_reversible_solver_that_does_not_reach_infinity_is_refused_there() -> None:
+    """It would not lead back."""
+    ode = ProbabilityFlowODE(lambda x, t: x, Flow())
+    grid = make_grid(Flow().schedule, "trailing", 5, clean_end="sigma-min")
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"does not take the step to or from sigma = infinity"):
+        encode_solution(ode, x, grid, get_solver("edict"))
+    with pytest.raises(ValueError, match=r"does not take the step to or from sigma = infinity"):
+        decode_solution(ode, x, grid, get_solver("edict"), x)
+    assert encode_solution(ode, x, grid, get_solver("reversible-heun")).companion is not None

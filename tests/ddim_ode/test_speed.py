@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +131,22 @@ def test_products_of_all_digits_are_asked_for_and_put_back() -> None:
         with pytest.raises(KeyboardInterrupt):
             interrupted(wish)
         assert [kind.allow_tf32 for kind in kinds] == before
+
+
+@pytest.mark.parametrize("place", ["backends", "conv", "matmul"])
+def test_products_are_asked_for_by_the_names_that_the_program_uses(place: str) -> None:
+    """torch refuses to tell by its older names what was said by its newer ones; in a process of its own."""
+    names = {"backends": "", "conv": "cudnn.conv.", "matmul": "cuda.matmul."}
+    code = f"""
+import torch
+from ddim_ode.speed import products
+torch.backends.{names[place]}fp32_precision = "tf32"
+conv = torch.backends.cudnn.conv
+before = conv.fp32_precision
+for wish, words in ((False, ("ieee", "none")), (True, ("tf32",))):
+    with products(tf32=wish):
+        print(conv.fp32_precision in words)
+print(conv.fp32_precision == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 3, done.stderr

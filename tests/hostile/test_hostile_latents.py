@@ -73,6 +73,7 @@ LATENTS: Mapping[str, bytes | Edit] = {
     "x_T NaN": scaled(float("nan")),
     "x_T of 1e6": scaled(1e6),
     "x_T of 1e300": scaled(1e300),
+    "rtol larger than a float": put({"name": "scipy-RK45", "rtol": 10**400}, "solver"),
     "no grid": drop("grid"),
     "grid None": put(None, "grid"),
     "sigmas a number": put(1.0, "grid", "sigmas"),

@@ -67,7 +67,7 @@ def test_every_solver_pickles(name: str) -> None:
         ({"name": "bdia", "mixing": 1.0}, "^solver 'bdia' has no setting 'mixing'; its settings are: gamma$"),
         ({"name": "bdia", "gamma": "1"}, "^gamma of solver 'bdia' must be a number, but it is '1'$"),
         ({"name": "bdia", "gamma": True}, "^gamma of solver 'bdia' must be a number, but it is True$"),
-        ({"name": "bdia", "gamma": 1.5}, r"^gamma must lie in \[0, 1\], but it is 1.5$"),
+        ({"name": "bdia", "gamma": 1.5}, r"^gamma must be above 0 and at most 1, but it is 1.5$"),
         ({"name": "edict", "mixing": 0.0}, "^mixing must be above 0 and at most 1, but it is 0$"),
         ({"name": "mccallum-foster-rk4", "coupling": float("nan")}, "^coupling must be above 0 and at most 1, .* nan$"),
         ({"name": "exact-euler", "tolerance": -1.0}, "^tolerance must be above 0 and at most 1, but it is -1$"),
@@ -150,3 +150,19 @@ def test_importing_solvers_imports_no_backend() -> None:
     root = Path(solvers.__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_chart_that_ends_above_zero_is_known_of_an_adaptive_solver() -> None:
+    solver = solver_from({"name": "per-sample-bosh3", "chart": "data"})
+    assert solver.positive
+    assert not solver_from({"name": "per-sample-bosh3"}).positive
+
+
+def test_a_setting_larger_than_a_float_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^rtol of solver 'scipy-RK45' is larger than a float can be$"):
+        solver_from({"name": "scipy-RK45", "rtol": 10**400})
+
+
+def test_without_a_step_back_there_is_no_inverse() -> None:
+    with pytest.raises(ValueError, match="gamma must be above 0 and at most 1, but it is 0"):
+        solver_from({"name": "bdia", "gamma": 0})

@@ -29,6 +29,7 @@ from ddim_ode.session.plan import plan_sampling
 from ddim_ode.session.request import Request
 from ddim_ode.session.trajectories import walk
 from ddim_ode.solvers import SOLVERS, SolverError, learning, polishing
+from ddim_ode.speed import in_dtype
 from ddim_ode.work import load_json
 
 SCHEDULE = make_schedule()
@@ -238,11 +239,11 @@ def test_decoding_counts_as_much_as_what_encoding_takes_part_in(effort: Effort) 
 
 
 def test_a_candidate_that_blows_up_has_no_scores(effort: Effort, monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(*arguments: object) -> dict[str, float]:
+    def explode(*_: object, **__: object) -> dict[str, float]:
         raise SolverError("the state is not finite")
 
     monkeypatch.setattr(module, "judge", explode)
-    worst = module.try_out(model(Mixture()), None, Candidate("euler", "log-snr", 4, False))  # type: ignore[arg-type]
+    worst = module.try_out(model(Mixture()), None, Candidate("euler", "log-snr", 4, False), batch_size=4)  # type: ignore[arg-type]
     assert worst.scores == {}
     better = entry("reab2", "capped-50", GOOD, fitted=True)
     assert choose([worst, better], model(Mixture()), effort).solver == "reab2"
@@ -295,7 +296,7 @@ def test_polishing_goes_on_as_long_as_it_helps_others(
 ) -> None:
     true, calls = model(Mixture()), list[learning.Walk]()
     solutions = walk(true, pictures(2), make_grid(true.schedule, "log-snr", 8), upward=True, batch_size=2, label="")
-    way = learn._way(true, solutions, upward=True)
+    way = learn._way(learn.Subject(true, 2), solutions, upward=True)
     begin = way.walk(make_grid(true.schedule, "log-snr", 3).sigmas)
     aim = polishing.Aim(results=lambda x: (x,), truths=(begin.x,))
     others = [5.0, 4.0, 3.0, 3.5, 1.0]
@@ -374,3 +375,44 @@ def test_one_picture_is_too_few(effort: Effort, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there must be 2 pictures or more, half of them for judging, but there is 1"):
         calibrate(model(Mixture()), pictures(1), effort, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_more_go_through_the_network_together_than_asked_for(tmp_path: Path) -> None:
+    true, sizes = model(Mixture()), set[int]()
+    true.network.register_forward_pre_hook(lambda _, arguments: sizes.add(len(arguments[0])))
+    learn_solver(Session(true, batch_size=3), 4, latents=10, walks=25, folder=tmp_path)
+    assert sizes <= {1, 2, 3}
+    assert load_json(tmp_path / "4-polished.json")
+
+
+def test_where_no_fit_leads_anywhere_searching_begins_all_the_same(
+    effort: Effort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object, **__: object) -> None:
+        raise SolverError("the state is not finite")
+
+    monkeypatch.setattr(module, "_fitted", explode)
+    (found,) = calibrate(model(Mixture()), pictures(8), replace(effort, latents=8), tmp_path).entries
+    assert found.grid.name == "learned"
+
+
+def test_without_a_default_that_leads_anywhere_the_best_is_taken(effort: Effort) -> None:
+    """Though each of the others is worse than another in something."""
+    entries = [
+        entry("euler", "log-snr", {}, fitted=False),
+        entry("reab2", "capped-50", {**GOOD, "latent": 0.2}, fitted=False),
+        entry("reab2", "capped-100", {**GOOD, "decode": 0.3}, fitted=False),
+        entry("reab2", "capped-50", {**GOOD, "latent": 0.15, "decode": 0.15}, fitted=True),
+    ]
+    assert choose(entries, model(Mixture()), effort).grid.name == "capped-50"
+
+
+def test_work_in_another_precision_is_other_work(effort: Effort, tmp_path: Path) -> None:
+    true = model(Mixture())
+    calibrate(true, None, replace(effort, latents=4, walks=0), tmp_path)
+    with pytest.raises(ValueError, match="holds the work for another tf32"):
+        calibrate(true, None, replace(effort, latents=4, walks=0), tmp_path, tf32=True)
+    half = in_dtype(true, "bfloat16")
+    assert half.fingerprint == true.fingerprint
+    with pytest.raises(ValueError, match="holds the work for another dtype"):
+        calibrate(half, None, replace(effort, latents=4, walks=0), tmp_path)

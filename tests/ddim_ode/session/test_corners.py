@@ -52,3 +52,8 @@ def test_errors_are_those_of_the_corners_of_the_sheet() -> None:
     corners = [Corner("a", picture=images[:1]), Corner("noise"), *(Corner("0", picture=images[:1]) for _ in range(2))]
     assert corner_errors(corners, images, lambda x: x) == pytest.approx([0, (6 / 8) ** 2, 1])
     assert corner_errors([Corner("noise"), Corner("b", picture=images[8:])], images, lambda x: x) == [0]
+
+
+def test_a_row_has_two_ends() -> None:
+    with pytest.raises(ValueError, match=r"^there must be 2 images in a row or more, its ends, but there are to be 1$"):
+        count_images(2, 1)

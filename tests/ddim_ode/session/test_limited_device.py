@@ -14,7 +14,7 @@ from flows import relative_error
 from limited_device import limited_device
 from PIL import Image
 
-from ddim_ode import Request, Session, codec, load_model
+from ddim_ode import Request, Session, codec, learn_solver, load_model
 from ddim_ode.fingerprints import stamp
 from ddim_ode.models import Model
 from ddim_ode.solvers import SOLVERS, Solver, torchdiffeq_adapter
@@ -103,3 +103,11 @@ def test_all_that_a_session_does(here: Model, there: Model, pictures: list[Path]
     checks = [next(session.encode_batches(pictures, wish)).check() for session in sessions]
     torch.testing.assert_close(checks[0].latent_rmse.float(), checks[1].latent_rmse, rtol=1e-2, atol=1e-5)
     assert ways[1].sheet.to_bytes()
+
+
+def test_a_solver_is_learned_there(there: Model) -> None:
+    """Its search, and its polishing."""
+    session = Session(there, batch_size=2)
+    learned = session.calibrated(learn_solver(session, 2, latents=4, walks=14))
+    (sample,) = learned.sample(1, steps=2)
+    assert sample.picture.image.isfinite().all()

@@ -13,15 +13,17 @@ from torch import nn
 
 from ddim_ode.calibration import Calibration, Entry, Learned
 from ddim_ode.conditions import UNCONDITIONAL
-from ddim_ode.grids import Grid, full_range, make_grid
+from ddim_ode.grids import Grid, full_range, grid_of_timesteps, make_grid
 from ddim_ode.images import Source
 from ddim_ode.latents import Latent, LatentError
 from ddim_ode.models import Model
-from ddim_ode.processes import VariancePreserving
+from ddim_ode.processes import Flow, VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.plan import (
     Plan,
+    check_cost,
     plan_decoding,
+    plan_edit,
     plan_encoding,
     plan_interpolation,
     plan_noise,
@@ -321,7 +323,7 @@ def test_wishes_that_do_not_go_together(request_: Request, message: str) -> None
 
 
 def test_no_steps_are_no_wish() -> None:
-    with pytest.raises(PlanError, match=r"^steps must be from 1 to 1000000, but it is 0$"):
+    with pytest.raises(PlanError, match=r"^steps must be an integer from 1 to 1000000, but it is 0$"):
         Request(steps=0)
 
 
@@ -370,3 +372,84 @@ def test_every_solver_is_given_grids_that_it_can_walk(name: str) -> None:
         assert (plan.solver, plan.back, plan.grid.steps) == (solver, way_back(solver), 4)
         assert plan.grid.sigmas[0] > 0 or not solver.positive
         assert plan.exact == isinstance(solver, ReversibleSolver)
+
+
+class Velocity(nn.Module):
+    """A network whose answer does not matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.weight * x
+
+
+FLOW = Model("flow", Velocity(), Flow(), 1, 2, 2)
+
+
+def flow_latent(solver: str, steps: int) -> Latent:
+    plan = plan_encoding(Request(solver, steps=steps), FLOW)
+    source = Source("a.png", (2, 2))
+    settings = plan.solver.settings
+    return Latent(X_T, plan.grid, settings, FLOW.schedule, "flow", FLOW.fingerprint, source, 3, None, family="flow")
+
+
+def test_what_chooses_its_own_steps_decodes_as_near_to_infinity_as_it_samples() -> None:
+    """Else one step of Euler's would lead from there to the first node of the latent, whatever the tolerance."""
+    found = plan_decoding(Request("per-sample-bosh3"), flow_latent("euler", 10), FLOW)
+    sampled = plan_sampling(Request("per-sample-bosh3"), FLOW)
+    assert found.grid.sigmas[1:] == sampled.grid.sigmas[1:]
+    assert found.grid.sigmas[-2] > 100
+
+
+@pytest.mark.parametrize("solver", ["edict", "bdia"])
+def test_an_edit_does_not_go_to_the_end_that_others_cannot_begin_at(solver: str) -> None:
+    plan = plan_edit(Request(solver, steps=4), FLOW, 0.7)
+    assert plan.grid.sigma_T < 10
+    with pytest.raises(PlanError, match="cannot begin at sigma = infinity"):
+        plan_edit(Request(solver, steps=4), FLOW, 1)
+
+
+def test_nodes_that_are_given_up_are_spoken_of() -> None:
+    grid = grid_of_timesteps(SCHEDULE, (0, 500, 999), clean_end="zero")
+    found = plan_decoding(Request(clean_end="sigma-min"), latent({"name": "euler"}, grid), PLAIN)
+    assert (found.grid.name, found.grid.clean_end, found.grid.steps) == ("log-snr", "sigma-min", 3)
+    assert found.why == (
+        f"on log-snr, since the nodes of the latent, '{grid.name}', are for the steps and ends they have",
+    )
+    assert plan_decoding(Request(grid="quad"), latent({"name": "euler"}, grid), PLAIN).why == ()
+
+
+def test_exact_inverses_have_a_tolerance_of_their_own() -> None:
+    for wish in ({"rtol": 1e-3}, {"atol": 1e-3}):
+        with pytest.raises(PlanError, match="leave out --rtol and --atol"):
+            plan_encoding(Request(exact=True, **wish), PLAIN)
+
+
+def test_a_limit_below_one_step_is_to_be_raised() -> None:
+    solver = get_solver("pndm")
+    with pytest.raises(PlanError, match=r"and the limit is 3; raise --max-nfe$"):
+        check_cost(solver, make_grid(SCHEDULE, "linear", 1), 3)
+
+
+@pytest.mark.parametrize("grid", [[0, 500, 999], range(0, 1000, 333), torch.tensor([0.0, 500.0, 999.0])])
+def test_timesteps_may_be_any_sequence(grid: Sequence[float]) -> None:
+    request = Request("euler", grid=grid)  # type: ignore[arg-type]
+    assert request == Request("euler", grid=tuple(float(t) for t in grid))
+    assert hash(request)
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"steps": 10.0}, "steps must be an integer from 1 to 1000000, but it is 10.0"),
+        ({"steps": "10"}, "steps must be an integer"),
+        ({"grid": 5}, "a grid must be a name or a list of timesteps, but it is 5"),
+        ({"grid": [None]}, "a grid must be a name or a list"),
+        ({"grid": [10**400]}, "a grid must be a name or a list"),
+    ],
+)
+def test_wishes_of_a_wrong_kind_are_said(wish: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        Request("euler", **wish)

@@ -15,12 +15,13 @@ from ddim_ode import ProbabilityFlowODE, decode, encode, make_grid, make_schedul
 from ddim_ode.images import pixel_mse, psnr
 from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
-from ddim_ode.processes import VariancePreserving
+from ddim_ode.processes import Flow, VariancePreserving
 from ddim_ode.session.plan import Plan
 from ddim_ode.session.request import Request
 from ddim_ode.session.search import cheapest, least, worst_psnr
 from ddim_ode.session.worker import Worker
 from ddim_ode.solvers import get_solver
+from ddim_ode.spaces import PixelSpace
 from ddim_ode.spacings import GRIDS, Tau
 
 SCHEDULE = make_schedule()
@@ -99,3 +100,29 @@ def test_what_is_found_is_the_fewest_steps_and_keeps_the_other_wishes() -> None:
     assert found.steps
     with pytest.raises(ValueError, match="no setting within --max-nfe"):
         search(wish, target=30, max_nfe=2 * found.steps - 1)
+
+
+def test_the_default_grid_has_no_more_steps_than_timesteps_either() -> None:
+    """That of flow matching; the search ends with the best it has seen, and no error of a grid."""
+    flow, tried = Model("flow", Tanh(), Flow(), 1, 4, 4), list[str]()
+    images = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with pytest.raises(ValueError, match=r"brings every picture back at 1000 dB; the best one tried reached"):
+        cheapest(Request(), flow, Worker(flow, 10_000, None), lambda: [images], 1e3, max_nfe=10_000, tried=tried.append)
+    assert any(line.startswith("tried angle-ab3, 999 steps") for line in tried)
+    assert any(line.startswith("tried reab2, ") for line in tried)
+
+
+class Doubled(PixelSpace):
+    """One whose pictures look twice as bright as their states."""
+
+    def picture(self, state: Tensor) -> Tensor:
+        return 2 * state
+
+
+def test_errors_are_of_what_states_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.5
+    grid, solver = make_grid(SCHEDULE, "log-snr", 3), get_solver("euler")
+    plan, worker = Plan(solver, solver, grid), Worker(MODEL, 10, None)
+    own = worst_psnr(worker, [images], plan)
+    monkeypatch.setattr(Model, "space", Doubled(1, 4, 4))
+    assert worst_psnr(worker, [images], plan) == pytest.approx(own - psnr(0.25))

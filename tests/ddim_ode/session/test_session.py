@@ -7,11 +7,13 @@ import io
 import json
 import pickle
 import re
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -28,6 +30,7 @@ from ddim_ode.models import Model, ModelError
 from ddim_ode.processes import VariancePreserving
 from ddim_ode.schedule import make_schedule
 from ddim_ode.session.batches import MemberError
+from ddim_ode.session.walks import Walk, Walker
 from ddim_ode.solvers import SOLVERS, SolverError
 from ddim_ode.spaces import PixelSpace
 
@@ -340,3 +343,29 @@ def test_noise_on_a_network_that_fails_is_an_error_and_no_black_picture(fragile:
         fragile.model.network.weight.fill_(torch.nan)
     with pytest.raises(SolverError, match="sampling with noise led to pixels that are not finite numbers; check the"):
         list(fragile.sample(2, steps=3, eta=1.0))
+
+
+def test_what_a_solver_could_not_do_is_said_whatever_it_is_asked_for(
+    tiny_model: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each walk."""
+    watch = Walker.watch
+
+    def noted(self: Walker, *arguments: Any) -> tuple[Any, Walk]:
+        solution, walk = watch(self, *arguments)
+        return solution, replace(walk, notes=(f"{arguments[0]} is not as it should be",))
+
+    monkeypatch.setattr(Walker, "watch", noted)
+    session, wish = Session(tiny_model, batch_size=2), {"steps": 2, "solver": "euler"}
+    for work, words in (
+        (lambda: session.encode(picture, **wish), ["encode"]),
+        (lambda: session.decode(session.encode(picture, **wish), **wish), ["encode", "decode"]),
+        (lambda: session.reconstruct(picture, **wish), ["encode", "decode"]),
+        (lambda: list(session.sample(3, **wish)), ["sample 1-2 of 3", "sample 3-3 of 3"]),
+        (lambda: session.interpolate(seeds=(0, 1), count=2, **wish), ["decode 1-2 of 2"]),
+        (lambda: session.edit(picture, "none", **wish), ["edit 0.7", "edit 0.7"]),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            work()
+        assert [str(each.message) for each in said] == [f"{word} is not as it should be" for word in words]
