@@ -365,7 +365,6 @@ def trace(run: Run, image: Path, label: str | None, output: Path | None, overwri
     session = run.session()
     found = session.trace(image, Request(**run.wishes(session.model), label=label))
     warn(*found.there.notes, *found.back.notes)
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_file(target, figures.png(trace_plot.plot(found), found.settings), overwrite=overwrite)
     say(f"{found.name} -> {target} ({found.report()})")
 

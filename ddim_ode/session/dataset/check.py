@@ -72,15 +72,18 @@ def _originals(folder: Path, pictures: Pictures, session: Session, count: int, f
     """The pixels of the pictures to compare with, ``(1, C, H, W)`` in [-1, 1], by name; the rest goes to ``failed``."""
     key, chosen = read_home(folder)["key"], _choose(folder, count)
     found = dict[str, Tensor]()
-    for entry in pictures.entries():
-        if entry.name in chosen and entry.name not in found:
+    for entry in pictures.entries() if chosen else ():
+        if entry.name in chosen:
+            identity = chosen.pop(entry.name)
             try:
                 content = pictures.read(entry)
-                if identity_of(hashlib.sha256(content).digest(), key) != chosen[entry.name]:
+                if identity_of(hashlib.sha256(content).digest(), key) != identity:
                     raise ImageFileError(f"'{entry.name}' was changed meanwhile, and is not compared")
                 found[entry.name] = session.model.space.read(content).pixels
             except ImageFileError as error:
                 failed.append(str(error))
+            if not chosen:  # the others need not be listed
+                break
     return found
 
 
