@@ -123,7 +123,7 @@ def test_more_steps_make_edicts_encoder_worse() -> None:
 
 
 def test_bdia_with_less_than_all_of_the_step_back_encodes_badly() -> None:
-    """Errors grow by 1 / gamma a step on the way up; with gamma = 0 on the way down it is Euler's method."""
+    """Errors grow by 1 / gamma a step on the way up; with almost none, on the way down, it is Euler's method."""
     grid = steps_in_proportion(0.3, 10.3, 20)
 
     def second_moment(solver: BDIA) -> float:
@@ -133,8 +133,8 @@ def test_bdia_with_less_than_all_of_the_step_back_encodes_badly() -> None:
     assert second_moment(SOLVERS["bdia"]) == pytest.approx(truth, rel=0.01)
     assert second_moment(replace(SOLVERS["bdia"], gamma=0.5)) > 10 * truth
     euler = SOLVERS["euler"](MIXTURE.field, MIXTURE.at(10.3), grid.flip(0))
-    no_step_back = replace(SOLVERS["bdia"], gamma=0.0)(MIXTURE.field, MIXTURE.at(10.3), grid.flip(0))
-    assert relative_error(no_step_back, euler) < 1e-13
+    no_step_back = replace(SOLVERS["bdia"], gamma=1e-14)(MIXTURE.field, MIXTURE.at(10.3), grid.flip(0))
+    assert relative_error(no_step_back, euler) < 1e-12
 
 
 def test_o_belm_encodes_badly_where_steps_grow() -> None:
