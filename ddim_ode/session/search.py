@@ -13,7 +13,7 @@ from ddim_ode.images import psnr
 from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
 from ddim_ode.session.plan import Plan, plan_encoding
-from ddim_ode.session.request import PlanError, Request, default_grid, default_solver
+from ddim_ode.session.request import MOST_STEPS, PlanError, Request, default_grid, default_solver
 from ddim_ode.session.worker import Worker
 from ddim_ode.solvers import AUTO, Solver, SolverError, get_solver
 from ddim_ode.spacings import GRIDS, Tau
@@ -135,4 +135,4 @@ def _most_steps(request: Request, model: Model, nfe: int) -> int:
         raise PlanError(f"solver '{solver.name}' chooses its own steps; leave out --target-psnr")
     affordable = (steps for steps in range(nfe, 0, -1) if (solver.nfe(steps) or 0) <= nfe)
     of_timesteps = isinstance(GRIDS.get(str(request.grid or default_grid(model, solver))), Tau)
-    return min(next(affordable, 0), len(model.schedule) - 1 if of_timesteps else nfe)
+    return min(next(affordable, 0), len(model.schedule) - 1 if of_timesteps else MOST_STEPS)

@@ -17,7 +17,7 @@ from ddim_ode.models import Model
 from ddim_ode.ode import EvaluationLimitError
 from ddim_ode.processes import Flow, VariancePreserving
 from ddim_ode.session.plan import Plan
-from ddim_ode.session.request import Request
+from ddim_ode.session.request import MOST_STEPS, Request
 from ddim_ode.session.search import cheapest, least, worst_psnr
 from ddim_ode.session.worker import Worker
 from ddim_ode.solvers import get_solver
@@ -107,7 +107,7 @@ def test_the_default_grid_has_no_more_steps_than_timesteps_either() -> None:
     flow, tried = Model("flow", Tanh(), Flow(), 1, 4, 4), list[str]()
     images = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with pytest.raises(ValueError, match=r"brings every picture back at 1000 dB; the best one tried reached"):
-        cheapest(Request(), flow, Worker(flow, 10_000, None), lambda: [images], 1e3, max_nfe=10_000, tried=tried.append)
+        cheapest(Request(), flow, Worker(flow, 1_200, None), lambda: [images], 1e3, max_nfe=1_200, tried=tried.append)
     assert any(line.startswith("tried angle-ab3, 999 steps") for line in tried)
     assert any(line.startswith("tried reab2, ") for line in tried)
 
@@ -126,3 +126,8 @@ def test_errors_are_of_what_states_look_like(monkeypatch: pytest.MonkeyPatch) ->
     own = worst_psnr(worker, [images], plan)
     monkeypatch.setattr(Model, "space", Doubled(1, 4, 4))
     assert worst_psnr(worker, [images], plan) == pytest.approx(own - psnr(0.25))
+
+
+def test_a_limit_beyond_all_numbers_of_steps_is_none() -> None:
+    found, _ = search(Request("euler"), target=20, max_nfe=2 * MOST_STEPS)
+    assert found.steps == search(Request("euler"), target=20, max_nfe=100)[0].steps
