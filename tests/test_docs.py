@@ -165,6 +165,16 @@ def test_the_model_that_ships_is_the_one_that_was_measured() -> None:
         assert table in PAGES["shipped-model"]
 
 
+@pytest.mark.parametrize(("name", "words"), [("auto-5", "`auto` | 5"), ("ddim-50", "DDIM, `trailing` | 50")])
+def test_samples_in_five_evaluations_are_what_was_measured(name: str, words: str) -> None:
+    folder = ROOT / "analysis" / "results" / f"quality-{name}"
+    floor, row = load_rows(DistanceRow, folder / "distances.csv")
+    cells = f"{row.frechet:.3f} | {row.wasserstein:.4f} | {row.colour_shift:.3f} | {row.contrast:.3f}"
+    assert f"| {words} | {cells} |" in PAGES["measurements"]
+    assert f"is the floor, {floor.frechet:.3f}." in PAGES["measurements"]
+    assert load_json(folder / "settings.json")["models"][EMBEDDED["default"].name] == load_model().fingerprint
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_cards_are_of_the_weights_beside_them(name: str) -> None:
     assert load_model(name).fingerprint in (EMBEDDED[name] / "README.md").read_text(encoding="utf-8")
