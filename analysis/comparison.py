@@ -58,7 +58,7 @@ from .options import (
 from .pictures import load_images, rms, spread_over
 from .reference import End, decoded_references, end_of, make_references
 from .rows import Results, calibrated, describe
-from .schedulers import decode_with_scheduler, invert_with_ddim, schedulers
+from .schedulers import decode_with_scheduler, schedulers, there_and_back_with_ddim
 from .spread import spread
 
 # Not that of the latents which solvers are calibrated on.
@@ -193,9 +193,8 @@ def _there_and_back(material: Material, task: Task, images: Tensor) -> tuple[Ten
 
 
 def _diffusers_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, Tensor, End, int]:
-    x_T, end = invert_with_ddim(model, images, task.grid, task.steps)
-    options = {"timestep_spacing": task.grid}
-    return x_T, decode_with_scheduler(model, x_T, "DDIMScheduler", options, task.steps)[0], end, task.steps
+    x_T, x_0, end, _ = there_and_back_with_ddim(model, images, task.grid, task.steps)
+    return x_T, x_0, end, task.steps
 
 
 def _our_trip(model: Model, task: Task, images: Tensor) -> tuple[Tensor, Tensor, End, int]:

@@ -134,6 +134,16 @@ def invert_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> 
     return x.cpu().double(), ("zero", int(scheduler.timesteps[-1]))
 
 
+def there_and_back_with_ddim(model: Model, images: Tensor, spacing: str, steps: int) -> tuple[Tensor, Tensor, End, int]:
+    """Latents by ``invert_with_ddim``, and what DDIM makes of them, both ``(B, C, H, W)`` like ``images``.
+
+    With them come where the way to them ended, and the calls of both ways.
+    """
+    x_T, end = invert_with_ddim(model, images, spacing, steps)
+    back, _, calls = decode_with_scheduler(model, x_T, "DDIMScheduler", SPACINGS[spacing], steps)
+    return x_T, back, end, steps + calls
+
+
 def _schedule(model: Model) -> dict[str, Any]:
     """The noise schedule of ``model`` as diffusers' schedulers take it, which do not count the betas."""
     alpha_bar = table_of(model).alpha_bar

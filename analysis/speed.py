@@ -39,7 +39,7 @@ from .options import ModelChoice, errors_in_a_line, images_option, model_options
 from .pictures import load_images, rms_of_all
 from .reference import REFERENCES, decoded_references
 from .rows import Results, calibrated, describe
-from .schedulers import decode_with_scheduler, invert_with_ddim, schedulers
+from .schedulers import decode_with_scheduler, schedulers, there_and_back_with_ddim
 from .tables import markdown
 from .timing import machine, timed
 
@@ -136,10 +136,8 @@ class Bench:
         if task == "decode" and way in THEIRS:
             return decode_with_scheduler(model, x, *THEIRS[way], budget)
         if way in DDIM:
-            x_T, _ = invert_with_ddim(model, x, DDIM[way], budget)
-            options = {"timestep_spacing": DDIM[way]}
-            found, end, calls = decode_with_scheduler(model, x_T, "DDIMScheduler", options, budget)
-            return found, end, budget + calls
+            _, found, (clean_end, _), calls = there_and_back_with_ddim(model, x, DDIM[way], budget)
+            return found, clean_end, calls
         plan, ode = plan_encoding(Request(way, steps=budget), model), model.ode()
         state = codec.to_device(x, model.device)
         if task == "decode":

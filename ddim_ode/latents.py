@@ -262,7 +262,7 @@ def load_latent(file: str | Path | bytes) -> Latent:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise LatentError(f"'{name}' is not a latent file of ddim-ode; make one with: encode")
     try:
-        _check_parts(content)  # before any of them is written into a message
+        _check_parts(content, len(data))  # before any of them is written into a message
     except ValueError as error:
         raise LatentError(f"the latent file '{name}' is damaged: {error}") from error
     version = content.get("version")
@@ -272,7 +272,6 @@ def load_latent(file: str | Path | bytes) -> Latent:
             f"{', '.join(map(str, VERSIONS[:-1]))} and {VERSIONS[-1]}; use the version of ddim-ode that wrote it"
         )
     try:
-        _check_held(content, len(data))
         latent = _from_content(content)
         if content["dtype"] != _name_of(latent.x_T.dtype):
             raise ValueError(f"x_T is said to be {content['dtype']!r:.60}, but it is {latent.x_T.dtype}")
@@ -296,34 +295,28 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_parts(content: dict[str, Any]) -> None:
-    """Raise ValueError if there is a tensor where none belongs, or too much in too many places.
+def _check_parts(content: dict[str, Any], size: int) -> None:
+    """Raise ValueError if a file of this ``size`` in bytes holds more than it has room for, or than belongs there.
 
-    A file can hold one number as a tensor of any size, and one list in many places of another.
+    A tensor can be written as one number that is repeated, and a list can stand in many places of another.
     """
     schedule = content.get("schedule")
     alpha_bar = schedule.get("alpha_bar") if isinstance(schedule, dict) else None
-    tensors = (content.get("x_T"), content.get("companion"), alpha_bar)
+    held = (content.get("x_T"), content.get("companion"), alpha_bar)
     parts, count = [cast(Any, content)], 0
     while parts:
         part = parts.pop()
-        if isinstance(part, Tensor) and not any(part is tensor for tensor in tensors):
-            raise ValueError(f"there is a tensor of the shape {tuple(part.shape)} where none belongs")
-        within = [*part.keys(), *part.values()] if isinstance(part, Mapping) else part
-        count += len(within) if isinstance(within, list | tuple | set | frozenset) else 0
-        if count > _MOST_PARTS:
-            raise ValueError(f"it holds more than {_MOST_PARTS} things")
-        parts += within if isinstance(within, list | tuple | set | frozenset) else ()
-
-
-def _check_held(content: dict[str, Any], size: int) -> None:
-    """Raise ValueError if a tensor claims to be larger than the file of this ``size`` in bytes, before it is looked at.
-
-    Tensors may be written as one number that is repeated.
-    """
-    for tensor in (content["x_T"], content.get("companion"), content["schedule"].get("alpha_bar")):
-        if isinstance(tensor, Tensor) and tensor.numel() * tensor.element_size() > size:
-            raise ValueError(f"a tensor of the shape {tuple(tensor.shape)} has no room in {size} bytes")
+        if isinstance(part, Tensor):
+            if not any(part is tensor for tensor in held):
+                raise ValueError(f"there is a tensor of the shape {tuple(part.shape)} where none belongs")
+            if part.numel() * part.element_size() > size:
+                raise ValueError(f"a tensor of the shape {tuple(part.shape)} has no room in {size} bytes")
+        elif isinstance(part, dict | list | tuple | set | frozenset):
+            within = [*part.keys(), *part.values()] if isinstance(part, dict) else part
+            count += len(within)
+            if count > _MOST_PARTS:
+                raise ValueError(f"it holds more than {_MOST_PARTS} things")
+            parts += within
 
 
 def _from_content(content: dict[str, Any]) -> Latent:

@@ -198,9 +198,14 @@ class _Folder:
 _UNREADABLE_MEMBER = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
 
 
+def too_large(size: int) -> bool:
+    """Whether a file in an archive, of this ``size`` in bytes, is larger than any picture."""
+    return size > _LARGEST_MEMBER
+
+
 def check_member(name: str, size: int) -> None:
-    """Raise ImageFileError if the file called ``name`` in an archive is too large, in bytes, to be a picture."""
-    if size > _LARGEST_MEMBER:
+    """Raise ImageFileError if the file called ``name`` in an archive is ``too_large``."""
+    if too_large(size):
         raise ImageFileError(f"cannot read '{name}': it is {size} bytes long, and no picture is as large")
 
 

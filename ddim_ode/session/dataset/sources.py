@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ddim_ode.files import read_file
 from ddim_ode.images import ImageFileError
-from ddim_ode.training.data import DataError, PictureZip, check_member, is_picture
+from ddim_ode.training.data import DataError, PictureZip, check_member, is_picture, too_large
 
 # What begins a compressed file, and what opens it.
 _COMPRESSED: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
@@ -159,12 +159,8 @@ class _CompressedTar:
 
     @staticmethod
     def _entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
-        try:
-            check_member(member.name, member.size)
-        except ImageFileError:  # which reading it will say
-            return Entry(member.name, size=member.size)
-        file = tar.extractfile(member)
-        return Entry(member.name, size=member.size, content=file.read() if file else b"")
+        file = None if too_large(member.size) else tar.extractfile(member)
+        return Entry(member.name, size=member.size, content=file.read() if file else None)
 
     def read(self, entry: Entry) -> bytes:
         check_member(entry.name, entry.size)
