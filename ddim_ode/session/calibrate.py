@@ -27,12 +27,12 @@ from ddim_ode.conditions import UNCONDITIONAL, Condition, Label
 from ddim_ode.files import write_file
 from ddim_ode.grids import Grid, make_grid
 from ddim_ode.models import Model
-from ddim_ode.session.learn import Places, kept_entry, learn
+from ddim_ode.session.learn import Places, Subject, fitting_of, kept_entry, learn
 from ddim_ode.session.learned import learned_solver
 from ddim_ode.session.material import CLEAN_END, SCORES, WALKS, Effort, Material, check_memory, gather, judge
 from ddim_ode.session.request import Request, default_grid, default_solver, plan_condition
-from ddim_ode.session.trajectories import Portioned, trajectory_solver
-from ddim_ode.solvers import SolverError, get_solver, learning
+from ddim_ode.session.trajectories import trajectory_solver
+from ddim_ode.solvers import SolverError, get_solver
 from ddim_ode.speed import products
 from ddim_ode.work import claimed, load_json
 
@@ -216,8 +216,7 @@ def try_out(model: Model, material: Material, candidate: Candidate, *, batch_siz
 
 
 def _fitted(model: Model, material: Material, grid: Grid, batch_size: int, *, upward: bool) -> Learned:
-    field, solution = Portioned(model.ode(), batch_size), material.known.at
-    fitting = learning.Fitting(base=trajectory_solver(model), field=field, upward=upward, solution=solution)
+    fitting = fitting_of(Subject(model, batch_size), material.known, upward=upward)
     with torch.no_grad():
         return Learned(fitting.walk(grid.sigmas).fit.weights)
 

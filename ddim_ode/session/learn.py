@@ -96,7 +96,7 @@ def learn(
         with torch.no_grad():
             place = partial(_place, subject, known, held, effort, starts, folder)
             down = place("down", starts_from[0], _error)
-            decoder = _way(subject, known, upward=False).walk(down.nodes, down.told)
+            decoder = fitting_of(subject, known, upward=False).walk(down.nodes, down.told)
             up = place("up", starts_from[1], partial(_errors_there_and_back, subject, decoder))
             places = Places(down, up)
             fits = cache(partial(_fits, subject, material.known, places))
@@ -146,7 +146,7 @@ def _place(
 ) -> learning.Place:
     """Where the search of the direction called ``name`` ends, which makes the ``error`` small."""
     steps = starts[0].steps
-    way, score = _way(subject, known, upward=name == "up"), partial(error, known)
+    way, score = fitting_of(subject, known, upward=name == "up"), partial(error, known)
     path = folder / f"{steps}-search-{name}.json"
     progress = _load(path)
     if progress is None:
@@ -246,7 +246,8 @@ def _first_score(way: learning.Fitting, place: learning.Place, score: Callable[[
         return inf
 
 
-def _way(subject: Subject, known: Trajectories, *, upward: bool) -> learning.Fitting:
+def fitting_of(subject: Subject, known: Trajectories, *, upward: bool) -> learning.Fitting:
+    """How weights are found for the ``subject`` that lead along what is ``known``."""
     return learning.Fitting(base=subject.method, field=subject.field, upward=upward, solution=known.at)
 
 
@@ -288,8 +289,8 @@ def _fits(subject: Subject, known: Trajectories, places: Places) -> tuple[learni
     """The walks of decoder and encoder at their ``places``, with weights fitted to all that is known."""
     down, up = places.down, places.up
     return (
-        _way(subject, known, upward=False).walk(down.nodes, down.told),
-        _way(subject, known, upward=True).walk(up.nodes, up.told),
+        fitting_of(subject, known, upward=False).walk(down.nodes, down.told),
+        fitting_of(subject, known, upward=True).walk(up.nodes, up.told),
     )
 
 
@@ -298,7 +299,7 @@ def _polished_decoder(
 ) -> learning.Walk:
     """The ``decoder``, made better through the whole walk for what is ``known``, as long as ``held`` is too."""
     aim = polishing.Aim(results=lambda x: (x,), truths=(known.at(decoder.nodes[-1]),))
-    way, score = _way(subject, known, upward=False), partial(_held_score, subject, held, _error)
+    way, score = fitting_of(subject, known, upward=False), partial(_held_score, subject, held, _error)
     return _polished(way, decoder, aim, score, rounds, "polish-down")
 
 
@@ -316,7 +317,7 @@ def _polished_encoder(
         truths=(images.at(encoder.nodes[-1]), images.at(encoder.nodes[0])),
     )
     score = partial(_held_score, subject, held, partial(_errors_there_and_back, subject, decoder))
-    return _polished(_way(subject, images, upward=True), encoder, aim, score, rounds, "polish-up")
+    return _polished(fitting_of(subject, images, upward=True), encoder, aim, score, rounds, "polish-up")
 
 
 def _polished(

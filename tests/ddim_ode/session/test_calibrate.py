@@ -296,7 +296,7 @@ def test_polishing_goes_on_as_long_as_it_helps_others(
 ) -> None:
     true, calls = model(Mixture()), list[learning.Walk]()
     solutions = walk(true, pictures(2), make_grid(true.schedule, "log-snr", 8), upward=True, batch_size=2, label="")
-    way = learn._way(learn.Subject(true, 2), solutions, upward=True)
+    way = learn.fitting_of(learn.Subject(true, 2), solutions, upward=True)
     begin = way.walk(make_grid(true.schedule, "log-snr", 3).sigmas)
     aim = polishing.Aim(results=lambda x: (x,), truths=(begin.x,))
     others = [5.0, 4.0, 3.0, 3.5, 1.0]
