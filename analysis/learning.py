@@ -1,8 +1,8 @@
 """How much it takes to learn a solver, and what else it serves: other classes, other guidance, other weights.
 
 A solver is learned from more and more random latents and as many real images, and judged on others, against
-trajectories in small steps. Then what was learned under one condition is judged under others, and with --other on other
-weights of the same architecture. Errors are those of ``ddim_ode.session.material``.
+trajectories in small steps. Then what was learned under one condition, from as many as is usual, is judged under
+others, and with --other on other weights of the same architecture. Errors are those of ``ddim_ode.session.material``.
 """
 
 from __future__ import annotations
@@ -130,17 +130,16 @@ class Task:
 
 
 def tasks(model: Model, counts: Sequence[int], conditions: Sequence[Condition], other: Model | None) -> list[Task]:
-    """From ``counts`` of latents under the first of ``conditions``; and from the most under each of them.
+    """From ``counts`` of latents under the first of ``conditions``; and from as many as is usual under each of them.
 
-    ``other``  weights of the same architecture on which what was learned is judged too.
+    ``other``  weights of the same architecture on which what was learned under the first is judged too.
     """
+    first, many = conditions[0], min(Effort.latents, max(counts))
     found = [Task(None, condition, 0, model) for condition in conditions]
-    found += [Task(conditions[0], conditions[0], count, model) for count in counts]
-    for learned in conditions:
-        found += [Task(learned, served, max(counts), model) for served in conditions]
-        found += [Task(learned, learned, max(counts), other)] if other else []
+    found += [Task(first, first, count, model) for count in counts]
+    found += [Task(learned, served, many, model) for learned in conditions for served in conditions]
     if other:
-        found += [Task(None, condition, 0, other) for condition in conditions]
+        found += [Task(None, first, 0, other), Task(first, first, many, other)]
     return list(dict.fromkeys(found))
 
 
