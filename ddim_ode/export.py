@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ def save_pipeline(unet: Any, scheduler: Mapping[str, Any], folder: Path, *, clas
             index = json.loads((fresh / INDEX).read_bytes())
             index[CLASS_NAMES] = {str(i): name for i, name in enumerate(classes)}
             (fresh / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        mode = stat.S_IMODE((fresh / INDEX).stat().st_mode)
         for path in sorted(fresh.rglob("*")):
             if path.is_file():
                 target = folder / path.relative_to(fresh)
                 target.parent.mkdir(exist_ok=True)
+                path.chmod(mode)  # safetensors lets nobody but the owner read its files
                 os.replace(path, target)
     except Exception as error:  # a disk that is full fails in safetensors, diffusers or Python, each in its own way
         raise OSError(f"cannot write the model into '{folder}': {reason(error):.300}") from error

@@ -57,6 +57,13 @@ def test_a_model_without_classes_is_written_as_it_is(tiny_model: Path, tmp_path:
     assert difference(model, UNCONDITIONAL, tmp_path / "copy") < 1e-6
 
 
+def test_whoever_may_read_a_new_file_may_read_the_weights(tiny_model: Path, tmp_path: Path) -> None:
+    export_pipeline(load_model(str(tiny_model)), UNCONDITIONAL, tmp_path / "copy")
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "new", *(tmp_path / "copy").rglob("*")) if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_what_cannot_be_exported(class_model: Path, tmp_path: Path) -> None:
     model = load_model(str(class_model))
     with pytest.raises(ValueError, match="guidance 2 takes two answers of the network; export it without"):
