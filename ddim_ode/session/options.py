@@ -260,7 +260,7 @@ _model_option = click.option(
     show_default=True,
     metavar="FOLDER|FILE|ORG/NAME",
     shell_complete=_files,
-    help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt), "
+    help="Folder or file of a model or a pipeline, a name on the Hub (of a pipeline with --prompt or --size), "
     "package.module:factory, or the one that ships, 'default', which knows CIFAR-10's classes.",
 )
 _solver_option = click.option(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,23 @@ def test_an_edit_with_prompts(cli: Cli, picture: Path, folder: Path, tmp_path: P
     assert "from '' with guidance 1.0 to 'a dog' with guidance 1.0" in of_none.output
     assert cli("edit", picture, "--model", folder, "--prompt", "a cat", "--to", "a dog").exit_code == 2
     assert "--prompt TEXT" not in cli("edit", "--help").output
+
+
+def test_an_edit_with_a_pipeline_of_the_hub(
+    cli: Cli, picture: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it is a pipeline only a size can say there."""
+    names, local = list[str](), partial(pipelines.load_pipeline, str(folder))
+
+    def fetched(name: str, **wishes: Any) -> Any:
+        names.append(name)
+        return local(**wishes)
+
+    monkeypatch.setattr("ddim_ode.session.opening.load_pipeline", fetched)
+    words = ("--model", "somebody/something", "--size", "32", "--steps", "2", "--to", "a dog")
+    made = cli("edit", picture, *words, "-o", tmp_path / "strip.png")
+    assert made.exit_code == 0, made.output
+    assert names == ["somebody/something"]
 
 
 def test_a_latent_without_its_prompt(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:
