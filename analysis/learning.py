@@ -137,9 +137,9 @@ def tasks(model: Model, counts: Sequence[int], conditions: Sequence[Condition], 
     first, many = conditions[0], min(Effort.latents, max(counts))
     found = [Task(None, condition, 0, model) for condition in conditions]
     found += [Task(first, first, count, model) for count in counts]
-    found += [Task(learned, served, many, model) for learned in conditions for served in conditions]
     if other:
         found += [Task(None, first, 0, other), Task(first, first, many, other)]
+    found += [Task(learned, served, many, model) for learned in conditions for served in conditions]
     return list(dict.fromkeys(found))
 
 
