@@ -23,6 +23,8 @@ from tiny_pipelines import build
 import ddim_ode
 from ddim_ode.analysis.comparison import main as compare
 from ddim_ode.analysis.comparison_plot import GOALS
+from ddim_ode.analysis.learning import LearningRow
+from ddim_ode.analysis.learning import table as learning_table
 from ddim_ode.analysis.overhead import main as measure_overhead
 from ddim_ode.analysis.quality import DistanceRow, ErrorRow, error_table
 from ddim_ode.analysis.quality import table as quality_table
@@ -173,6 +175,12 @@ def test_samples_in_five_evaluations_are_what_was_measured(name: str, words: str
     assert f"| {words} | {cells} |" in PAGES["measurements"]
     assert f"is the floor, {floor.frechet:.3f}." in PAGES["measurements"]
     assert load_json(folder / "settings.json")["models"][EMBEDDED["default"].name] == load_model().fingerprint
+
+
+def test_what_learning_takes_is_what_was_measured() -> None:
+    folder = ROOT / "analysis" / "results" / "learning"
+    assert learning_table(load_rows(LearningRow, folder / "rows.csv")) in PAGES["measurements"]
+    assert load_json(folder / "settings.json")["fingerprint"] == load_model().fingerprint
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
