@@ -25,7 +25,9 @@ from ddim_ode.analysis.comparison import main as compare
 from ddim_ode.analysis.comparison_plot import GOALS
 from ddim_ode.analysis.learning import LearningRow
 from ddim_ode.analysis.learning import table as learning_table
+from ddim_ode.analysis.overhead import OverheadRow
 from ddim_ode.analysis.overhead import main as measure_overhead
+from ddim_ode.analysis.overhead import table as overhead_table
 from ddim_ode.analysis.quality import DistanceRow, ErrorRow, error_table
 from ddim_ode.analysis.quality import table as quality_table
 from ddim_ode.analysis.recognition import ClassRow, class_table
@@ -190,6 +192,10 @@ def test_cards_are_of_the_weights_beside_them(name: str) -> None:
 
 def test_the_overhead_is_measured_as_it_says(folder: Path) -> None:
     assert "`ddim-ode analyze overhead`" in PAGES["measurements"]
+    printed = overhead_table(load_rows(OverheadRow, ROOT / "analysis" / "results" / "overhead" / "rows.csv"))
+    medians = re.findall(r"^\| (\w+) \| \d+ \|[^|]+\| (\d\.\d+) ", printed, re.MULTILINE)
+    assert len(medians) == 3
+    assert all(re.search(rf"{beside} % for\s+`{solver}`", PAGES["measurements"]) for solver, beside in medians)
     quick = ["--solver", "euler", "--steps", "1", "--repeats", "1", "--batch-size", "1"]
     assert CliRunner().invoke(measure_overhead, quick, catch_exceptions=False).exit_code == 0
 
