@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import click
@@ -145,10 +146,11 @@ def tasks(model: Model, counts: Sequence[int], conditions: Sequence[Condition], 
 
 def measure(bench: Bench, missing: Sequence[Task], results: Results[LearningRow]) -> None:
     """Add a row for each of the ``missing`` tasks to ``results``; with a progress bar."""
+    learn = cache(bench.learn)  # what serves several conditions is learned, and timed, once
     for task in tqdm(missing, desc="tasks", disable=None):
         entry, seconds = _default(bench.model, bench.steps), 0.0
         if task.learned is not None:
-            entry, seconds = bench.learn(task.latents, task.learned)
+            entry, seconds = learn(task.latents, task.learned)
         errors = bench.judged(entry, task.served, task.model)
         learned, served, weights, latents = task.key
         decode, latent, round_trip = (errors[name] for name in SCORES[:3])
