@@ -168,7 +168,8 @@ class AdaptedPipeline(nn.Module):
         if unknown:
             raise ModelError(f"{kind}, written out, takes no '{min(unknown)}'; leave it out, or drive the pipeline")
         self.denoiser = denoiser
-        self._pipeline, self._adapter, self._wish = pipeline, adapter, wish
+        self._pipeline, self._adapter = pipeline, adapter
+        self._guidance = wish.guidance if wish.guided else None
         with torch.no_grad():
             rows = adapter.rows(pipeline, wish)
         self._names = tuple(rows)
@@ -178,12 +179,12 @@ class AdaptedPipeline(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x ``(B, C, H, W)``, t ``(B,)`` in the pipeline's timesteps, to ``(B, C, H, W)``."""
-        answers = 2 if self._wish.guided else 1
+        answers = 1 if self._guidance is None else 2
         rows = {name: self.get_buffer(name).repeat_interleave(len(x), 0) for name in self._names}
         output = self._adapter.answer(
             self._pipeline, self.denoiser, torch.cat([x] * answers), torch.cat([t] * answers), rows
         )
-        if answers == 1:
+        if self._guidance is None:
             return output
         avoided, wanted = output.chunk(2)
-        return avoided + self._wish.guidance * (wanted - avoided)
+        return avoided + self._guidance * (wanted - avoided)

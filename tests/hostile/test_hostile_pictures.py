@@ -36,7 +36,7 @@ PICTURES: Mapping[str, Content] = {
     "cut.tif": encoded(np.zeros((16, 16), dtype=np.uint8), "TIFF")[:100],
     "cut.webp": encoded(np.zeros((16, 16, 3), dtype=np.uint8), "WEBP")[:30],
     "header.dds": b"DDS " + bytes(200),
-    "header.avif": b"\0\0\0\x1cftypavif" + bytes(300),
+    "avif.png": b"\0\0\0\x1cftypavif" + bytes(300),
     "nan.tif": encoded(np.full((16, 16), np.nan, dtype=np.float32), "TIFF"),
     "infinite.tif": encoded(np.full((16, 16), np.inf, dtype=np.float32), "TIFF"),
     "range.tif": encoded(np.full((16, 16), 255, dtype=np.float32), "TIFF"),

@@ -157,7 +157,9 @@ def test_two_thousand_pictures_while_workers_are_killed(tmp_path: Path, monkeypa
     opener = partial(Session, "killed_networks:make", device="cpu", batch_size=20)
     encode = partial(encode_dataset, tmp_path / "pictures", tmp_path / "out", opener, REQUEST, shard_size=20, workers=2)
     with Killer(tmp_path / "out", every=22, seed=0) as killer:
+        begin = time.perf_counter()
         done = encode()
+        took = time.perf_counter() - begin
     assert len(killer.killed) >= 3
     assert counts(done) == (2000, 2000, 0, 0, 0)
     found = load_dataset(tmp_path / "out")
@@ -170,7 +172,7 @@ def test_two_thousand_pictures_while_workers_are_killed(tmp_path: Path, monkeypa
         torch.testing.assert_close(found[name].x_T, alone.x_T, rtol=1e-6, atol=1e-6)
     begin = time.perf_counter()
     assert counts(encode()) == (2000, 0, 2000, 0, 0)
-    assert time.perf_counter() - begin < 5
+    assert time.perf_counter() - begin < took / 3
 
 
 def test_a_driver_that_is_killed_leaves_no_process_behind(pictures: Path, tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def load_adapter(pipeline: Any) -> None:
 
 def fuse(pipeline: Any) -> None:
     """A LoRA in a weight, as it is fused: in place, and past torch's count of changes."""
-    pipeline.text_encoder.get_parameter("encoder.layers.0.self_attn.q_proj.weight").data += 0.01 * torch.ones(32, 32)
+    weights = dict(pipeline.text_encoder.named_parameters())
+    (name,) = [name for name in weights if name.endswith("encoder.layers.0.self_attn.q_proj.weight")]
+    weights[name].data += 0.01 * torch.ones(32, 32)
 
 
 def set_one(pipeline: Any) -> None:
