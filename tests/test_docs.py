@@ -191,8 +191,13 @@ def test_cards_are_of_the_weights_beside_them(name: str) -> None:
 
 
 def test_the_overhead_is_measured_as_it_says(folder: Path) -> None:
-    assert "`ddim-ode analyze overhead`" in PAGES["measurements"]
-    printed = overhead_table(load_rows(OverheadRow, ROOT / "analysis" / "results" / "overhead" / "rows.csv"))
+    rows = load_rows(OverheadRow, ROOT / "analysis" / "results" / "overhead" / "rows.csv")
+    solvers = "".join(f" --solver {solver}" for solver in dict.fromkeys(row.solver for row in rows))
+    assert (
+        f"`ddim-ode analyze overhead{solvers} --steps {rows[0].steps} --repeats {len(rows) // 3}`"
+        in PAGES["measurements"]
+    )
+    printed = overhead_table(rows)
     medians = re.findall(r"^\| (\w+) \| \d+ \|[^|]+\| (\d\.\d+) ", printed, re.MULTILINE)
     assert len(medians) == 3
     assert all(re.search(rf"{beside} % for\s+`{solver}`", PAGES["measurements"]) for solver, beside in medians)

@@ -19,7 +19,7 @@ from ddim_ode.conditions import NO_CLASS
 from ddim_ode.console import Bar, FilePath, GridName, device_option
 from ddim_ode.dtypes import DTYPES
 from ddim_ode.grids import CLEAN_ENDS
-from ddim_ode.session.request import AUTO_BATCH, DEFAULT_STEPS, Request
+from ddim_ode.session.request import AUTO_BATCH, DEFAULT_STEPS, FLOW_GRID, FLOW_SOLVER, Request
 from ddim_ode.solvers import AUTO, DEFAULT_SOLVER, SOLVERS
 from ddim_ode.spacings import DEFAULT_GRID
 
@@ -225,7 +225,8 @@ guidance_option = click.option(
     "--guidance",
     type=float,
     metavar="W",
-    help="How strongly towards the class or the prompt: 1 is as it was learned. Default: 1; of a latent its own.",
+    help="How strongly towards the class or the prompt: 1 is as it was learned. Default: 1, or that of the latent that "
+    "is decoded.",
 )
 
 
@@ -234,10 +235,10 @@ def class_option(*, several: str = "") -> Callable[[FC], FC]:
 
     ``several``  what they are for, for the help.
     """
-    help = f"Class of the model, by its name or number; '{NO_CLASS}' for no class. Default: none; of a latent its own."
-    help = f"{help} {several}".strip()
+    default = "none, or that of the latent that is decoded"
+    help = f"Class of the model, by its name or number; '{NO_CLASS}' for no class. Default: {default}. {several}"
     name = "labels" if several else "label"
-    return click.option("--class", name, multiple=bool(several), metavar="NAME|NUMBER", help=help)
+    return click.option("--class", name, multiple=bool(several), metavar="NAME|NUMBER", help=help.strip())
 
 
 def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -246,13 +247,18 @@ def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 _prompt_option = click.option(
-    "--prompt", metavar="TEXT", help="What a pipeline is asked for. Default: nothing; of a latent its own."
+    "--prompt",
+    metavar="TEXT",
+    help="What a pipeline is asked for. Default: nothing, or that of the latent that is decoded.",
 )
 _negative_prompt_option = click.option(
     "--negative-prompt", metavar="TEXT", help="What it is asked to avoid, with guidance above 1."
 )
 _size_option = click.option(
-    "--size", type=Size(), metavar="HxW", help="Size of its pictures. Default: its own, or the latent's."
+    "--size",
+    type=Size(),
+    metavar="HxW",
+    help="Size of its pictures. Default: its own, or that of the latent that is decoded.",
 )
 _model_option = click.option(
     "--model",
@@ -267,18 +273,19 @@ _solver_option = click.option(
     "--solver",
     type=click.Choice(SOLVER_NAMES, case_sensitive=False),
     metavar="NAME",
-    help=f"Solver, one of those that 'info' lists. Default: the latent's own, or {AUTO}: what the model's "
-    f"calibration says for the number of steps, or else {DEFAULT_SOLVER}.",
+    help=f"Solver, one of those that 'info' lists. Default: that of the latent that is decoded, or {AUTO}: what the "
+    f"model's calibration says for the number of steps, or else {DEFAULT_SOLVER}, of flow matching {FLOW_SOLVER}.",
 )
 _steps_option = click.option(
     "--steps",
     type=click.IntRange(min=1),
-    help=f"Number of steps (fixed-step solvers). Default: {DEFAULT_STEPS}, or the latent's own.",
+    help=f"Number of steps (fixed-step solvers). Default: {DEFAULT_STEPS}, or those of the latent that is decoded.",
 )
 _grid_option = click.option(
     "--grid",
     type=GridName(),
-    help=f"Noise levels to visit (fixed-step solvers). Default: {DEFAULT_GRID}, or the latent's own.",
+    help="Noise levels to visit (fixed-step solvers). Default: that of the latent that is decoded, or of the "
+    f"calibration, or else {DEFAULT_GRID}, of flow matching {FLOW_GRID}.",
 )
 _clean_end_option = click.option(
     "--clean-end", type=click.Choice(CLEAN_ENDS), help="Noise level at which the image is taken."
