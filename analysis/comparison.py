@@ -13,8 +13,9 @@ which ours were calibrated on. Ours is ``auto``, what this project takes by itse
 ``screen``      the same of a few latents, by all of diffusers' schedulers on all their spacings. Those that are not far
                 behind the best there are measured on all latents.
 
-The baselines are diffusers' own scheduler objects: ``DDIMInverseScheduler`` with ``DDIMScheduler``, and for decoding
-those that follow the ODE, on the spacings they offer (``analysis.schedulers``). Our states are in float64; the network
+The baselines are diffusers' own scheduler objects: ``DDIMInverseScheduler`` with ``DDIMScheduler``, there and back also
+``DPMSolverMultistepInverseScheduler`` with its own on the spacing where it loses least, and for decoding those that
+follow the ODE, on the spacings they offer (``analysis.schedulers``). Our states are in float64; the network
 is in float32. What a calibration decides is measured anew once it has changed.
 """
 
@@ -58,7 +59,12 @@ from .options import (
 from .pictures import load_images, rms, spread_over
 from .reference import End, decoded_references, end_of, make_references
 from .rows import Results, calibrated, describe
-from .schedulers import decode_with_scheduler, schedulers, there_and_back_with_ddim
+from .schedulers import (
+    decode_with_scheduler,
+    schedulers,
+    there_and_back_with_ddim,
+    there_and_back_with_dpm_solver,
+)
 from .spread import spread
 
 # Not that of the latents which solvers are calibrated on.
@@ -77,6 +83,8 @@ OURS = ((DEFAULT_SOLVER, DEFAULT_GRID), ("reab2", DEFAULT_GRID), ("euler", DEFAU
 FOR_DDIM = (*product(("ddim-inverse", "ddim-predicted"), ("trailing", DEFAULT_GRID)), ("exact-euler", DEFAULT_GRID))
 FOR_DDIM_STEPS = 20
 INVERSE_SPACINGS = ("trailing", "leading")
+# Of DPM-Solver's inverse; of the spacings it offers the others lose more with the model that ships.
+DPM_ORDERS, DPM_SPACING = (2, 3), "exponential"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +137,9 @@ def tasks(rows: Sequence[ComparisonRow], *, long: int = LONG) -> Iterator[Task]:
     for steps in BUDGETS:
         for spacing in INVERSE_SPACINGS:
             yield Task("round_trip", "diffusers", "DDIM", spacing, steps, _trip)
+        for order in DPM_ORDERS:
+            name = f"DPMSolverMultistep {order}"
+            yield Task("round_trip", "diffusers", name, DPM_SPACING, steps, partial(_dpm_solver_trip, order))
         for name, grid in ((AUTO, ""), *OURS):
             yield Task("round_trip", "ddim-ode", name, grid, steps, _trip)
     for name, grid in FOR_DDIM:
@@ -176,6 +187,13 @@ def _trip(material: Material, task: Task) -> list[ComparisonRow]:
         _row(task, "latent", nfe, rms(x_T - truth)),
         _row(task, "moment", nfe, moment[None]),
     ]
+
+
+def _dpm_solver_trip(order: int, material: Material, task: Task) -> list[ComparisonRow]:
+    """Measure images there and back by DPM-Solver and its inverse."""
+    batches = torch.split(material.images, material.batch_size)
+    back = [there_and_back_with_dpm_solver(material.model, batch, order, task.grid, task.steps) for batch in batches]
+    return [_row(task, "round_trip", task.steps, pixel_mse(material.images, torch.cat(back)))]
 
 
 def _few(material: Material, task: Task) -> list[ComparisonRow]:

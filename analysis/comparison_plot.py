@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # MSE of rounding pixels in [0, 1] to 8 bits: 1 / (12 * 255^2).
 ROUNDING = 1.28e-6
 DDIM = (("DDIM", "trailing"), ("DDIM", "leading"))
+DPM_SOLVER = (("DPMSolverMultistep 2", "exponential"), ("DPMSolverMultistep 3", "exponential"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ GOALS: tuple[Goal, ...] = (
     Goal("round trip, one latent", "round_trip", 10, (AUTO, ""), DDIM, 1 / 1000, ROUNDING, ("aim",)),
     Goal("round trip, one latent", "round_trip", 20, (AUTO, ""), DDIM, 1 / 30, 1 / 300),
     Goal("round trip, one latent", "round_trip", 50, (AUTO, ""), DDIM, 1 / 100, ROUNDING, ("aim",)),
+    *(
+        Goal("round trip, beside DPM-Solver's inverse", "round_trip", steps, (AUTO, ""), DPM_SOLVER, 1, 1)
+        for steps in (10, 20, 50)
+    ),
     *(
         Goal("latent", "latent", steps, (AUTO, ""), (*DDIM, ("euler", "log-snr")), 1 / least, 1 / aim)
         for steps, least, aim in ((10, 6, 20), (20, 10, 40), (50, 25, 100))

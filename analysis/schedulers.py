@@ -1,4 +1,4 @@
-"""diffusers' own schedulers, driven as its pipelines do it: images from latents, and DDIM's latents from images.
+"""diffusers' own schedulers, driven as its pipelines do it: images from latents, and images there and back.
 
 States are in float32, as diffusers keeps them. Cost is counted in calls of the network, by the network.
 """
@@ -142,6 +142,23 @@ def there_and_back_with_ddim(model: Model, images: Tensor, spacing: str, steps: 
     x_T, end = invert_with_ddim(model, images, spacing, steps)
     back, _, calls = decode_with_scheduler(model, x_T, "DDIMScheduler", SPACINGS[spacing], steps)
     return x_T, back, end, steps + calls
+
+
+def there_and_back_with_dpm_solver(model: Model, images: Tensor, order: int, spacing: str, steps: int) -> Tensor:
+    """What DPM-Solver++ of this ``order`` makes of the latents that its inverse makes of ``images``, ``(B, C, H, W)``.
+
+    ``spacing``  a key of ``SPACINGS``. Each way takes a call of the network a step.
+    """
+    from diffusers import DPMSolverMultistepInverseScheduler
+
+    options = {"solver_order": order} | SPACINGS[spacing]
+    scheduler = DPMSolverMultistepInverseScheduler(**_schedule(model), prediction_type=model.prediction, **options)
+    scheduler.set_timesteps(steps)
+    x = images.float().to(model.device)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model.network(x, t.to(model.device).expand(len(x))), t, x).prev_sample
+    return decode_with_scheduler(model, x.cpu().double(), "DPMSolverMultistepScheduler", options, steps)[0]
 
 
 def _schedule(model: Model) -> dict[str, Any]:

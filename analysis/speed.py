@@ -8,7 +8,7 @@ Each network is measured as it is and compiled, in each dtype; loops are timed w
 At equal error each way of solving takes as many calls as it needs: to decode latents within an RMSE of a fine
 reference, pixels in [-1, 1], and to bring images back within an MSE, pixels in [0, 1]. Calls are counted. diffusers'
 schedulers are driven as its pipelines do it: those that ``analysis.comparison`` finds good at some number of calls, and
-DDIM, which alone of them has an inverse that leads back.
+DDIM with its inverse.
 """
 
 from __future__ import annotations

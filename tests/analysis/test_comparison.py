@@ -14,7 +14,11 @@ from ddim_ode.analysis.comparison import ComparisonRow, leave_out_older, main, p
 from ddim_ode.analysis.comparison_plot import GOALS, table, verdict
 from ddim_ode.analysis.pictures import CIFAR10_TEST, load_images
 from ddim_ode.analysis.rows import Results, load_rows
-from ddim_ode.analysis.schedulers import decode_with_scheduler, invert_with_ddim
+from ddim_ode.analysis.schedulers import (
+    decode_with_scheduler,
+    invert_with_ddim,
+    there_and_back_with_dpm_solver,
+)
 from ddim_ode.analysis.spread import Spread
 from ddim_ode.calibration import FILE, Calibration, Entry, Learned, save_calibration
 from ddim_ode.codec import decode, draw_latents, encode
@@ -90,6 +94,18 @@ def test_diffusers_inverse_is_our_ddim_inverse(model: Model, spacing: str, t_end
     ours = encode(model.ode(), images, make_grid(model.schedule, spacing, 50), SOLVERS["ddim-inverse"])
     assert end == ("zero", t_end)
     torch.testing.assert_close(x_T, ours, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_solver_leads_back(model: Model, order: int) -> None:
+    images, _ = load_images(CIFAR10_TEST, model, 2)
+    errors = {
+        steps: float(
+            pixel_mse(images, there_and_back_with_dpm_solver(model, images, order, "exponential", steps)).mean()
+        )
+        for steps in (10, 40)
+    }
+    assert errors[40] < errors[10] / 10
 
 
 def test_auto_is_what_the_calibration_says(model: Model, tiny_model: Path, tmp_path: Path) -> None:
