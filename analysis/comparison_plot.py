@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # MSE of rounding pixels in [0, 1] to 8 bits: 1 / (12 * 255^2).
 ROUNDING = 1.28e-6
 DDIM = (("DDIM", "trailing"), ("DDIM", "leading"))
-DPM_SOLVER = (("DPMSolverMultistep 2", "exponential"), ("DPMSolverMultistep 3", "exponential"))
+DPM_SOLVER = (("DPMSolverMultistep 2", ""), ("DPMSolverMultistep 3", ""))
 
 
 @dataclass(frozen=True)

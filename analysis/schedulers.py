@@ -84,11 +84,19 @@ def decode_with_scheduler(
     make()  # of other settings than it takes it is not the scheduler that fails
     try:
         return _decode_with_scheduler(model, x_T, make, budget)
-    except (torch.OutOfMemoryError, MemoryError):
+    except _NOT_THEIRS:
         raise
     except Exception as error:  # IndexError, AssertionError, and whatever else schedulers of diffusers run into
-        warnings.warn(f"{kind} fails in {budget} evaluations: {type(error).__name__}: {error}", stacklevel=2)
-        return torch.full_like(x_T, torch.inf, dtype=torch.float64), "zero", budget
+        return _lost(kind, budget, error, x_T), "zero", budget
+
+
+_NOT_THEIRS = (torch.OutOfMemoryError, MemoryError)
+
+
+def _lost(kind: str, budget: int, error: Exception, like: Tensor) -> Tensor:
+    """The images of a scheduler of the class ``kind`` that fails: infinite, shaped ``like`` others. Warns of it."""
+    warnings.warn(f"{kind} fails in {budget} evaluations: {type(error).__name__}: {error}", stacklevel=3)
+    return torch.full_like(like, torch.inf, dtype=torch.float64)
 
 
 def _decode_with_scheduler(model: Model, x_T: Tensor, make: Callable[[], Any], budget: int) -> tuple[Tensor, str, int]:
@@ -147,18 +155,25 @@ def there_and_back_with_ddim(model: Model, images: Tensor, spacing: str, steps: 
 def there_and_back_with_dpm_solver(model: Model, images: Tensor, order: int, spacing: str, steps: int) -> Tensor:
     """What DPM-Solver++ of this ``order`` makes of the latents that its inverse makes of ``images``, ``(B, C, H, W)``.
 
-    ``spacing``  a key of ``SPACINGS``. Each way takes a call of the network a step.
+    ``spacing``  a key of ``SPACINGS``. Each way takes a call of the network a step. Where the scheduler fails, or
+    leads to no numbers, the images are infinite.
     """
-    from diffusers import DPMSolverMultistepInverseScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep_inverse import DPMSolverMultistepInverseScheduler
 
     options = {"solver_order": order} | SPACINGS[spacing]
     scheduler = DPMSolverMultistepInverseScheduler(**_schedule(model), prediction_type=model.prediction, **options)
     scheduler.set_timesteps(steps)
     x = images.float().to(model.device)
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            x = scheduler.step(model.network(x, t.to(model.device).expand(len(x))), t, x).prev_sample
-    return decode_with_scheduler(model, x.cpu().double(), "DPMSolverMultistepScheduler", options, steps)[0]
+    try:
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(model.network(x, t.to(model.device).expand(len(x))), t, x).prev_sample
+    except _NOT_THEIRS:
+        raise
+    except Exception as error:  # where two of its timesteps round to one, IndexError
+        return _lost("DPMSolverMultistepInverseScheduler", steps, error, images)
+    back = decode_with_scheduler(model, x.cpu().double(), "DPMSolverMultistepScheduler", options, steps)[0]
+    return back.nan_to_num(nan=torch.inf)
 
 
 def _schedule(model: Model) -> dict[str, Any]:
