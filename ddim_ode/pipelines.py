@@ -63,8 +63,8 @@ def load_pipeline(name: str, *, device: torch.device | str = "cpu", config: str 
     """
     if find_spec("transformers") is None:
         raise ModelError(
-            f"model '{name}' is a pipeline, and its text encoders need transformers; install it with: "
-            "python -m pip install transformers"
+            f"model '{name}' is a pipeline, and its text encoders need transformers; install it with: pip install "
+            "'ddim-ode[pipelines]'"
         )
     if config is not None and not Path(name).is_file():
         raise ModelError(f"a config is of models that are one file, and '{name}' is none; leave it out")

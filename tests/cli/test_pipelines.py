@@ -168,7 +168,7 @@ def test_without_transformers_it_says_what_to_install(
     monkeypatch.setattr(pipelines, "find_spec", lambda name: None)
     refused = cli("encode", picture, "--model", folder)
     assert refused.exit_code != 0
-    assert "install it with: python -m pip install transformers" in refused.output
+    assert "install it with: pip install 'ddim-ode[pipelines]'" in refused.output
 
 
 def test_interpolation_between_pictures(cli: Cli, picture: Path, folder: Path, tmp_path: Path) -> None:

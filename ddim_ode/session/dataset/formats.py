@@ -46,12 +46,13 @@ class Kind(Protocol):
 class Format:
     """A format of shards: what their names end in, and the module that is its ``Kind``.
 
-    ``package``  that it needs beside ours.
+    ``package``  that it needs beside ours, and ``extra`` that installs it.
     """
 
     suffix: str
     module: str
     package: str | None = None
+    extra: str | None = None
 
     def kind(self) -> Kind:
         """What reads and writes it.
@@ -61,8 +62,8 @@ class Format:
         """
         if self.package is not None and find_spec(self.package) is None:
             raise ValueError(
-                f"shards in '{self.suffix}' files need {self.package}; install it with: "
-                f"python -m pip install {self.package}"
+                f"shards in '{self.suffix}' files need {self.package}; install it with: pip install "
+                f"'ddim-ode[{self.extra}]'"
             )
         return cast(Kind, import_module(f"ddim_ode.session.dataset.{self.module}"))
 
@@ -70,7 +71,7 @@ class Format:
 FORMATS: Mapping[str, Format] = {
     "safetensors": Format(".safetensors", "safetensors_shards"),
     "webdataset": Format(".tar", "webdataset_shards"),
-    "parquet": Format(".parquet", "parquet_shards", package="pyarrow"),
+    "parquet": Format(".parquet", "parquet_shards", package="pyarrow", extra="parquet"),
 }
 
 

@@ -30,7 +30,7 @@ def ray_crew(task: Task, workers: int) -> Crew:
     if not workers:
         raise PlanError("0 workers are this process itself, which is for engine 'local'; 'ray' takes 1 or more")
     if find_spec("ray") is None:
-        raise PlanError("engine 'ray' needs the package ray; install it with: python -m pip install ray")
+        raise PlanError("engine 'ray' needs the package ray; install it with: pip install 'ddim-ode[ray]'")
     return Crew(_Actors(task, workers))
 
 
